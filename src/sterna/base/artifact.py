@@ -1,0 +1,168 @@
+"""The manifest: what the compile wing writes and the run wing reads, and all they share.
+
+It travels inside a compiled library as JSON. It names the entry points with their symbolic
+dims, the launch program of each, the kernels with their schedules, the weights each program
+wants and how they are laid out, and the memory plan. It knows no IR: sizes are strings of the
+grammar in `sizes`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sterna.base.errors import ArtifactError
+
+FORMAT = 1  # raised by every change that an older reader could misread
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Strict, immutable, keyword-only."""
+
+
+class Dim(_Record):
+    """A symbolic dim with the bounds (inclusive) that the program was compiled for.
+
+    n tokens in the step, b sequences, p page-table entries, r logit rows, t query tiles.
+    """
+
+    name: str
+    lo: int
+    hi: int
+
+
+class Buffer(_Record):
+    """A tensor a program touches. `shape` holds size expressions; `offset` is in the arena."""
+
+    name: str
+    dtype: str
+    shape: tuple[str, ...]
+    offset: int = 0
+
+
+class Param(_Record):
+    """A weight as the kernels read it.
+
+    `name` is the tensor's name in the model folder, `shape` and `dtype` are those of the file.
+    `row_tile` 0: as it is. Otherwise rows are interleaved for SIMD: a file tensor [N, W]
+    becomes [ceil(N / row_tile), W, row_tile], rows past N zero.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    row_tile: int = 0
+
+
+class Launch(_Record, tag="launch"):
+    """Run one kernel. `args` name buffers; "{i}" in a weight's name is the repeat's variable."""
+
+    kernel: str
+    args: tuple[str, ...]
+
+
+class Repeat(_Record, tag="repeat"):
+    """Run `body` for `var` in 0..count: equal layers are compiled once."""
+
+    var: str
+    count: int
+    body: tuple[Launch, ...]
+
+
+class Kernel(_Record):
+    """A compiled kernel, for looking at: cost formulas in the dims, and how it was scheduled.
+
+    `bytes` counts what must move at least (each operand once), `flops` the arithmetic.
+    `context` in a formula is the number of cached tokens a query attends to.
+    """
+
+    name: str
+    op: str
+    schedule: str
+    flops: str
+    bytes: str
+    items: str  # independent work items shared among threads
+
+
+class Entry(_Record):
+    """One specialization of the model's forward pass: prefill, decode or verify."""
+
+    name: str
+    symbol: str
+    dims: tuple[Dim, ...]
+    inputs: tuple[Buffer, ...]
+    outputs: tuple[Buffer, ...]
+    arena: tuple[Buffer, ...]
+    arena_bytes: int
+    scratch_bytes: int  # for each thread
+    steps: tuple[Launch | Repeat, ...]
+
+
+class KVCache(_Record):
+    """The paged key/value cache: `page_size` tokens a page, the same pages in every layer."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    page_size: int
+    dtype: str
+    page_bytes: int  # keys and values of one page in all layers
+
+    @property
+    def bytes_per_token(self) -> int:
+        return self.page_bytes // self.page_size
+
+
+class Model(_Record):
+    """What the library was compiled for; the engine refuses a folder that differs."""
+
+    model_type: str
+    quantization: str
+    fingerprint: str  # hash of all that shapes the program: config, scheme
+    vocab_size: int
+    context_window_size: int
+    prefill_chunk_size: int
+    max_batch_size: int
+    sliding_window_size: int = -1
+    attention_sink_size: int = 0
+
+
+class Manifest(_Record):
+    """All of the above, for one library."""
+
+    format: int
+    sterna: str
+    target: str
+    features: tuple[str, ...]
+    model: Model
+    kv_cache: KVCache
+    params: tuple[Param, ...]
+    entries: tuple[Entry, ...]
+    kernels: tuple[Kernel, ...]
+
+    def entry(self, name: str) -> Entry:
+        for entry in self.entries:
+            if entry.name == name:
+                return entry
+        raise ArtifactError(f"the library has no entry point {name!r}")
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Manifest to JSON."""
+    return msgspec.json.encode(manifest)
+
+
+def decode(data: bytes) -> Manifest:
+    """JSON to Manifest; ArtifactError when it is malformed or of another format version."""
+    try:
+        found: Any = msgspec.json.decode(data)
+        version = found.get("format") if isinstance(found, dict) else None
+        if version != FORMAT:
+            raise ArtifactError(
+                f"the library's manifest has format {version}, this Sterna reads {FORMAT}; "
+                "compile the model again"
+            )
+        return msgspec.convert(found, Manifest)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ArtifactError(f"the library's manifest is malformed: {error}") from None

@@ -1,0 +1,110 @@
+"""Targets: what the compile wing may know about hardware, one capability row each.
+
+A spec such as "cpu", "cpu:x86-64-v3" or "cpu:aarch64-macos" parses to a frozen Target. Everyone
+else asks for capabilities (`target.vector_bytes`, `target.fma`), never for a name: names appear
+in the rows below and in the renderer, device and table that a row points to.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import dataclass, replace
+
+from sterna.base.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Capabilities of one kind of hardware.
+
+    `renderer`, `device` and `table` name the module or file that serves the row in `codegen`,
+    `runtime` and `schedule/tables`. Sizes are in bytes; a capability a row lacks is 0 or False.
+    """
+
+    spec: str
+    renderer: str
+    device: str
+    table: str
+    triple: str = ""  # of the toolchain, e.g. "x86_64-linux-gnu"
+    mcpu: str = ""
+    features: tuple[str, ...] = ()  # what the machine must have before a library is loaded
+    suffix: str = ".so"
+    vector_bytes: int = 0  # width of one SIMD register
+    vector_registers: int = 0
+    fma: bool = False
+    float16: bool = False  # f16 arithmetic; f16 storage is always possible
+    subgroup: int = 0
+    shared_bytes: int = 0
+    page_bytes: int = 4096
+
+    def lanes(self, bits: int = 32) -> int:
+        """Elements of `bits` bits in one SIMD register."""
+        return max(1, self.vector_bytes * 8 // bits)
+
+
+def _cpu(triple: str, mcpu: str, **capabilities: object) -> Target:
+    row = Target("cpu", renderer="c", device="cpu", table="cpu", triple=triple, mcpu=mcpu)
+    return replace(row, **capabilities)  # type: ignore[arg-type]
+
+
+_ARCHITECTURES = {
+    "x86-64-v2": _cpu("x86_64", "x86_64_v2", vector_bytes=16, vector_registers=16,
+                      features=("ssse3", "sse4_1", "popcnt")),
+    "x86-64-v3": _cpu("x86_64", "x86_64_v3", vector_bytes=32, vector_registers=16, fma=True,
+                      features=("avx2", "fma", "f16c", "bmi2")),
+    "x86-64-v4": _cpu("x86_64", "x86_64_v4", vector_bytes=64, vector_registers=32, fma=True,
+                      features=("avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512vl")),
+    "aarch64": _cpu("aarch64", "generic", vector_bytes=16, vector_registers=32, fma=True),
+    "wasm32": _cpu("wasm32", "generic+simd128", vector_bytes=16, vector_registers=16),
+}  # fmt: skip
+_ALIASES = {"x86_64": "x86-64-v3", "x86-64": "x86-64-v3", "amd64": "x86-64-v3", "arm64": "aarch64"}
+_SYSTEMS = {
+    "linux": ("linux-gnu.2.17", ".so"),
+    "macos": ("macos.12.0", ".dylib"),
+    "windows": ("windows-gnu", ".dll"),
+    "android": ("linux-android", ".so"),
+    "freestanding": ("freestanding", ".wasm"),
+}
+_HOST_SYSTEMS = {"linux": "linux", "darwin": "macos", "win32": "windows"}
+
+EXAMPLES = ("cpu", "cpu:x86-64-v3", "cpu:aarch64-linux", "cpu:aarch64-macos", "cpu:x86_64-windows")
+
+
+def parse_target(spec: str) -> Target:
+    """Turn "cpu[:architecture[-system]]" into its row; a bare "cpu" is this machine.
+
+    An x86-64 without a level means v3 (AVX2, FMA): machines since 2013.
+    """
+    kind, _, detail = spec.partition(":")
+    if kind != "cpu":
+        raise UsageError(f"target {spec!r} is not known; possible: {', '.join(EXAMPLES)}")
+    architecture, system = _split(detail) if detail else (_host_architecture(), _host_system())
+    row = _ARCHITECTURES.get(_ALIASES.get(architecture, architecture))
+    if row is None:
+        known = ", ".join([*_ARCHITECTURES, *_ALIASES])
+        raise UsageError(f"architecture {architecture!r} in target {spec!r} is not known: {known}")
+    if row.triple == "wasm32":
+        system = "freestanding"
+    ending, suffix = _SYSTEMS[system or _host_system()]
+    name = f"cpu:{_ALIASES.get(architecture, architecture)}-{system or _host_system()}"
+    return replace(row, spec=name, triple=f"{row.triple}-{ending}", suffix=suffix)
+
+
+def host_target() -> Target:
+    """The CPU this process runs on."""
+    return parse_target("cpu")
+
+
+def _split(detail: str) -> tuple[str, str | None]:
+    head, _, tail = detail.rpartition("-")
+    return (head, tail) if head and tail in _SYSTEMS else (detail, None)
+
+
+def _host_system() -> str:
+    return _HOST_SYSTEMS.get(sys.platform, "linux")
+
+
+def _host_architecture() -> str:
+    machine = platform.machine().lower()
+    return _ALIASES.get(machine, machine)

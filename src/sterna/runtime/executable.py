@@ -1,0 +1,63 @@
+"""What the engine asks of a loaded model, whatever device it runs on.
+
+One step runs a ragged batch: the tokens of all sequences lie in one flat array. A sequence's
+cached keys and values live in pages; the batch says which. Any device (and the null device for
+tests) implements `Executable`; the engine knows nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.base.artifact import Manifest
+
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """One ragged batch of b sequences and n tokens. All arrays are int32.
+
+    Sequence s owns tokens `seq_indptr[s]:seq_indptr[s+1]`, at consecutive `positions`, and the
+    pages `page_table[page_indptr[s]:page_indptr[s+1]]`: position p lies in its page
+    p // page_size. Pages must already cover every position of the step. Logits are computed for
+    the tokens `logit_rows` only (indices into the n tokens, ascending).
+    """
+
+    tokens: Ints  # [n]
+    positions: Ints  # [n]
+    seq_indptr: Ints  # [b + 1]
+    page_indptr: Ints  # [b + 1]
+    page_table: Ints  # [p]
+    logit_rows: Ints  # [r]
+
+
+class Executable(Protocol):
+    """A loaded model with its KV cache."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def num_pages(self) -> int:
+        """Pages in the cache, fixed when the executable was loaded."""
+        ...
+
+    def step(self, batch: StepInput) -> NDArray[np.float32]:
+        """Append the batch's keys and values to the cache; return logits [r, vocab_size].
+
+        The array belongs to the executable and is overwritten by the next step.
+        """
+        ...
+
+    def copy_page(self, source: int, destination: int) -> None:
+        """Copy one page of the cache in all layers (a fork's copy on write)."""
+        ...
+
+    def close(self) -> None:
+        """Free memory and stop threads. Safe to call twice."""
+        ...
