@@ -1,1 +1,1 @@
-"""Words everyone shares: dtypes, targets, errors, the artifact's schema. Imports nothing of ours."""
+"""Words everyone shares: dtypes, targets, errors, the artifact schema. Imports nothing of ours."""

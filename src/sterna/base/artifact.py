@@ -21,7 +21,7 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Strict, immutable, keyword-only."""
 
 
-class Dim(_Record):
+class Dim(_Record, frozen=True):
     """A symbolic dim with the bounds (inclusive) that the program was compiled for.
 
     n tokens in the step, b sequences, p page-table entries, r logit rows, t query tiles.
@@ -32,7 +32,7 @@ class Dim(_Record):
     hi: int
 
 
-class Buffer(_Record):
+class Buffer(_Record, frozen=True):
     """A tensor a program touches. `shape` holds size expressions; `offset` is in the arena."""
 
     name: str
@@ -41,7 +41,7 @@ class Buffer(_Record):
     offset: int = 0
 
 
-class Param(_Record):
+class Param(_Record, frozen=True):
     """A weight as the kernels read it.
 
     `name` is the tensor's name in the model folder, `shape` and `dtype` are those of the file.
@@ -55,14 +55,14 @@ class Param(_Record):
     row_tile: int = 0
 
 
-class Launch(_Record, tag="launch"):
+class Launch(_Record, frozen=True, tag="launch"):
     """Run one kernel. `args` name buffers; "{i}" in a weight's name is the repeat's variable."""
 
     kernel: str
     args: tuple[str, ...]
 
 
-class Repeat(_Record, tag="repeat"):
+class Repeat(_Record, frozen=True, tag="repeat"):
     """Run `body` for `var` in 0..count: equal layers are compiled once."""
 
     var: str
@@ -70,7 +70,7 @@ class Repeat(_Record, tag="repeat"):
     body: tuple[Launch, ...]
 
 
-class Kernel(_Record):
+class Kernel(_Record, frozen=True):
     """A compiled kernel, for looking at: cost formulas in the dims, and how it was scheduled.
 
     `bytes` counts what must move at least (each operand once), `flops` the arithmetic.
@@ -85,7 +85,7 @@ class Kernel(_Record):
     items: str  # independent work items shared among threads
 
 
-class Entry(_Record):
+class Entry(_Record, frozen=True):
     """One specialization of the model's forward pass: prefill, decode or verify."""
 
     name: str
@@ -99,7 +99,7 @@ class Entry(_Record):
     steps: tuple[Launch | Repeat, ...]
 
 
-class KVCache(_Record):
+class KVCache(_Record, frozen=True):
     """The paged key/value cache: `page_size` tokens a page, the same pages in every layer."""
 
     layers: int
@@ -114,7 +114,7 @@ class KVCache(_Record):
         return self.page_bytes // self.page_size
 
 
-class Model(_Record):
+class Model(_Record, frozen=True):
     """What the library was compiled for; the engine refuses a folder that differs."""
 
     model_type: str
@@ -128,7 +128,7 @@ class Model(_Record):
     attention_sink_size: int = 0
 
 
-class Manifest(_Record):
+class Manifest(_Record, frozen=True):
     """All of the above, for one library."""
 
     format: int
