@@ -1,0 +1,1 @@
+"""Strict readers (and two writers) of model folders. A stranger's file is hostile until checked."""

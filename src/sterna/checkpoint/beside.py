@@ -1,0 +1,183 @@
+"""Write beside and rename: a kill at any moment leaves the old file or folder, or the new one.
+
+In: a target path and the work that fills its replacement. Out: the replacement under the target's
+name. A folder cannot be renamed over a full one, so for folders the old one first steps aside; the
+readers call `recover`, which puts it back if the writer died between the two renames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from sterna.base.errors import CheckpointError, UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_STALE_SECONDS = 24 * 3600.0  # where folders cannot be locked, age tells the abandoned ones
+_SWAP_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turn a failed write into one sentence that says what became of `target`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            reason = "the disk is full; free some space and run it again"
+        else:
+            reason = error.strerror or str(error)
+        raise CheckpointError(
+            f"cannot write {target}: {reason} (what was there before is unchanged)"
+        ) from error
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes the name `path` when the block ends well, and vanishes if not."""
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "w+b") as file:
+                yield file
+                sync(file)
+            os.replace(partial, path)
+            sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync(file: IO[bytes]) -> None:
+    """Push a file's bytes to the disk; a rename must not overtake them."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Push a folder's names to the disk, where the system can do that."""
+    handle = _open_folder(folder)
+    if handle is not None:
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _open_folder(folder: Path) -> int | None:
+    if fcntl is None:
+        return None
+    return os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+
+
+class PartialFolder:
+    """A locked sibling `.<name>.partial-<pid>` of `target`, which `swap_in` puts in its place.
+
+    The lock, not the process id, tells a living writer from a dead one: ids come again.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.path = target.with_name(f".{target.name}.partial-{os.getpid()}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        recover(target)
+        _sweep(target)
+        try:
+            self.path.mkdir()
+        except FileExistsError:
+            raise UsageError(f"{target} is already being written by this process") from None
+        self._lock = _open_folder(self.path)
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def swap_in(self) -> None:
+        """Give the folder the target's name; what had it before is removed after."""
+        aside = self.target.with_name(f".{self.target.name}.old-{os.getpid()}")
+        sync_folder(self.path)
+        for attempt in range(3):
+            if self.target.exists():
+                os.rename(self.target, aside)
+            try:
+                os.rename(self.path, self.target)
+                break
+            except OSError:
+                # Someone made the target anew in between: step it aside again, or give it back.
+                if attempt == 2 or not self.target.exists():
+                    _give_back(aside, self.target)
+                    raise
+                shutil.rmtree(aside, ignore_errors=True)
+        sync_folder(self.target.parent)
+        shutil.rmtree(aside, ignore_errors=True)
+        self._unlock()
+
+    def discard(self) -> None:
+        """Remove the folder; the target stays as it is."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def recover(target: Path) -> None:
+    """Put back the folder that a killed writer had moved aside, if `target` is missing."""
+    deadline = time.monotonic() + _SWAP_SECONDS
+    while not target.exists():
+        asides = _siblings(target, "old")
+        if not asides:
+            return
+        if time.monotonic() > deadline or all(map(_abandoned, _siblings(target, "partial"))):
+            _give_back(max(asides, key=lambda path: path.stat().st_mtime), target)
+            return
+        time.sleep(0.01)
+
+
+def _give_back(aside: Path, target: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(aside, target)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what dead writers left: half-written folders, and old ones already replaced."""
+    partials = _siblings(target, "partial")
+    for path in filter(_abandoned, partials):
+        shutil.rmtree(path, ignore_errors=True)
+    if target.exists() and all(map(_abandoned, partials)):
+        for path in _siblings(target, "old"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _siblings(target: Path, kind: str) -> list[Path]:
+    prefix = f".{target.name}.{kind}-"
+    if not target.parent.is_dir():
+        return []
+    found = [path for path in target.parent.iterdir() if path.name.startswith(prefix)]
+    return [path for path in found if path.name[len(prefix) :].isdigit() and path.is_dir()]
+
+
+def _abandoned(partial: Path) -> bool:
+    try:
+        handle = _open_folder(partial)
+        if handle is None:
+            return time.time() - partial.stat().st_mtime > _STALE_SECONDS
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        finally:
+            os.close(handle)
+    except FileNotFoundError:
+        pass
+    return True
