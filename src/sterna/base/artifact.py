@@ -15,6 +15,12 @@ import msgspec
 from sterna.base.errors import ArtifactError
 
 FORMAT = 1  # raised by every change that an older reader could misread
+ABI = 1  # of the C functions in a library: entry signature, pool layout (codegen/pool.h)
+QUERY_TILE = 16  # most tokens of one sequence that attention takes as a tile (dim t)
+
+# In a CPU library the manifest follows this mark and its length (8 bytes, little-endian), so it
+# can be read from a library for any machine without executing anything.
+MANIFEST_MARK = b"STERNA_MANIFEST_V1".ljust(24, b"\0")
 
 
 class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
