@@ -1,0 +1,1 @@
+"""Quantization: the table of schemes, packing and restoring weights, and what that costs."""

@@ -1,0 +1,188 @@
+"""The one table of quantization schemes: packing, kernels, docs and tests all read it.
+
+In: a name such as "q4f16_1". Out: a frozen `Scheme` that says how many bits a code has, how many
+weights share a scale, how codes lie in 32-bit words, and what all of it costs in bytes.
+It does not know tensors (`pack.py`) or how shapes of a foreign file reveal a variant (`infer.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from math import gcd
+from typing import Literal
+
+from sterna.base.dtype import BF16, F16, F32, U8, U32, DType
+from sterna.base.errors import UsageError
+
+Layout = Literal["NK", "KN"]
+Packing = Literal["word", "stream"]
+Kind = Literal["linear", "head", "embedding", "experts", "router", "norm", "bias"]
+
+_WORD_BITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How a weight `W[N, K]` is stored; groups always run along K, the axis a matmul sums over.
+
+    `bits` of a code (of a value, when nothing is quantized); `compute` is the dtype of activations,
+    scales and unquantized weights; `group` is the number of weights that share a scale, 0 when not
+    quantized. `layout` "KN" stores the packed tensors of a linear transposed. `packing` "word" puts
+    `32 // bits` codes into each uint32 and leaves the rest of the word 0 (so MLC packs 3 bits: 10
+    codes a word); "stream" runs codes across word borders. Both are least significant bit first.
+    `affine` adds a u8 zero point a group. `ends` says whether embedding and head are quantized.
+    """
+
+    name: str
+    bits: int
+    compute: DType
+    group: int = 0
+    layout: Layout = "NK"
+    packing: Packing = "word"
+    affine: bool = False
+    ends: bool = True
+
+    def __post_init__(self) -> None:
+        if self.group % self.codes_per_period or self.group < 0:
+            raise UsageError(
+                f"{self.name}: a group of {self.group} weights of {self.bits} bits does not fill "
+                f"whole 32-bit words; with {self.packing!r} packing the group must be a multiple "
+                f"of {self.codes_per_period}"
+            )
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.group > 0
+
+    @property
+    def codes_per_period(self) -> int:
+        """Number of codes after which the bit pattern starts again at a word border."""
+        if self.packing == "word":
+            return _WORD_BITS // self.bits
+        return _WORD_BITS // gcd(_WORD_BITS, self.bits)
+
+    @property
+    def words_per_period(self) -> int:
+        return 1 if self.packing == "word" else self.bits // gcd(_WORD_BITS, self.bits)
+
+    @property
+    def slots(self) -> tuple[tuple[int, int], ...]:
+        """(word, shift) of each code of a period; a code may go on in the next word's low bits."""
+        if self.packing == "word":
+            return tuple((0, i * self.bits) for i in range(self.codes_per_period))
+        return tuple(divmod(i * self.bits, _WORD_BITS) for i in range(self.codes_per_period))
+
+    @property
+    def words_per_group(self) -> int:
+        return self.group // self.codes_per_period * self.words_per_period
+
+    @property
+    def bias(self) -> int:
+        """What a reader subtracts from a code; 0 when affine: the zero point takes its place."""
+        return 0 if self.affine or not self.is_quantized else 2 ** (self.bits - 1) - 1
+
+    @property
+    def max_code(self) -> int:
+        """The largest code a writer produces: symmetric schemes leave the topmost one unused."""
+        return 2**self.bits - 1 if self.affine else 2 * self.bias
+
+    @property
+    def storage(self) -> DType:
+        """Dtype of `q_weight`, or of `weight` when nothing is quantized."""
+        return U32 if self.is_quantized else self.compute
+
+    @property
+    def scale_on_disk(self) -> DType:
+        """Dtype of `q_scale` in a file: MLC's `f32-to-bf16` records halve float32 scales."""
+        return BF16 if self.compute == F32 else self.compute
+
+    @property
+    def bytes_for_32_weights(self) -> float:
+        """Bytes on disk; a float32 scale takes two more in memory (`scale_on_disk`)."""
+        if not self.is_quantized:
+            return 32.0 * self.compute.bytes
+        group = U32.bytes * self.words_per_group + self.scale_on_disk.bytes
+        return 32 * (group + (U8.bytes if self.affine else 0)) / self.group
+
+    @property
+    def bits_per_weight(self) -> float:
+        return self.bytes_for_32_weights * 8 / 32
+
+    def quantizes(self, kind: Kind) -> bool:
+        """Whether a tensor of this kind of layer is packed; norms, biases and routers never are."""
+        if not self.is_quantized or kind in ("norm", "bias", "router"):
+            return False
+        return self.ends or kind not in ("embedding", "head")
+
+    def for_kind(self, kind: Kind) -> Scheme:
+        """The scheme as it applies to one kind of layer.
+
+        What is not quantized becomes the q0 scheme of the same compute dtype; embeddings (read a
+        row at a time) and stacked experts stay NK where linears are KN, as in MLC.
+        """
+        if not self.quantizes(kind):
+            return SCHEMES[f"q0{self.compute}"]
+        if self.layout == "KN" and kind in ("embedding", "experts"):
+            return replace(self, layout="NK")
+        return self
+
+
+def _table(*rows: Scheme) -> dict[str, Scheme]:
+    return {row.name: row for row in rows}
+
+
+_GROUPED = (
+    Scheme("q4f16_1", 4, F16, group=32),
+    Scheme("q4f32_1", 4, F32, group=32),
+    Scheme("q4bf16_1", 4, BF16, group=32),
+    Scheme("q4f16_0", 4, F16, group=128, layout="KN"),
+    Scheme("q3f16_1", 3, F16, group=32, packing="stream"),
+    Scheme("q8f16_1", 8, F16, group=32),
+)
+
+SCHEMES: dict[str, Scheme] = _table(
+    Scheme("q0f16", 16, F16),
+    Scheme("q0f32", 32, F32),
+    Scheme("q0bf16", 16, BF16),
+    *_GROUPED,
+    *(replace(row, name=row.name + "z", affine=True) for row in _GROUPED),
+)
+
+# Variants that MLC writes and Sterna reads; `infer` finds them from the shapes in a file.
+MLC_SCHEMES: dict[str, Scheme] = _table(
+    Scheme("q3f16_0", 3, F16, group=40, layout="KN"),
+    Scheme("q3f16_1", 3, F16, group=40),
+    Scheme("q4f16_0", 4, F16, group=32, layout="KN"),
+    Scheme("q4bf16_0", 4, BF16, group=32, layout="KN"),
+    Scheme("q4f16_2", 4, F16, group=32, ends=False),
+)
+
+
+def scheme(name: str) -> Scheme:
+    """Look a scheme up by name, or raise UsageError with the names there are.
+
+    A name that both have gives Sterna's variant (what a file holds is for `infer` to say), a name
+    that only MLC has gives MLC's.
+    """
+    found = SCHEMES.get(name) or MLC_SCHEMES.get(name)
+    if found is None:
+        close = get_close_matches(name, SCHEMES, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        only_mlc = [known for known in MLC_SCHEMES if known not in SCHEMES]
+        raise UsageError(
+            f"quantization {name!r} is not known; {hint}known: {', '.join(SCHEMES)}; "
+            f"read from MLC folders as well: {', '.join(only_mlc)}"
+        )
+    return found
+
+
+def docs_table() -> str:
+    """The table of schemes as markdown, as the documentation shows it."""
+    head = "| scheme | bits | compute dtype | group | layout | zero point | bytes for 32 weights |"
+    rows = [
+        f"| {row.name} | {row.bits} | {row.compute} | {row.group or 'none'} | {row.layout} "
+        f"| {'u8' if row.affine else 'none'} | {row.bytes_for_32_weights:g} |"
+        for row in SCHEMES.values()
+    ]
+    return "\n".join([head, "|" + "---|" * 7, *rows, ""])
