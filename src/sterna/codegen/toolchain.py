@@ -1,0 +1,248 @@
+"""C text to a shared library, through an outside compiler.
+
+In: the translation units of one library and a target. Out: the library, or ToolchainError with
+all that is needed to repeat the failure. The C is freestanding (no header, no libc), so any
+triple compiles with no sysroot. Knows nothing of what the code computes, and does no caching
+beyond saying, with `toolchain_version`, what a cache key must hold.
+
+The compiler is the clang inside the `ziglang` wheel; `cc` or STERNA_CC picks another.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from sterna.base.cache import cache_dir, key, write_atomic
+from sterna.base.errors import ToolchainError
+from sterna.base.target import Target
+
+# Results must be those of IEEE arithmetic in the written order, on every machine: nothing that
+# reorders or contracts. The two -fno- flags about errno and traps change no value.
+_MEANING = (
+    "-std=c11", "-ffreestanding", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+    "-fno-strict-aliasing",
+)  # fmt: skip
+_WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-psabi")
+_OUTPUT = (
+    "-O3", "-fPIC", "-fvisibility=hidden", "-fomit-frame-pointer", "-fno-stack-protector",
+    "-fno-asynchronous-unwind-tables", "-g0",
+)  # fmt: skip
+_TIMEOUT_SECONDS = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Compiler:
+    """A C compiler. `family` is "zig", "clang" or "gcc"; `command` begins each call."""
+
+    family: str
+    command: tuple[str, ...]
+    version: str
+
+
+def compile_library(
+    sources: str | Sequence[str],
+    target: Target,
+    output: Path | None = None,
+    *,
+    cc: str | None = None,
+    sanitize: Sequence[str] = (),
+) -> Path | bytes:
+    """Compile and link the C translation units of one library.
+
+    Unit i is compiled with -DSTERNA_UNIT=i, as many at a time as there are processors. Returns
+    `output`, written atomically, or the library's bytes when `output` is None. `sanitize` names
+    sanitizers for tests; a library built so wants the compiler's runtime, save "undefined",
+    which then traps.
+    """
+    units = [sources] if isinstance(sources, str) else list(sources)
+    compiler = find_compiler(cc)
+    with tempfile.TemporaryDirectory(prefix="sterna-cc-") as name:
+        built = _build(units, target, compiler, tuple(sanitize), Path(name))
+    if output is None:
+        return built
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(output, built)
+    return output
+
+
+def toolchain_version(target: Target, cc: str | None = None) -> str:
+    """All of the toolchain that shapes a library's bytes, as text: for cache keys."""
+    compiler = find_compiler(cc)
+    flags = [*_compile_flags(target, compiler, ()), *_link_flags(target, compiler, ())]
+    return f"{compiler.family} {compiler.version}\n{shlex.join(flags)}"
+
+
+def find_compiler(cc: str | None = None) -> Compiler:
+    """The compiler that `cc`, STERNA_CC, the ziglang wheel or the PATH names, in this order."""
+    asked = cc or os.environ.get("STERNA_CC")
+    if asked:
+        return _identify(tuple(shlex.split(asked)))
+    zig = _zig_binary()
+    if zig is None:
+        raise ToolchainError(
+            "no C compiler was found: `pip install ziglang`, or set STERNA_CC to gcc or clang",
+            [], "", None,
+        )  # fmt: skip
+    return _identify((zig, "cc"))
+
+
+def _zig_binary() -> str | None:
+    # Called directly, not as `python -m ziglang`, which costs 20 ms a call.
+    spec = importlib.util.find_spec("ziglang")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        for name in ("zig", "zig.exe"):
+            if (Path(folder) / name).is_file():
+                return str(Path(folder) / name)
+    return shutil.which("zig")
+
+
+@functools.cache
+def _identify(command: tuple[str, ...]) -> Compiler:
+    text = _run([*command, "--version"], None)
+    line = text.strip().splitlines()[0] if text.strip() else ""
+    if "clang" not in line and ("gcc" in line.lower() or "Free Software" in text):
+        return Compiler("gcc", command, line)
+    if len(command) > 1 and command[1] == "cc" and "zig" in Path(command[0]).name:
+        release = _run([command[0], "version"], None).strip()
+        return Compiler("zig", command, f"{release} ({line})")
+    return Compiler("clang", command, line)
+
+
+def _build(
+    units: list[str],
+    target: Target,
+    compiler: Compiler,
+    sanitize: tuple[str, ...],
+    folder: Path,
+) -> bytes:
+    """The library's bytes; `folder` is for everything in between."""
+    for i, unit in enumerate(units):
+        (folder / f"unit{i}.c").write_text(unit, encoding="utf-8")
+    compile_flags = _compile_flags(target, compiler, sanitize)
+    compile_unit = [
+        [*compiler.command, *compile_flags, f"-DSTERNA_UNIT={i}"]
+        + ["-c", f"unit{i}.c", "-o", f"unit{i}.o"]
+        for i in range(len(units))
+    ]
+    with ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as threads:
+        list(threads.map(lambda command: _run(command, folder), compile_unit))
+    library = f"library{target.suffix}"
+    objects = [f"unit{i}.o" for i in range(len(units))]
+    flags = _link_flags(target, compiler, sanitize)
+    _run([*compiler.command, *objects, *flags, "-o", library], folder)
+    return (folder / library).read_bytes()
+
+
+def _compile_flags(target: Target, compiler: Compiler, sanitize: tuple[str, ...]) -> list[str]:
+    flags = [*_machine_flags(target, compiler), *_MEANING, *_WARNINGS, *_OUTPUT]
+    if "windows" in target.triple:
+        flags = [flag for flag in flags if flag != "-fPIC"]
+        flags.append("-mno-stack-arg-probe")  # frames above 4 KiB would call into a runtime
+    if target.triple.startswith("aarch64"):  # outline atomics would call into a runtime as well
+        zig = ("-Xclang", "-target-feature", "-Xclang", "-outline-atomics")  # it drops clang's flag
+        flags.extend(zig if compiler.family == "zig" else ("-mno-outline-atomics",))
+    return flags + _sanitizer_flags(compiler, sanitize)
+
+
+def _link_flags(target: Target, compiler: Compiler, sanitize: tuple[str, ...]) -> list[str]:
+    flags = [*_machine_flags(target, compiler), *_sanitizer_flags(compiler, sanitize), "-O3"]
+    if target.suffix == ".wasm":
+        return [*flags, "-s", "-nostdlib", "-Wl,--no-entry", "-Wl,--export-dynamic"]
+    flags.append("-shared")
+    if _needs_runtime(sanitize):
+        return flags
+    flags += ["-s", "-nostdlib"]
+    if "windows" in target.triple:
+        flags.append("-lkernel32")
+    elif target.suffix == ".so":
+        flags.append("-Wl,-z,defs")  # a missing function is an error here, not at load
+    if "android" in target.triple:
+        flags.append("-Wl,-z,max-page-size=16384")
+    return flags
+
+
+def _machine_flags(target: Target, compiler: Compiler) -> list[str]:
+    if compiler.family == "zig":
+        return ["-target", target.triple, f"-mcpu={target.mcpu}"]
+    name, *extras = target.mcpu.split("+")
+    if target.triple.startswith("x86_64"):
+        machine = [f"-march={name.replace('_', '-')}"]
+    elif target.triple.startswith("aarch64"):
+        machine = ["-march=" + "+".join(["armv8-a" if name == "generic" else name, *extras])]
+    else:
+        machine = [f"-m{extra}" for extra in extras]
+    triple = target.triple.split(".")[0]
+    # gcc is built for one system and has no such flag: the caller names the right gcc.
+    return ([f"--target={triple}"] if compiler.family == "clang" else []) + machine
+
+
+def _sanitizer_flags(compiler: Compiler, sanitize: tuple[str, ...]) -> list[str]:
+    if not sanitize:
+        return []
+    flags = [f"-fsanitize={','.join(sanitize)}"]
+    if _needs_runtime(sanitize):
+        return [*flags, "-DSTERNA_HOSTED", "-g1"]
+    trap = "-fsanitize-undefined-trap-on-error" if compiler.family == "gcc" else "-fsanitize-trap"
+    return [*flags, trap]
+
+
+def _needs_runtime(sanitize: tuple[str, ...]) -> bool:
+    return any(name != "undefined" for name in sanitize)
+
+
+def _run(command: list[str], folder: Path | None) -> str:
+    """What the command printed; ToolchainError, with the sources kept, when it fails."""
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_SECONDS,
+            stdin=subprocess.DEVNULL,
+            cwd=folder,
+            env=_environment(folder),
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ToolchainError(
+            f"the C compiler {command[0]!r} cannot be run: {error}; "
+            "set STERNA_CC to one that can, or `pip install ziglang`",
+            command, str(error), None,
+        ) from None  # fmt: skip
+    if done.returncode == 0:
+        return done.stdout
+    raise _failure(command, done.stderr + done.stdout, done.returncode, folder)
+
+
+def _environment(folder: Path | None) -> dict[str, str]:
+    """Keep what zig shares between calls in our cache, and the rest in the temporary folder."""
+    environment = dict(os.environ)
+    if folder is not None:
+        environment.setdefault("ZIG_GLOBAL_CACHE_DIR", str(cache_dir("zig")))
+        environment.setdefault("ZIG_LOCAL_CACHE_DIR", str(folder / "zig-cache"))
+    return environment
+
+
+def _failure(command: list[str], log: str, code: int, folder: Path | None) -> ToolchainError:
+    first = next((line for line in log.splitlines() if "error" in line), log.strip()[:300])
+    message = f"the C compiler ended with code {code}: {first}"
+    if folder is None:
+        return ToolchainError(f"{message} ({shlex.join(command)})", command, log, None)
+    files = sorted([*folder.glob("unit*.c"), *folder.glob("unit*.o")])
+    kept = cache_dir("failures") / key(*(file.read_bytes() for file in files))[:16]
+    kept.mkdir(exist_ok=True)
+    for file in files:
+        write_atomic(kept / file.name, file.read_bytes())
+    source = kept / next((part for part in command if part.endswith(".c")), "unit0.c")
+    repro = f"cd {shlex.quote(str(kept))} && {shlex.join(command)}"
+    return ToolchainError(f"{message}\nrepro: {repro}", command, log, source)
