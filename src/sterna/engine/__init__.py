@@ -1,0 +1,1 @@
+"""Requests in, token streams out: pages, scheduler, sampler and the engine's thread."""

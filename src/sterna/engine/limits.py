@@ -1,0 +1,86 @@
+"""How much an engine allocates: options and manifest in, the numbers of the running engine out.
+
+A decision made once, before anything is allocated; nothing grows afterwards. Knows no device:
+the caller says how many bytes the cache may take.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sterna.base.artifact import Manifest
+from sterna.base.errors import OutOfMemory, RequestError
+from sterna.engine.options import EngineOptions, Mode
+
+_LOCAL_SEQUENCES = 4
+_LOCAL_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the scheduler may use. `window` is the longest sequence, prompt and answer."""
+
+    max_sequences: int
+    chunk: int  # tokens in a step
+    num_pages: int
+    page_size: int
+    window: int
+
+
+def plan(options: EngineOptions, manifest: Manifest, cache_bytes: int | None = None) -> Limits:
+    """Choose the limits; RequestError for what the library was not compiled for.
+
+    local: 4 sequences share one window of up to 8192 tokens; interactive: one sequence has the
+    whole window; server: as many windows as sequences, up to `cache_bytes`.
+    """
+    model, kv = manifest.model, manifest.kv_cache
+    sequences = _within(
+        "max_num_sequence", options.max_num_sequence, model.max_batch_size, _sequences(options)
+    )
+    chunk = _within("prefill_chunk_size", options.prefill_chunk_size, model.prefill_chunk_size)
+    window = _within("context_window_size", options.context_window_size, model.context_window_size)
+    tokens = options.max_total_tokens or _tokens(options, sequences, window)
+    num_pages = -(-tokens // kv.page_size)
+    if cache_bytes is not None and num_pages * kv.page_bytes > cache_bytes:
+        num_pages = _fit(options, num_pages, kv.page_bytes, cache_bytes)
+    return Limits(
+        max_sequences=min(sequences, chunk),  # each may decode in every step
+        chunk=chunk,
+        num_pages=num_pages,
+        page_size=kv.page_size,
+        window=min(window, num_pages * kv.page_size),
+    )
+
+
+def _within(name: str, asked: int | None, compiled: int, preferred: int | None = None) -> int:
+    if asked is None:
+        return compiled if preferred is None else min(preferred, compiled)
+    if asked > compiled:
+        raise RequestError(
+            f"{name} is {asked}, the library was compiled for up to {compiled}; "
+            "ask for less or compile the model again"
+        )
+    return asked
+
+
+def _sequences(options: EngineOptions) -> int | None:
+    return {Mode.LOCAL: _LOCAL_SEQUENCES, Mode.INTERACTIVE: 1, Mode.SERVER: None}[options.mode]
+
+
+def _tokens(options: EngineOptions, sequences: int, window: int) -> int:
+    if options.mode is Mode.SERVER:
+        return sequences * window
+    if options.mode is Mode.INTERACTIVE or options.context_window_size is not None:
+        return window
+    return min(window, _LOCAL_TOKENS)
+
+
+def _fit(options: EngineOptions, num_pages: int, page_bytes: int, cache_bytes: int) -> int:
+    """Fewer pages where the size was ours to choose; OutOfMemory where it was asked for."""
+    fitting = cache_bytes // page_bytes
+    if options.max_total_tokens is not None or fitting == 0:
+        raise OutOfMemory(
+            f"the KV cache asked for takes {num_pages * page_bytes:,} bytes and {cache_bytes:,} "
+            "are free; lower max_total_tokens"
+        )
+    return fitting

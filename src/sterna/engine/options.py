@@ -1,0 +1,187 @@
+"""Every option a user can set, declared once: default, help and range sit with the field.
+
+Out come frozen records that are valid by construction: a value out of range raises
+RequestError with the field, the value and what is possible. The CLI's flags, the REST fields and
+the docs derive from these fields' metadata. Knows no model: what depends on one (token ids in
+`logit_bias`, how much cache fits) is checked where the model is known.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from enum import Enum
+from typing import Any
+
+from sterna.base.errors import RequestError
+
+MAX_STOPS = 16
+
+
+class Mode(str, Enum):
+    """How much the engine takes for itself; see `limits.plan`."""
+
+    LOCAL = "local"
+    INTERACTIVE = "interactive"
+    SERVER = "server"
+
+
+def _option(
+    default: Any, kind: type, help: str, lo: float | None = None, hi: float | None = None
+) -> Any:
+    """A field with what the CLI, the docs and `_check_field` need; None is allowed if default."""
+    return field(default=default, metadata={"kind": kind, "help": help, "lo": lo, "hi": hi})
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How one request's tokens are chosen and when it ends."""
+
+    temperature: float = _option(1.0, float, "0 is greedy; higher is more random", 0)
+    top_p: float = _option(1.0, float, "keep the likeliest tokens up to this total mass", 0, 1)
+    top_k: int = _option(0, int, "keep this many likeliest tokens (0: all)", 0)
+    min_p: float = _option(0.0, float, "drop tokens below this share of the likeliest", 0, 1)
+    repetition_penalty: float = _option(
+        1.0, float, "divide the logits of tokens seen in prompt or output (1: off)", 0.01, 100
+    )
+    presence_penalty: float = _option(
+        0.0, float, "subtract from the logits of tokens in the output", -2, 2
+    )
+    frequency_penalty: float = _option(
+        0.0, float, "subtract from the logits for each occurrence in the output", -2, 2
+    )
+    logit_bias: Mapping[int, float] = field(
+        default_factory=dict,
+        metadata={"kind": dict, "help": "token id -> added to its logit", "lo": -100, "hi": 100},
+    )
+    seed: int | None = _option(
+        None, int, "same seed, same prompt: same tokens (default: random)", -(2**63), 2**64 - 1
+    )
+    max_tokens: int | None = _option(
+        None, int, "end after this many tokens (default: when the window is full)", 1
+    )
+    min_tokens: int = _option(0, int, "do not end before this many tokens", 0)
+    stop: tuple[str, ...] = field(
+        default=(), metadata={"kind": str, "help": "end before any of these strings"}
+    )
+    ignore_eos: bool = _option(False, bool, "go on after the model says it is done")
+    logprobs: bool = _option(False, bool, "return the log probability of each token")
+    top_logprobs: int = _option(
+        0, int, "and of this many likeliest tokens at each position", 0, 20
+    )
+    n: int = _option(1, int, "how many answers", 1, 128)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
+        object.__setattr__(self, "stop", _stops(self.stop))
+        _check(self)
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs=True")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise RequestError(
+                f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What an engine allocates when it starts. None: chosen from the mode and the library."""
+
+    mode: Mode = field(
+        default=Mode.LOCAL,
+        metadata={
+            "kind": Mode,
+            "help": "local: a few users; interactive: one; server: all the library allows",
+        },
+    )
+    max_num_sequence: int | None = _option(None, int, "most sequences in one step", 1)
+    max_total_tokens: int | None = _option(None, int, "tokens the KV cache holds in all", 1)
+    context_window_size: int | None = _option(None, int, "longest prompt and answer together", 1)
+    prefill_chunk_size: int | None = _option(None, int, "most tokens in one step", 1)
+    threads: int | None = _option(None, int, "threads of a CPU device (default: all cores)", 1)
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "mode", Mode(self.mode))
+        except ValueError:
+            raise RequestError(
+                f"mode is {self.mode!r}, possible are {', '.join(mode.value for mode in Mode)}"
+            ) from None
+        _check(self)
+
+
+def override(defaults: SamplingOptions, given: Mapping[str, Any]) -> SamplingOptions:
+    """`defaults` with the caller's values over them; None means "not given", as in JSON.
+
+    RequestError names a keyword that is no option.
+    """
+    known = [option.name for option in fields(SamplingOptions)]
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"options are {', '.join(known)}"
+            raise RequestError(f"unknown or unsupported option {name!r}; {hint}")
+    return replace(defaults, **{name: v for name, v in given.items() if v is not None})
+
+
+def _check(record: SamplingOptions | EngineOptions) -> None:
+    for option in fields(record):
+        if option.metadata["kind"] in (int, float, bool):
+            _check_field(option, getattr(record, option.name))
+
+
+def _check_field(option: Field[Any], value: Any) -> None:
+    if value is None and option.default is None:
+        return
+    kind = option.metadata["kind"]
+    accepted = {bool: bool, int: numbers.Integral, float: numbers.Real}[kind]
+    fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    if not fits or not _in_range(value, option.metadata["lo"], option.metadata["hi"]):
+        raise RequestError(f"{option.name} is {value!r}, possible is {_possible(option)}")
+
+
+def _in_range(value: Any, lo: float | None, hi: float | None) -> bool:
+    if isinstance(value, bool):
+        return True
+    return math.isfinite(value) and (lo is None or value >= lo) and (hi is None or value <= hi)
+
+
+def _possible(option: Field[Any]) -> str:
+    kind, lo, hi = (option.metadata[key] for key in ("kind", "lo", "hi"))
+    if kind is bool:
+        return "True or False"
+    noun = "an integer" if kind is int else "a number"
+    return f"{noun} of at least {lo}" if hi is None else f"{noun} from {lo} to {hi}"
+
+
+def _bias(value: object) -> dict[int, float]:
+    """Check a map of token ids; JSON's keys are strings, so "12" is taken for 12."""
+    if not isinstance(value, Mapping):
+        raise RequestError(f"logit_bias is {value!r}, possible is a map of token id to number")
+    bias: dict[int, float] = {}
+    for key, number in value.items():
+        real = isinstance(number, numbers.Real) and not isinstance(number, bool)
+        if not real or not _in_range(number, -100, 100):
+            raise RequestError(f"logit_bias[{key!r}] is {number!r}, possible is -100 to 100")
+        bias[_token_id(key)] = float(number)
+    return bias
+
+
+def _token_id(key: object) -> int:
+    if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10:
+        return int(key)
+    if isinstance(key, numbers.Integral) and not isinstance(key, bool) and key >= 0:
+        return int(key)
+    raise RequestError(f"logit_bias has the key {key!r}, possible are token ids")
+
+
+def _stops(value: object) -> tuple[str, ...]:
+    stops = (value,) if isinstance(value, str) else value
+    if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
+        raise RequestError(f"stop is {value!r}, possible is one or more strings, none of them empty")
+    if len(stops) > MAX_STOPS:
+        raise RequestError(f"stop has {len(stops)} strings, possible are up to {MAX_STOPS}")
+    return tuple(stops)
