@@ -129,15 +129,14 @@ def _build(
     for i, unit in enumerate(units):
         (folder / f"unit{i}.c").write_text(unit, encoding="utf-8")
     compile_flags = _compile_flags(target, compiler, sanitize)
+    objects = [f"unit{i}.o" for i in range(len(units))]
     compile_unit = [
-        [*compiler.command, *compile_flags, f"-DSTERNA_UNIT={i}"]
-        + ["-c", f"unit{i}.c", "-o", f"unit{i}.o"]
-        for i in range(len(units))
+        [*compiler.command, *compile_flags, f"-DSTERNA_UNIT={i}", "-c", f"unit{i}.c", "-o", name]
+        for i, name in enumerate(objects)
     ]
     with ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as threads:
         list(threads.map(lambda command: _run(command, folder), compile_unit))
     library = f"library{target.suffix}"
-    objects = [f"unit{i}.o" for i in range(len(units))]
     flags = _link_flags(target, compiler, sanitize)
     _run([*compiler.command, *objects, *flags, "-o", library], folder)
     return (folder / library).read_bytes()
@@ -148,9 +147,13 @@ def _compile_flags(target: Target, compiler: Compiler, sanitize: tuple[str, ...]
     if "windows" in target.triple:
         flags = [flag for flag in flags if flag != "-fPIC"]
         flags.append("-mno-stack-arg-probe")  # frames above 4 KiB would call into a runtime
-    if target.triple.startswith("aarch64"):  # outline atomics would call into a runtime as well
-        zig = ("-Xclang", "-target-feature", "-Xclang", "-outline-atomics")  # it drops clang's flag
-        flags.extend(zig if compiler.family == "zig" else ("-mno-outline-atomics",))
+    if target.triple.startswith("aarch64") and compiler.family != "zig":
+        flags.append("-mno-outline-atomics")  # they would call into a runtime as well
+    if "android" in target.triple and compiler.family == "zig":
+        # zig drops that flag, and only for Android its clang wants those calls; the code is the
+        # same for any Linux, save that Android keeps register x18 to itself.
+        flags[flags.index(target.triple)] = target.triple.replace("android", "musl")
+        flags += ["-ffixed-x18"] if target.triple.startswith("aarch64") else []
     return flags + _sanitizer_flags(compiler, sanitize)
 
 
