@@ -1,0 +1,190 @@
+"""Text to token ids and back, exactly as the model's own tokenizer files say.
+
+In: a model folder (tokenizer.json, or vocab.json + merges.txt, or tokenizer.model); out: a
+`Tokenizer`. The `tokenizers` library does the work; it is imported when a folder is loaded, so
+that importing Sterna stays quick. Files are hostile until checked, and every failure is a
+`TokenizerError`. Does not know chat templates (chat_template.py) nor streaming (detokenizer.py).
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sterna.base.errors import RequestError, TokenizerError
+from sterna.text import decoding
+from sterna.text.json_file import check_size, read_optional
+from sterna.text.sentencepiece import build_sentencepiece
+from sterna.text.special_tokens import SpecialTokens, read_special_tokens
+from sterna.text.vocab_merges import add_configured_tokens, build_byte_level
+
+if TYPE_CHECKING:
+    import tokenizers
+
+MAX_EXPANSION = 1024
+MAX_ADDED = 16
+
+
+class Tokenizer:
+    """A loaded tokenizer. Safe to use from several threads.
+
+    `vocab_size` is one more than the highest id. `bos_id` is None where the model has no start
+    token. `eos_ids` ends generation: the tokenizer's own end token first, then those that the
+    generation or model configuration lists. `special_ids` are the ids of control tokens.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, special: SpecialTokens) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._lock = threading.Lock()
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._special_texts = frozenset(t.content for t in added.values() if t.special)
+        self.vocab_size: int = max([backend.get_vocab_size(False) - 1, *added]) + 1
+        self.decoder_steps = decoding.flatten(_component(backend.decoder))
+        decoding.check(self.decoder_steps)
+        self.bos_id = self._find_bos(special)
+        self.eos_ids = self._find_eos(special)
+        self._adds_bos = self.bos_id is not None and self._added_ids()[:1] == [self.bos_id]
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Load the tokenizer of a model folder; TokenizerError when there is none that works."""
+        folder = Path(folder)
+        special = read_special_tokens(folder)
+        try:
+            return cls(_build(folder), special)
+        except TokenizerError:
+            raise
+        except BaseException as error:
+            # The library's parser may panic on a damaged file; a panic is no `Exception`.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise TokenizerError(
+                f"the tokenizer files in {folder} are damaged ({_first_line(error)}): "
+                "download them again"
+            ) from error
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False
+    ) -> list[int]:
+        """Turn text into ids.
+
+        `allow_special=False`, for what users write: control tokens spelled out in the text are
+        plain text. `allow_special=True`, for rendered chat templates: they become the tokens.
+        `add_special_tokens` lets the tokenizer add its start token, never a second one where the
+        text begins with it already. Raises RequestError for text that is not valid Unicode.
+        """
+        try:
+            with self._lock:
+                self._backend.encode_special_tokens = not allow_special
+                ids: list[int] = self._backend.encode(
+                    text, add_special_tokens=add_special_tokens
+                ).ids
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"the text holds a lone surrogate at character {error.start}, "
+                "which is not valid Unicode: send valid UTF-8"
+            ) from error
+        doubled = add_special_tokens and self._adds_bos and ids[1:2] == [self.bos_id]
+        return ids[1:] if doubled else ids
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Turn ids into text; ids outside the vocabulary yield nothing."""
+        known = [i for i in ids if 0 <= i < self.vocab_size]
+        return self._backend.decode(known, skip_special_tokens=skip_special_tokens)
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token spelled as in the vocabulary, or None."""
+        return self._backend.token_to_id(token)
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it (`Ġthe`, `▁the`, `<0x0A>`), or None."""
+        return self._backend.id_to_token(token_id) if 0 <= token_id < self.vocab_size else None
+
+    def id_to_piece(self, token_id: int) -> bytes:
+        """The raw bytes that one token stands for; empty for an id outside the vocabulary.
+
+        What depends on a token's place (the space dropped before the first word) is not applied.
+        """
+        token = self.id_to_token(token_id)
+        return b"" if token is None else decoding.piece(self.decoder_steps, token)
+
+    def is_special(self, token: str) -> bool:
+        """Whether a token, spelled as in the vocabulary, is a control token."""
+        return token in self._special_texts
+
+    def _find_bos(self, special: SpecialTokens) -> int | None:
+        if "bos_token" in special.stated:
+            text = special.texts.get("bos_token")
+            return None if text is None else self.token_to_id(text)
+        known = [i for i in special.bos_ids if i < self.vocab_size]
+        return known[0] if known else None
+
+    def _find_eos(self, special: SpecialTokens) -> tuple[int, ...]:
+        own = self.token_to_id(special.texts.get("eos_token", ""))
+        return tuple(dict.fromkeys([*([] if own is None else [own]), *special.eos_ids]))
+
+    def _added_ids(self) -> list[int]:
+        """The ids that the post-processor puts around any text."""
+        ids: list[int] = self._backend.encode("", add_special_tokens=True).ids
+        if len(ids) > MAX_ADDED or any(i >= self.vocab_size for i in ids):
+            raise TokenizerError(
+                f"the tokenizer's post-processor adds {len(ids)} ids to every text, some of them "
+                f"perhaps outside the vocabulary of {self.vocab_size}: the file is damaged"
+            )
+        return ids
+
+
+def _build(folder: Path) -> tokenizers.Tokenizer:
+    """Choose the files to load: tokenizer.json, then vocab.json + merges.txt, then .model."""
+    if (folder / "tokenizer.json").exists():
+        return _load_json(folder)
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        return build_byte_level(folder)
+    if (folder / "tokenizer.model").exists():
+        return build_sentencepiece(folder)
+    raise TokenizerError(
+        f"{folder} holds no tokenizer: looked for tokenizer.json, vocab.json + merges.txt and "
+        "tokenizer.model; copy them from the model's source folder"
+    )
+
+
+def _load_json(folder: Path) -> tokenizers.Tokenizer:
+    from tokenizers import Tokenizer as Backend
+
+    path = folder / "tokenizer.json"
+    check_size(path)
+    backend = Backend.from_buffer(path.read_bytes())
+    _refuse_expansion(_component(backend.normalizer), path)
+    _refuse_expansion(_component(backend.decoder), path)
+    add_configured_tokens(backend, read_optional(folder / "tokenizer_config.json"), folder)
+    return backend
+
+
+def _component(part: Any) -> dict[str, Any] | None:
+    """A normalizer or decoder of the library as the JSON object it was read from."""
+    return None if part is None else json.loads(part.__getstate__())
+
+
+def _refuse_expansion(component: dict[str, Any] | None, path: Path) -> None:
+    """Refuse a chain of replacements that could blow a short text up beyond all memory."""
+    factor = 1.0
+    for step in decoding.flatten(component, "normalizers", "decoders"):
+        if step.get("type") == "Replace":
+            pattern: dict[str, str] = step["pattern"]
+            factor *= max(1, len(step["content"]) / max(1, len(pattern.get("String", "x"))))
+    if factor > MAX_EXPANSION:
+        raise TokenizerError(
+            f"{path}: its replacements may grow a text {factor:.0f} times, at most "
+            f"{MAX_EXPANSION} times is allowed: the file is hostile or damaged"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines: Sequence[str] = str(error).splitlines() or [type(error).__name__]
+    return lines[0][:200]
