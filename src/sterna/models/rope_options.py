@@ -43,6 +43,7 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         ),
     }
 )
+LARGEST: Final = 1e12  # far above any real value, and products of two stay finite in float32
 SHARED_KEYS: Final = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
@@ -72,7 +73,7 @@ def _read(config: Section, section: Section, name: str) -> RopeOptions:
     if unknown:
         known = ", ".join(("rope_theta", *KEYS[rope_type]))
         raise UnsupportedModel(
-            f"{name} in config.json has {', '.join(map(repr, unknown))}, which rope type"
+            f"{name} in config.json has {_shown(unknown[0])}, which rope type"
             f" {rope_type!r} does not read; it reads {known}."
         )
     for holder, where in ((config, "config.json"), (section, f"{name} in config.json")):
@@ -168,7 +169,7 @@ def _section(config: Section, name: str) -> Section:
     if any(isinstance(value, Mapping) for value in section.values()):
         raise UnsupportedModel(
             f"{name} in config.json holds one set of rotary options for each kind of layer"
-            f" ({', '.join(map(str, section))}); a Llama-kind model has one set for all layers."
+            f" ({_shown(list(section))}); a Llama-kind model has one set for all layers."
         )
     return section
 
@@ -182,12 +183,13 @@ def _rope_type(section: Section, name: str) -> RopeType:
         return "default"
     if named[0] != named[-1]:
         raise CheckpointError(
-            f"{name} in config.json gives rope_type {named[0]!r} and type {named[-1]!r};"
+            f"{name} in config.json gives rope_type {_shown(named[0])} and type"
+            f" {_shown(named[-1])};"
             " remove the one that is wrong."
         )
     if named[0] not in KEYS:
         raise UnsupportedModel(
-            f"rope type {named[0]!r} ({name} in config.json) is not supported;"
+            f"rope type {_shown(named[0])} ({name} in config.json) is not supported;"
             f" supported are {', '.join(KEYS)}."
         )
     return cast(RopeType, named[0])
@@ -253,7 +255,7 @@ def _optional(
     if value is None:
         return None
     bound = f"of at least {least:g}" if least > -math.inf else f"above {above:g}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e30:
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > LARGEST:
         raise _wrong(f"{where}.{key}", value, f"a number {bound}")
     number = float(value)
     if not (number >= least and number > above):  # also refuses NaN
@@ -263,5 +265,9 @@ def _optional(
 
 def _wrong(where: str, value: object, wanted: str) -> CheckpointError:
     place = where if where.startswith("config.json") else f"{where} in config.json"
-    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:60] + "..."
-    return CheckpointError(f"{place} is {shown}; {wanted} is needed.")
+    return CheckpointError(f"{place} is {_shown(value)}; {wanted} is needed.")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."  # a stranger's value may be long
