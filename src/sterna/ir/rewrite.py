@@ -103,16 +103,14 @@ class _Rewriter:
         raise TypeError(f"{type(old).__name__} is not a statement")
 
 
-def rewrite(
-    node: N,
-    expr_rule: ExprRule = _same_expr,
-    stmt_rule: StmtRule = _same_stmt,
-) -> N:
+@overload
+def rewrite(node: Expr, expr_rule: ExprRule = ..., stmt_rule: StmtRule = ...) -> Expr: ...
+@overload
+def rewrite(node: Stmt, expr_rule: ExprRule = ..., stmt_rule: StmtRule = ...) -> Stmt: ...
+def rewrite(node: Node, expr_rule: ExprRule = _same_expr, stmt_rule: StmtRule = _same_stmt) -> Node:
     """Apply the rules bottom-up to every expression and statement below (and including) node."""
     walker = _Rewriter(expr_rule, stmt_rule)
-    if isinstance(node, Stmt):
-        return walker.stmt(node)
-    return walker.expr(node)
+    return walker.expr(node) if isinstance(node, Expr) else walker.stmt(node)
 
 
 @overload

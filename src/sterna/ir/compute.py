@@ -1,0 +1,93 @@
+"""What value stands at each index of a tensor: no order across elements, no storage, no target.
+
+A Compute defines one buffer over named axes. The order *inside* its reduction is part of its
+meaning (DESIGN section 7): `over` axes run in lexicographic order, one accumulator an element,
+starting from the identity, and a sum of products accumulates with fma. A schedule may compute
+elements in any order, anywhere, but never reassociates a reduction: two schedules of one Compute
+give the same bits.
+
+A Group is a short list of Computes that become one kernel: later ones read earlier ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sterna.base.dtype import DType
+from sterna.ir.expr import Binary, Buffer, Const, Expr, ExprLike, Intrin, Var, binary, node, wrap
+
+
+@node
+class Axis:
+    """A named axis: `var` runs over 0..extent."""
+
+    var: Var
+    extent: Expr
+
+    @property
+    def name(self) -> str:
+        return self.var.name
+
+
+@dataclass(frozen=True, slots=True)
+class Combine:
+    """An associative operation in name, applied in order in fact."""
+
+    op: str  # a BINARY operator: "+" or "max"
+    identity: float
+
+
+SUM = Combine("+", 0.0)
+MAX = Combine("max", -3.0e38)
+
+
+@node
+class Compute:
+    """out[axes] = body, or combine over `over` of body when `over` is not empty."""
+
+    out: Buffer
+    axes: tuple[Axis, ...]
+    body: Expr
+    over: tuple[Axis, ...] = ()
+    combine: Combine | None = None
+
+    @property
+    def name(self) -> str:
+        return self.out.name
+
+
+@node
+class Group:
+    """Computes that become one kernel. Buffers neither in inputs nor outputs are its own."""
+
+    name: str
+    inputs: tuple[Buffer, ...]
+    outputs: tuple[Buffer, ...]
+    computes: tuple[Compute, ...]
+
+    def stage(self, name: str) -> Compute | None:
+        return next((c for c in self.computes if c.name == name), None)
+
+
+def axis(name: str, extent: ExprLike) -> Axis:
+    """An axis over 0..extent; its Var knows its bounds when the extent does."""
+    size = wrap(extent)
+    hi = size.value if isinstance(size, Const) else size.hi if isinstance(size, Var) else None
+    return Axis(Var(name, lo=0, hi=None if hi is None else int(hi) - 1), size)
+
+
+def elementwise(
+    name: str, dtype: DType, shape: tuple[ExprLike, ...], names: str, body: Callable[..., Expr]
+) -> Compute:
+    """A Compute without reduction: `names` are its axes, e.g. "n h"; body maps Vars to a value."""
+    axes = tuple(axis(a, extent) for a, extent in zip(names.split(), shape, strict=True))
+    out = Buffer(name, dtype, tuple(a.extent for a in axes))
+    return Compute(out, axes, body(*(a.var for a in axes)))
+
+
+def combine_step(combine: Combine, accumulator: Expr, body: Expr) -> Expr:
+    """One step of a reduction: what the accumulator becomes. Sums of products use fma."""
+    if combine.op == "+" and isinstance(body, Binary) and body.op == "*" and body.dtype.is_float:
+        return Intrin("fma", (body.a, body.b, accumulator))
+    return binary(combine.op, accumulator, body)

@@ -1,0 +1,374 @@
+"""Scalar expressions: symbolic dims, loop indices and kernel values, in one language.
+
+    expr := Var | Const | Unary(op, a) | Binary(op, a, b) | Select(cond, a, b)
+          | Cast(dtype, a) | Load(buffer, index) | Intrin(name, args)
+
+Nodes are dumb frozen records compared by identity; structural questions are asked of `equal`.
+Operator sugar builds nodes and folds constants, nothing more: algebra is `simplify`'s. Integer
+division and remainder round toward minus infinity, shifts of u32 are logical. Every operator is
+one row of UNARY or BINARY, so interpreter, folder, printer and renderers cannot disagree.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, dataclass_transform
+
+import numpy as np
+
+from sterna.base.dtype import BOOL, F32, I32, DType
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def node(cls: type[T]) -> type[T]:
+    """The one decorator of IR nodes: an immutable record, equal only to itself."""
+    return dataclass(frozen=True, slots=True, eq=False)(cls)
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """A row of the operator table.
+
+    `symbol` is the Python spelling, infix when `precedence` is set, a function call otherwise.
+    """
+
+    symbol: str
+    numpy: Callable[..., Any]
+    precedence: int = 0
+    commutative: bool = False
+    compares: bool = False
+
+
+UNARY: dict[str, Operator] = {
+    "neg": Operator("-", np.negative, 90),
+    "not": Operator("logical_not", np.logical_not),
+    "invert": Operator("~", np.invert, 90),
+    "abs": Operator("abs", np.abs),
+    "floor": Operator("floor", np.floor),
+    "sqrt": Operator("sqrt", np.sqrt),
+    "exp": Operator("exp", np.exp),
+    "log": Operator("log", np.log),
+    "sin": Operator("sin", np.sin),
+    "cos": Operator("cos", np.cos),
+    "tanh": Operator("tanh", np.tanh),
+}
+BINARY: dict[str, Operator] = {
+    "+": Operator("+", np.add, 60, commutative=True),
+    "-": Operator("-", np.subtract, 60),
+    "*": Operator("*", np.multiply, 70, commutative=True),
+    "/": Operator("/", np.divide, 70),
+    "//": Operator("//", np.floor_divide, 70),
+    "%": Operator("%", np.mod, 70),
+    "min": Operator("min", np.minimum, commutative=True),
+    "max": Operator("max", np.maximum, commutative=True),
+    "&": Operator("&", np.bitwise_and, 50, commutative=True),
+    "|": Operator("|", np.bitwise_or, 40, commutative=True),
+    "^": Operator("^", np.bitwise_xor, 45, commutative=True),
+    "<<": Operator("<<", np.left_shift, 55),
+    ">>": Operator(">>", np.right_shift, 55),
+    "<": Operator("<", np.less, 30, compares=True),
+    "<=": Operator("<=", np.less_equal, 30, compares=True),
+    "==": Operator("==", np.equal, 30, commutative=True, compares=True),
+    "!=": Operator("!=", np.not_equal, 30, commutative=True, compares=True),
+    "and": Operator("logical_and", np.logical_and, commutative=True),
+    "or": Operator("logical_or", np.logical_or, commutative=True),
+}
+
+# Intrin names and their meaning in numpy.
+INTRINSICS: dict[str, Callable[..., Any]] = {"fma": lambda a, b, c: a * b + c}
+
+
+class Expr:
+    """Base of all expressions; operator sugar only."""
+
+    __slots__ = ()
+    dtype: DType  # every subclass has one, as a field or a property
+
+    def __add__(self, other: ExprLike) -> Expr:
+        return binary("+", self, other)
+
+    def __radd__(self, other: ExprLike) -> Expr:
+        return binary("+", other, self)
+
+    def __sub__(self, other: ExprLike) -> Expr:
+        return binary("-", self, other)
+
+    def __rsub__(self, other: ExprLike) -> Expr:
+        return binary("-", other, self)
+
+    def __mul__(self, other: ExprLike) -> Expr:
+        return binary("*", self, other)
+
+    def __rmul__(self, other: ExprLike) -> Expr:
+        return binary("*", other, self)
+
+    def __truediv__(self, other: ExprLike) -> Expr:
+        return binary("/", self, other)
+
+    def __rtruediv__(self, other: ExprLike) -> Expr:
+        return binary("/", other, self)
+
+    def __floordiv__(self, other: ExprLike) -> Expr:
+        return binary("//", self, other)
+
+    def __mod__(self, other: ExprLike) -> Expr:
+        return binary("%", self, other)
+
+    def __and__(self, other: ExprLike) -> Expr:
+        return binary("&", self, other)
+
+    def __or__(self, other: ExprLike) -> Expr:
+        return binary("|", self, other)
+
+    def __lshift__(self, other: ExprLike) -> Expr:
+        return binary("<<", self, other)
+
+    def __rshift__(self, other: ExprLike) -> Expr:
+        return binary(">>", self, other)
+
+    def __lt__(self, other: ExprLike) -> Expr:
+        return binary("<", self, other)
+
+    def __le__(self, other: ExprLike) -> Expr:
+        return binary("<=", self, other)
+
+    def __neg__(self) -> Expr:
+        return unary("neg", self)
+
+
+ExprLike = Expr | int | float
+
+
+@node
+class Var(Expr):
+    """A symbolic integer (dim, loop index) or a Let-bound value, with inclusive bounds if known."""
+
+    name: str
+    dtype: DType = I32
+    lo: int | None = None
+    hi: int | None = None
+
+
+@node
+class Const(Expr):
+    """A literal."""
+
+    value: int | float | bool
+    dtype: DType
+
+
+@node
+class Unary(Expr):
+    op: str
+    a: Expr
+
+    @property
+    def dtype(self) -> DType:  # type: ignore[override]
+        return BOOL if self.op == "not" else self.a.dtype
+
+
+@node
+class Binary(Expr):
+    op: str
+    a: Expr
+    b: Expr
+
+    @property
+    def dtype(self) -> DType:  # type: ignore[override]
+        row = BINARY[self.op]
+        return BOOL if row.compares or self.op in ("and", "or") else self.a.dtype
+
+
+@node
+class Select(Expr):
+    """`a` where `cond`, else `b`. Both sides must be safe to evaluate."""
+
+    cond: Expr
+    a: Expr
+    b: Expr
+
+    @property
+    def dtype(self) -> DType:  # type: ignore[override]
+        return self.a.dtype
+
+
+@node
+class Cast(Expr):
+    dtype: DType
+    a: Expr
+
+
+@node
+class Buffer:
+    """A typed region: row-major `shape`, in a memory `scope`.
+
+    Scopes: "global" (a kernel's argument), "scratch" (one thread's, too large for registers),
+    "shared" (one work group's), "local" (one work item's array), "register".
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[Expr, ...]
+    scope: str = "global"
+
+    def __getitem__(self, index: ExprLike | tuple[ExprLike, ...]) -> Load:
+        parts = index if isinstance(index, tuple) else (index,)
+        return Load(self, tuple(wrap(part) for part in parts))
+
+
+@node
+class Load(Expr):
+    """The element of `buffer` at `index`, one expression for each dimension."""
+
+    buffer: Buffer
+    index: tuple[Expr, ...]
+
+    @property
+    def dtype(self) -> DType:  # type: ignore[override]
+        return self.buffer.dtype
+
+
+@node
+class Intrin(Expr):
+    """A named operation of several arguments: `fma(a, b, c)` = a * b + c rounded once."""
+
+    name: str
+    args: tuple[Expr, ...]
+
+    @property
+    def dtype(self) -> DType:  # type: ignore[override]
+        return self.args[0].dtype
+
+
+def wrap(value: ExprLike, dtype: DType | None = None) -> Expr:
+    """A Python number as a Const (i32 or f32 unless told), an Expr as itself."""
+    if isinstance(value, Expr):
+        return value
+    if dtype is None:
+        dtype = BOOL if isinstance(value, bool) else I32 if isinstance(value, int) else F32
+    return Const(float(value) if dtype.is_float else value, dtype)
+
+
+def const_value(expr: Expr) -> int | float | bool | None:
+    """The number a Const holds, None for anything else."""
+    return expr.value if isinstance(expr, Const) else None
+
+
+def binary(op: str, a: ExprLike, b: ExprLike) -> Expr:
+    """Build a Binary; numbers take the other side's dtype, two integer constants fold."""
+    if not isinstance(a, Expr):
+        a = wrap(a, b.dtype if isinstance(b, Expr) else None)
+    if not isinstance(b, Expr):
+        b = wrap(b, a.dtype)
+    if isinstance(a, Const) and isinstance(b, Const) and a.dtype.is_int:
+        folded = _fold(op, a, b)
+        if folded is not None:
+            return folded
+    if a.dtype.is_int:
+        if isinstance(b, Const):
+            if (b.value == 0 and op in ("+", "-", "|", "<<", ">>")) or (
+                b.value == 1 and op in ("*", "//")
+            ):
+                return a
+            if (op == "*" and b.value == 0) or (op == "%" and b.value == 1):
+                return Const(0, a.dtype)
+        if isinstance(a, Const):
+            if (a.value == 0 and op == "+") or (a.value == 1 and op == "*"):
+                return b
+            if a.value == 0 and op in ("*", "//", "%"):
+                return Const(0, a.dtype)
+    return Binary(op, a, b)
+
+
+_PYTHON: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv,
+    "%": operator.mod, "min": min, "max": max, "&": operator.and_, "|": operator.or_,
+    "^": operator.xor, "<<": operator.lshift, ">>": operator.rshift, "<": operator.lt,
+    "<=": operator.le, "==": operator.eq, "!=": operator.ne,
+}  # fmt: skip
+
+
+def _fold(op: str, a: Const, b: Const) -> Const | None:
+    if op not in _PYTHON or (op in ("//", "%") and b.value == 0):
+        return None
+    value = _PYTHON[op](a.value, b.value)
+    if BINARY[op].compares:
+        return Const(bool(value), BOOL)
+    if a.dtype.kind == "uint":
+        value &= (1 << a.dtype.bits) - 1
+    return Const(value, a.dtype)
+
+
+def unary(op: str, a: Expr) -> Expr:
+    """Build a Unary; the negative of an integer constant folds."""
+    if op == "neg" and isinstance(a, Const):
+        return Const(-a.value, a.dtype)
+    return Unary(op, a)
+
+
+def cast(dtype: DType, a: ExprLike) -> Expr:
+    """`a` converted to `dtype`; nothing when it already is."""
+    expr = wrap(a)
+    if expr.dtype == dtype:
+        return expr
+    if isinstance(expr, Const):
+        return wrap(float(expr.value) if dtype.is_float else int(expr.value), dtype)
+    return Cast(dtype, expr)
+
+
+def select(cond: Expr, a: ExprLike, b: ExprLike) -> Expr:
+    """`a` where `cond`, else `b`; a constant condition chooses at once."""
+    if not isinstance(a, Expr):
+        a = wrap(a, b.dtype if isinstance(b, Expr) else None)
+    if not isinstance(b, Expr):
+        b = wrap(b, a.dtype)
+    if isinstance(cond, Const):
+        return a if cond.value else b
+    return Select(cond, a, b)
+
+
+def minimum(a: ExprLike, b: ExprLike) -> Expr:
+    return binary("min", a, b)
+
+
+def maximum(a: ExprLike, b: ExprLike) -> Expr:
+    return binary("max", a, b)
+
+
+def equals(a: ExprLike, b: ExprLike) -> Expr:
+    return binary("==", a, b)
+
+
+def logical_and(a: Expr, b: Expr) -> Expr:
+    if isinstance(a, Const):
+        return b if a.value else a
+    if isinstance(b, Const):
+        return a if b.value else b
+    return Binary("and", a, b)
+
+
+def logical_or(a: Expr, b: Expr) -> Expr:
+    return Binary("or", a, b)
+
+
+def fma(a: ExprLike, b: ExprLike, c: ExprLike) -> Expr:
+    """a * b + c with one rounding, on targets that have it; see Target.fma."""
+    dtype = next(x.dtype for x in (a, b, c) if isinstance(x, Expr))
+    return Intrin("fma", (wrap(a, dtype), wrap(b, dtype), wrap(c, dtype)))
+
+
+def exp(a: Expr) -> Expr:
+    return Unary("exp", a)
+
+
+def sqrt(a: Expr) -> Expr:
+    return Unary("sqrt", a)
+
+
+def ceil_div(a: ExprLike, b: int) -> Expr:
+    """ceil(a / b) for non-negative a."""
+    return wrap(wrap(a) + (b - 1)) // b

@@ -1,0 +1,38 @@
+"""Operators: one record each, and the table of all of them."""
+
+from sterna.base.errors import InvalidIR
+from sterna.ops import attention, elementwise, matmul, norm, quantize, shape
+from sterna.ops.op import Kind, Op
+
+OPS: dict[str, Op] = {
+    op.name: op
+    for op in (
+        elementwise.ADD,
+        elementwise.MULTIPLY,
+        elementwise.MAXIMUM,
+        elementwise.SILU,
+        elementwise.CAST,
+        shape.SLICE,
+        shape.TAKE,
+        matmul.MATMUL,
+        norm.RMS_NORM,
+        quantize.DEQUANTIZE,
+        attention.COSINE,
+        attention.SINE,
+        attention.ROPE,
+        attention.KV_APPEND,
+        attention.ROPE_APPEND,
+        attention.ATTENTION,
+    )
+}
+
+
+def op(name: str) -> Op:
+    """The operator of that name."""
+    found = OPS.get(name)
+    if found is None:
+        raise InvalidIR(f"operator {name!r} is not in the table")
+    return found
+
+
+__all__ = ["OPS", "Kind", "Op", "op"]

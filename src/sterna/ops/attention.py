@@ -1,0 +1,101 @@
+"""Rotary embedding and paged attention.
+
+Queries, keys and values are [n, heads * head_dim]. The KV cache is one state tensor
+[pages, layers, 2, kv_heads, page_size * head_dim]; where the tokens of a step go in it follows
+from their position and their sequence's pages. Attention reads only the cache, so a step appends
+first. Rotary source: Su et al. 2021, "RoFormer" (arXiv:2104.09864), half-split layout.
+"""
+
+from __future__ import annotations
+
+from sterna.base.dtype import F32
+from sterna.ir.compute import Compute
+from sterna.ir.expr import Buffer, Expr, Unary, cast, select
+from sterna.ir.graph import TensorType
+from sterna.ops.op import Attrs, Kind, Op, define, expect, integer, number, static
+
+
+def _infer_angles(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    positions, frequencies = types
+    shape = (positions.shape[0], frequencies.shape[0])
+    return (TensorType(shape, F32),)
+
+
+def _angles(function: str) -> Op:
+    """cos or sin of position * frequency, times the scaling that yarn applies to both."""
+
+    def compute(
+        out: str, args: tuple[Buffer, ...], types: tuple[TensorType, ...], attrs: Attrs
+    ) -> tuple[Compute, ...]:
+        positions, frequencies = args
+
+        def body(n: Expr, d: Expr) -> Expr:
+            angle = cast(F32, positions[n]) * frequencies[d]
+            return Unary(function, angle) * number(attrs, "scaling")
+
+        return (define(out, types[0], "n d", body),)
+
+    return Op(f"rope_{function}", Kind.INJECTIVE, _infer_angles, compute)
+
+
+def _infer_rope(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    x, cosine, _ = types
+    half = static(cosine.shape[1], "rope: the rotary dim")
+    expect(
+        static(x.shape[1], "rope: width") % integer(attrs, "head_dim") == 0,
+        "rope: heads do not divide the width",
+    )
+    expect(2 * half <= integer(attrs, "head_dim"), "rope: more angles than dims")
+    return (x,)
+
+
+def rotate(x: Buffer, cosine: Buffer, sine: Buffer, n: Expr, h: Expr, d: Expr, dim: int) -> Expr:
+    """Element d of head h after rotation: x1 cos - x2 sin, then x2 cos + x1 sin."""
+    half = static(cosine.shape[1], "rope: the rotary dim")
+    base = h * dim
+    i = d % half
+    low, high = cast(F32, x[n, base + i]), cast(F32, x[n, base + i + half])
+    turned = select(
+        d < half,
+        low * cosine[n, i] - high * sine[n, i],
+        high * cosine[n, i] + low * sine[n, i],
+    )
+    return turned if 2 * half == dim else select(d < 2 * half, turned, cast(F32, x[n, base + d]))
+
+
+def _compute_rope(
+    out: str, args: tuple[Buffer, ...], types: tuple[TensorType, ...], attrs: Attrs
+) -> tuple[Compute, ...]:
+    dim = integer(attrs, "head_dim")
+    x, cosine, sine = args
+
+    def body(n: Expr, c: Expr) -> Expr:
+        return cast(types[0].dtype, rotate(x, cosine, sine, n, c // dim, c % dim, dim))
+
+    return (define(out, types[0], "n c", body),)
+
+
+def _infer_append(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    """(k, v, kv, positions, seq_ids, page_indptr, page_table) -> the cache, changed."""
+    expect(len(types) == 7, "kv_append: takes k, v, the cache and four index tensors")
+    return (types[2],)
+
+
+def _infer_rope_append(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    """(q, k, v, cos, sin, kv, positions, seq_ids, page_indptr, page_table) -> (q rotated, kv)."""
+    expect(len(types) == 10, "rope_append: takes q, k, v, cos, sin, the cache, four index tensors")
+    return (types[0], types[5])
+
+
+def _infer_attention(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    """(q, kv, positions, page_indptr, page_table, tile_start, tile_size, tile_seq) -> like q."""
+    expect(len(types) == 8, "attention: takes q, the cache and six index tensors")
+    return (types[0],)
+
+
+COSINE = _angles("cos")
+SINE = _angles("sin")
+ROPE = Op("rope", Kind.INJECTIVE, _infer_rope, _compute_rope)
+KV_APPEND = Op("kv_append", Kind.OPAQUE, _infer_append, effect=True)
+ROPE_APPEND = Op("rope_append", Kind.OPAQUE, _infer_rope_append, effect=True)
+ATTENTION = Op("attention", Kind.OPAQUE, _infer_attention)
