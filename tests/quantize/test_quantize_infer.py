@@ -1,6 +1,8 @@
 """Variants are read from shapes, whoever wrote the folder."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -69,3 +71,22 @@ def test_shapes_that_fit_nothing(
 def test_plain_schemes_have_no_packed_tensors() -> None:
     with pytest.raises(ShapeMismatch, match="q0f16 has plain weights"):
         infer(scheme("q0f16"), (64, 128), (64, 32), (64, 1024))
+
+
+def test_the_folder_of_a_published_llama(shared: Path) -> None:
+    folder = shared / "mlc-format" / "Llama-3-8B-Instruct-q4f16_1"
+    if not folder.is_dir():
+        pytest.skip("needs the metadata of a published MLC folder in ../shared/data/mlc-format")
+    config = json.loads((folder / "mlc-chat-config.json").read_text())["model_config"]
+    shards = json.loads((folder / "ndarray-cache.json").read_text())["records"]
+    found = {r["name"]: tuple(r["shape"]) for shard in shards for r in shard["records"]}
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    weights = {
+        "model.embed_tokens": (config["vocab_size"], hidden),
+        "model.layers.0.mlp.gate_up_proj": (2 * inner, hidden),
+        "model.layers.31.mlp.down_proj": (hidden, inner),
+        "lm_head": (config["vocab_size"], hidden),
+    }
+    named = scheme("q4f16_1")
+    for name, shape in weights.items():
+        assert infer(named, found[f"{name}.q_weight"], found[f"{name}.q_scale"], shape) == named

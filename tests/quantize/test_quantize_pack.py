@@ -1,5 +1,6 @@
 """Packing and restoring weights: MLC's vectors, a narrow-float oracle, bounds, refusals."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,13 @@ def test_affine_is_exact_on_what_it_can_represent(
     assert np.array_equal(dequantize(packed, row, weight.shape), weight)
 
 
+@pytest.mark.parametrize("row", AFFINE, ids=ident)
+def test_affine_codes_are_made_for_the_scale_in_the_file(row: Scheme) -> None:
+    scale = quantize(random_weight(8, 96), row)["q_scale"]
+    assert scale.dtype == row.compute.numpy
+    assert np.array_equal(scale.astype(row.scale_on_disk.numpy).astype(scale.dtype), scale)
+
+
 @pytest.mark.parametrize("row", EVERY, ids=ident)
 def test_zero_and_constant_groups(row: Scheme) -> None:
     weight = np.repeat(np.array([[0.0], [0.75], [-3.0]], np.float32), 2 * row.group, axis=1)
@@ -198,6 +206,16 @@ def test_blocks_do_not_show(row: Scheme, monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(np.array_equal(whole[key], small[key]) for key in whole)
     assert [rows.stop for rows, _ in restored_rows(whole, row, weight.shape)] == [2, 4, 6, 7]
     assert np.array_equal(dequantize(small, row, weight.shape), restored)
+
+
+@pytest.mark.parametrize("name", ["q4f16_1", "q3f16_1z", "q4f16_0", "q0f32"])
+def test_memory_beside_the_result_is_a_few_blocks(name: str) -> None:
+    weight = random_weight(1024, 2048).astype(np.float16)
+    tracemalloc.start()
+    packed = quantize(weight, scheme(name))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak - sum(t.nbytes for t in packed.values()) < 6e6
 
 
 @pytest.mark.parametrize("row", SCHEMES.values(), ids=ident)
