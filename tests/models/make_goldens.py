@@ -124,6 +124,11 @@ ROPE_CASES: dict[str, tuple[int, int | None, dict[str, object]]] = {
         None,
         {"rope_scaling": {**YARN, "original_max_position_embeddings": 8}},
     ),
+    "yarn, ramp past the last dimension": (
+        64,
+        None,
+        {"rope_theta": 10.0, "rope_scaling": {**YARN, "beta_fast": 200.0}},
+    ),
     "yarn, factor 1": (64, None, {"rope_scaling": {**YARN, "factor": 1.0}}),
     "yarn, parameters": (
         128,
