@@ -129,7 +129,9 @@ def test_header_length_lies(path: Path, length: int) -> None:
 
 @pytest.mark.parametrize("name", ["F8_E4M3", "F8_E5M2", "F4", "C64"])
 def test_fp8_and_others_are_refused_by_name(path: Path, name: str) -> None:
-    path.write_bytes(file_of({"w": {"dtype": name, "shape": [4], "data_offsets": [0, 4]}}, bytes(4)))
+    path.write_bytes(
+        file_of({"w": {"dtype": name, "shape": [4], "data_offsets": [0, 4]}}, bytes(4))
+    )
     with pytest.raises(UnsupportedModel, match=f"'w' has element type {name}"):
         open_safetensors(path)
 
@@ -161,7 +163,11 @@ def test_every_single_bit_flip_is_read_or_refused(path: Path) -> None:
 
 
 @settings(derandomize=True, max_examples=150, deadline=None)
-@given(header=st.binary(max_size=80), data=st.binary(max_size=16), length=st.none() | st.integers(0, 99))
+@given(
+    header=st.binary(max_size=80),
+    data=st.binary(max_size=16),
+    length=st.none() | st.integers(0, 99),
+)
 def test_any_bytes_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, header: bytes, data: bytes, length: int | None
 ) -> None:
@@ -202,7 +208,9 @@ def readable(path: Path) -> bool:
 
 
 def test_bool_must_be_zero_or_one(path: Path) -> None:
-    path.write_bytes(file_of({"m": {"dtype": "BOOL", "shape": [2], "data_offsets": [0, 2]}}, b"\1\2"))
+    path.write_bytes(
+        file_of({"m": {"dtype": "BOOL", "shape": [2], "data_offsets": [0, 2]}}, b"\1\2")
+    )
     with pytest.raises(UnsafeFile, match="other than 0 and 1"):
         open_safetensors(path)["m"].read()
 

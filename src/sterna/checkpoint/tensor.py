@@ -101,7 +101,7 @@ def check_ref(ref: TensorRef, available: int) -> None:
     if ref.offset < 0 or ref.offset + ref.nbytes > available:
         raise UnsafeFile(
             f"{ref.path}: tensor {ref.name!r} lies at bytes {ref.offset} to "
-            f"{ref.offset + ref.nbytes} of a file of {available}: it is truncated, or its header lies"
+            f"{ref.offset + ref.nbytes} of a file of {available}: truncated, or a header that lies"
         )
 
 

@@ -1,0 +1,159 @@
+"""What the user typed becomes a folder, or a sentence on what to type instead."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from sterna.base import errors as base_errors
+from sterna.base.errors import CheckpointError, UsageError
+from sterna.checkpoint.hub import parse_repo, resolve
+
+SOURCES = str(Path(base_errors.__file__).parents[2])
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """A hub that notes what it was asked, and raises what it is told to."""
+    seen: dict[str, Any] = {"raise": None}
+
+    def snapshot_download(repo: str, **options: Any) -> str:
+        seen.update(options, repo=repo)
+        if seen["raise"] is not None:
+            raise seen["raise"]
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return seen
+
+
+def test_local_folder(tmp_path: Path) -> None:
+    assert resolve(str(tmp_path)) == tmp_path
+
+
+def test_a_folder_that_a_killed_writer_left_aside(tmp_path: Path) -> None:
+    (tmp_path / ".M.old-3").mkdir()
+    assert resolve(str(tmp_path / "M")).is_dir()
+
+
+def test_hub_name_is_fetched(hub: dict[str, Any], tmp_path: Path) -> None:
+    assert resolve("HF://meta-llama/Llama-3.2-1B:refs/pr/3") == tmp_path
+    assert (hub["repo"], hub["revision"]) == ("meta-llama/Llama-3.2-1B", "refs/pr/3")
+    assert resolve("hf://a/b") == tmp_path
+    assert hub["revision"] is None
+
+
+def wanted(hub: dict[str, Any], names: list[str]) -> list[str]:
+    found = huggingface_hub.utils.filter_repo_objects(
+        names, allow_patterns=hub["allow_patterns"], ignore_patterns=hub["ignore_patterns"]
+    )
+    return list(found)
+
+
+def test_no_pickle_and_no_subfolder_is_fetched(hub: dict[str, Any]) -> None:
+    resolve("HF://a/b")
+    useful = [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.model",
+        "merges.txt",
+        "chat_template.jinja",
+        "params_shard_0.bin",
+        "tensor-cache.json",
+    ]
+    useless = [
+        "pytorch_model.bin",
+        "training_args.bin",
+        "consolidated.safetensors",
+        "original/consolidated.00.pth",
+        "onnx/config.json",
+        "model.gguf",
+        "run.py",
+        "README.md",
+    ]
+    assert wanted(hub, useful + useless) == useful
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HF://",
+        "HF://a",
+        "HF://a/b/c",
+        "HF://a/../b",
+        "HF://a/b:",
+        "HF://a/b:-x",
+        "HF:///a/b",
+        "HF://a/b c",
+    ],
+)
+def test_names_of_another_form(name: str) -> None:
+    with pytest.raises(UsageError, match="HF://user/repo"):
+        parse_repo(name)
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="for the hub's model write HF://user/repo"):
+        resolve("user/repo")
+    with pytest.raises(UsageError, match="give a model folder"):
+        resolve(str(tmp_path / "none"))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="is a file"):
+        resolve(str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "~nobody-of-this-name/x"])
+def test_impossible_names(name: str) -> None:
+    with pytest.raises(UsageError, match="not a folder that can be read"):
+        resolve(name)
+
+
+def bare(kind: type[Exception], text: str = "") -> Exception:
+    """An error of the hub's without the HTTP response that its constructor wants."""
+    error = kind.__new__(kind)
+    Exception.__init__(error, text)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (bare(errors.GatedRepoError), "licence to be accepted"),
+        (bare(errors.RepositoryNotFoundError), "does not exist, or is private"),
+        (bare(errors.RevisionNotFoundError), "has no revision 'v2'"),
+        (errors.LocalEntryNotFoundError("no"), "HF_HUB_OFFLINE"),
+        (errors.OfflineModeIsEnabled("no"), "HF_HUB_OFFLINE"),
+        (bare(errors.HfHubHTTPError, "503 Server Error\nbody"), "could not download .*503 Server"),
+        (OSError(28, "No space left on device"), "No space left"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_hub_errors_are_sentences(hub: dict[str, Any], error: Exception, sentence: str) -> None:
+    hub["raise"] = error
+    with pytest.raises(CheckpointError, match=sentence) as caught:
+        resolve("HF://a/b:v2")
+    assert "\n" not in str(caught.value)
+
+
+def test_offline_for_real(tmp_path: Path) -> None:
+    code = (
+        "from sterna.checkpoint.hub import resolve\n"
+        "from sterna.base.errors import CheckpointError\n"
+        "try: resolve('HF://sterna-test/none')\n"
+        "except CheckpointError as error: print(error)\n"
+    )
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": SOURCES}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
+    )
+    assert "is not in the local cache" in done.stdout, done.stderr
+
+
+def test_the_hub_client_is_imported_late() -> None:
+    code = "import sys, sterna.checkpoint.hub; assert 'huggingface_hub' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": SOURCES})
