@@ -93,12 +93,9 @@ class PartialFolder:
         recover(target)
         _sweep(target)
         try:
-            self.path.mkdir()
+            self._lock = _make_locked(self.path)
         except FileExistsError:
             raise UsageError(f"{target} is already being written by this process") from None
-        self._lock = _open_folder(self.path)
-        if self._lock is not None:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def swap_in(self) -> None:
         """Give the folder the target's name; what had it before is removed after."""
@@ -131,6 +128,22 @@ class PartialFolder:
             self._lock = None
 
 
+def _make_locked(path: Path) -> int | None:
+    """Make a folder and take its lock before a sweeping process can mistake it for litter."""
+    while True:
+        path.mkdir()
+        try:
+            handle = _open_folder(path)
+        except FileNotFoundError:
+            continue  # swept away between the two calls
+        if handle is None:
+            return None
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink > 0 and path.exists():
+            return handle
+        os.close(handle)
+
+
 def recover(target: Path) -> None:
     """Put back the folder that a killed writer had moved aside, if `target` is missing."""
     deadline = time.monotonic() + _SWAP_SECONDS
@@ -145,15 +158,20 @@ def recover(target: Path) -> None:
 
 
 def _give_back(aside: Path, target: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    try:
         os.rename(aside, target)
+    except OSError:
+        if aside.exists() and not target.exists():
+            raise  # otherwise another process was quicker, which is as good
 
 
 def _sweep(target: Path) -> None:
     """Remove what dead writers left: half-written folders, and old ones already replaced."""
     partials = _siblings(target, "partial")
-    for path in filter(_abandoned, partials):
-        shutil.rmtree(path, ignore_errors=True)
+    for path in partials:
+        with _claim(path) as free:
+            if free:
+                shutil.rmtree(path, ignore_errors=True)
     if target.exists() and all(map(_abandoned, partials)):
         for path in _siblings(target, "old"):
             shutil.rmtree(path, ignore_errors=True)
@@ -168,16 +186,33 @@ def _siblings(target: Path, kind: str) -> list[Path]:
 
 
 def _abandoned(partial: Path) -> bool:
+    with _claim(partial) as free:
+        return free
+
+
+@contextlib.contextmanager
+def _claim(partial: Path) -> Iterator[bool]:
+    """Hold the lock of a half-written folder for a block; False if a living writer has it."""
+    handle = None
     try:
         handle = _open_folder(partial)
-        if handle is None:
-            return time.time() - partial.stat().st_mtime > _STALE_SECONDS
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        finally:
-            os.close(handle)
+        free = _is_old(partial) if handle is None else _try_lock(handle)
     except FileNotFoundError:
-        pass
+        free = True
+    try:
+        yield free
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _is_old(partial: Path) -> bool:
+    return time.time() - partial.stat().st_mtime > _STALE_SECONDS
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
     return True
