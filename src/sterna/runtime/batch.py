@@ -1,0 +1,169 @@
+"""A step's batch: checked, measured, and cut into query tiles, before C sees it.
+
+In: a StepInput and the manifest's limits. Out: the values of the dims and the arrays that entry
+points name as inputs. Whatever passes `prepare` cannot make a kernel read or write outside its
+buffers; whether pages are shared wisely is the engine's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sterna.base.artifact import QUERY_TILE, Entry, Manifest
+from sterna.base.errors import RequestError
+from sterna.runtime.executable import Ints, StepInput
+
+INPUTS = (
+    "tokens", "positions", "seq_ids", "seq_indptr", "page_indptr", "page_table", "logit_rows",
+    "tile_start", "tile_size", "tile_seq",
+)  # fmt: skip
+DIMS = ("n", "b", "p", "r", "t")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Inputs by name, all int32 and one-dimensional, and the dims that they have.
+
+    `seq_ids` [n] is the sequence of each token. Tile i is the `tile_size[i]` (1 to QUERY_TILE)
+    tokens from `tile_start[i]` on, all of sequence `tile_seq[i]`; tiles cover every token once,
+    in order.
+    """
+
+    inputs: dict[str, Ints]
+    dims: dict[str, int]
+
+
+def prepare(batch: StepInput, manifest: Manifest, num_pages: int) -> Prepared:
+    """Check a batch and complete it; RequestError says what is wrong with it."""
+    _check_form(batch)
+    lengths = np.diff(batch.seq_indptr)
+    _check_positions(batch, lengths, manifest)
+    _check_pages(batch, manifest.kv_cache.page_size, num_pages)
+    sequences = np.arange(len(lengths), dtype=np.int32)
+    start, size, seq = _tiles(batch.seq_indptr, lengths, sequences)
+    inputs = {
+        "tokens": batch.tokens,
+        "positions": batch.positions,
+        "seq_ids": np.repeat(sequences, lengths),
+        "seq_indptr": batch.seq_indptr,
+        "page_indptr": batch.page_indptr,
+        "page_table": batch.page_table,
+        "logit_rows": batch.logit_rows,
+        "tile_start": start,
+        "tile_size": size,
+        "tile_seq": seq,
+    }
+    dims = {
+        "n": len(batch.tokens),
+        "b": len(lengths),
+        "p": len(batch.page_table),
+        "r": len(batch.logit_rows),
+        "t": len(start),
+    }
+    return Prepared(inputs, dims)
+
+
+def choose(entries: dict[str, Entry], dims: dict[str, int]) -> Entry:
+    """Decode if each sequence has one token, else verify, else prefill: the first that fits."""
+    names = ("decode", "verify", "prefill") if dims["n"] == dims["b"] else ("verify", "prefill")
+    for name in names:
+        entry = entries.get(name)
+        if entry and all(dim.lo <= dims[dim.name] <= dim.hi for dim in entry.dims):
+            return entry
+    asked = ", ".join(f"{name}={dims[name]}" for name in DIMS)
+    possible = "; ".join(
+        f"{e.name} with " + ", ".join(f"{d.name} {d.lo}..{d.hi}" for d in e.dims)
+        for e in entries.values()
+    )
+    raise RequestError(
+        f"no entry point of the library takes a step of {asked} (tokens, sequences, page-table "
+        f"entries, logit rows, query tiles); it has {possible}"
+    )
+
+
+def _check_form(batch: StepInput) -> None:
+    arrays = (
+        ("tokens", batch.tokens),
+        ("positions", batch.positions),
+        ("seq_indptr", batch.seq_indptr),
+        ("page_indptr", batch.page_indptr),
+        ("page_table", batch.page_table),
+        ("logit_rows", batch.logit_rows),
+    )
+    for name, array in arrays:
+        if array.ndim != 1 or array.dtype != np.int32:
+            raise RequestError(
+                f"{name} of a step must be a flat int32 array, not {array.dtype}{array.shape}"
+            )
+    n = len(batch.tokens)
+    if n == 0 or len(batch.positions) != n:
+        raise RequestError(
+            f"a step needs as many positions as tokens, and at least one: it has {n} tokens and "
+            f"{len(batch.positions)} positions"
+        )
+    _check_indptr("seq_indptr", batch.seq_indptr, n)
+    _check_indptr("page_indptr", batch.page_indptr, len(batch.page_table))
+    if len(batch.seq_indptr) != len(batch.page_indptr):
+        raise RequestError("seq_indptr and page_indptr of a step speak of different sequences")
+    rows = batch.logit_rows
+    if len(rows) and (rows[0] < 0 or rows[-1] >= n or (rows[1:] <= rows[:-1]).any()):
+        raise RequestError(f"logit_rows of a step must ascend and lie in 0..{n - 1}")
+
+
+def _check_indptr(name: str, indptr: Ints, total: int) -> None:
+    ends_match = len(indptr) >= 2 and indptr[0] == 0 and indptr[-1] == total
+    if not ends_match or (indptr[1:] <= indptr[:-1]).any():
+        raise RequestError(
+            f"{name} of a step must rise from 0 to {total}, with no sequence empty: "
+            f"{indptr[:8].tolist()}"
+        )
+
+
+def _check_positions(batch: StepInput, lengths: Ints, manifest: Manifest) -> None:
+    vocab, window = manifest.model.vocab_size, manifest.model.context_window_size
+    low, high = int(batch.tokens.min()), int(batch.tokens.max())
+    if low < 0 or high >= vocab:
+        raise RequestError(
+            f"token {low if low < 0 else high} is not in the vocabulary of {vocab} tokens"
+        )
+    first = batch.positions[batch.seq_indptr[:-1]]
+    last = batch.positions[batch.seq_indptr[1:] - 1]
+    if int(first.min()) < 0 or (0 < window <= int(last.max())):
+        bad = int(first.min()) if int(first.min()) < 0 else int(last.max())
+        raise RequestError(f"position {bad} is outside the context window of {window} tokens")
+    if len(lengths) == len(batch.tokens):
+        return
+    steps = np.ones(len(batch.tokens), dtype=np.int64)
+    steps[batch.seq_indptr[1:-1]] = batch.positions[batch.seq_indptr[1:-1]].astype(np.int64)
+    steps[batch.seq_indptr[1:-1]] -= batch.positions[batch.seq_indptr[1:-1] - 1]
+    if (np.diff(batch.positions.astype(np.int64)) != steps[1:]).any():
+        raise RequestError("the positions of one sequence in a step must be consecutive")
+
+
+def _check_pages(batch: StepInput, page_size: int, num_pages: int) -> None:
+    pages = batch.page_table
+    if int(pages.min()) < 0 or int(pages.max()) >= num_pages:
+        bad = int(pages.min()) if int(pages.min()) < 0 else int(pages.max())
+        raise RequestError(f"page {bad} is not one of the cache's {num_pages} pages")
+    last = batch.positions[batch.seq_indptr[1:] - 1]
+    have = np.diff(batch.page_indptr)
+    short = np.flatnonzero(last // page_size >= have)
+    if len(short):
+        s = int(short[0])
+        raise RequestError(
+            f"sequence {s} of the step reaches position {last[s]} and has {have[s]} pages of "
+            f"{page_size} tokens"
+        )
+
+
+def _tiles(indptr: Ints, lengths: Ints, sequences: Ints) -> tuple[Ints, Ints, Ints]:
+    if len(lengths) == indptr[-1]:  # one token each
+        return sequences, np.ones_like(sequences), sequences
+    counts = -(-lengths // QUERY_TILE)
+    seq = np.repeat(sequences, counts)
+    within = np.arange(len(seq), dtype=np.int32) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = (indptr[:-1][seq] + within * QUERY_TILE).astype(np.int32)
+    size = np.minimum(indptr[1:][seq] - start, QUERY_TILE).astype(np.int32)
+    return start, size, seq

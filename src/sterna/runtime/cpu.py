@@ -1,0 +1,296 @@
+"""The CPU as a device: a library and a side stream of weights become an Executable.
+
+Everything is allocated once, at load. A step fills the inputs and calls one C function; all the
+kernels of the step, their loops over layers and their threads are behind that call. Knows the
+calling convention (ABI 1 of codegen/pool.h) and the manifest, nothing of graphs or kernels:
+
+    i32 entry(Pool *pool, void *const *buffers, void *arena, const i64 *dims)
+
+`buffers` are the entry's inputs, its outputs, the KV cache, then one pointer a param, in the
+manifest's order; `dims` are the values of the entry's dims. The cache is [num_pages, page_bytes]:
+a page's keys and values in all layers lie together.
+"""
+
+from __future__ import annotations
+
+import _ctypes
+import ctypes
+import sys
+import threading
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.base.artifact import ABI, MANIFEST_MARK, Entry, Manifest, decode
+from sterna.base.dtype import dtype
+from sterna.base.errors import (
+    ArtifactError,
+    DeviceError,
+    MissingTensor,
+    RequestError,
+    ShapeMismatch,
+    UsageError,
+)
+from sterna.runtime.batch import DIMS, INPUTS, choose, prepare
+from sterna.runtime.executable import StepInput
+from sterna.runtime.host import available_memory, usable_cores
+from sterna.runtime.library import check_loadable, manifest_bytes
+from sterna.runtime.memory import (
+    Region,
+    check_fits,
+    io_bytes,
+    largest_shape,
+    memory_plan,
+    pack,
+    packed_bytes,
+    packed_shape,
+    padded,
+)
+from sterna.runtime.threads import POOL_BYTES, Team
+
+_MOST_THREADS = 1024
+
+
+class WeightReader(Protocol):
+    """A tensor of the model folder, not yet in memory."""
+
+    def read(self) -> NDArray[Any]:
+        """The whole tensor, in its shape and dtype."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One entry point, ready to be called: its arrays and the addresses that C takes."""
+
+    entry: Entry
+    function: Any  # a ctypes function: i32(pool, buffers, arena, dims)
+    inputs: tuple[tuple[str, NDArray[np.int32]], ...]
+    logits: NDArray[np.float32]  # [r at most, vocab_size]
+    dims: NDArray[np.int64]
+    pointers: NDArray[np.uint64]  # kept alive: C reads it
+    addresses: tuple[int, int, int, int]
+
+
+def load(
+    library: Path,
+    weights: Mapping[str, WeightReader],
+    *,
+    num_pages: int,
+    threads: int | None = None,
+) -> CpuExecutable:
+    """Load a compiled library with its weights, one tensor at a time.
+
+    `threads` None: one for each processor this process may use. Raises ArtifactError for a
+    library that is damaged or for another machine, Unavailable for one that wants a newer CPU,
+    OutOfMemory before anything is allocated, MissingTensor and ShapeMismatch for weights that
+    are not those the library was compiled for.
+    """
+    data = manifest_bytes(library)
+    manifest = decode(data)
+    check_loadable(library, manifest)
+    _check_names(manifest)
+    count = usable_cores() if threads is None else threads
+    if not 1 <= count <= _MOST_THREADS:
+        raise UsageError(f"{count} threads were asked for; possible: 1 to {_MOST_THREADS}")
+    if num_pages < 1:
+        raise UsageError(f"a KV cache of {num_pages} pages was asked for; it needs one at least")
+    check_fits(memory_plan(manifest, num_pages, count), available_memory())
+    handle = _open(library, data)
+    try:
+        return CpuExecutable(handle, manifest, weights, num_pages, count)
+    except BaseException:
+        _unload(handle)  # or the same path, compiled again, would give the old library
+        raise
+
+
+class CpuExecutable:
+    """An Executable on the CPU; made by `load`. One step at a time, from any thread."""
+
+    def __init__(
+        self,
+        handle: ctypes.CDLL,
+        manifest: Manifest,
+        weights: Mapping[str, WeightReader],
+        num_pages: int,
+        threads: int,
+    ) -> None:
+        plan = memory_plan(manifest, num_pages, threads)
+        region = Region(plan.total + padded(POOL_BYTES))
+        pool = region.take(POOL_BYTES)
+        scratch_stride = plan.scratch // threads
+        scratch = region.take(plan.scratch - padded(0))
+        arena = region.take(plan.arena - padded(0))
+        page_bytes = manifest.kv_cache.page_bytes
+        self._cache = region.take(num_pages * page_bytes).reshape(num_pages, page_bytes)
+        io = {name: region.take(size) for name, size in io_bytes(manifest.entries).items()}
+        params = _load_params(manifest, weights, region)
+        shared = [self._cache.ctypes.data, *(param.ctypes.data for param in params)]
+        ends = (pool.ctypes.data, arena.ctypes.data)
+        self._calls = {
+            entry.name: _prepare_call(entry, handle, io, shared, ends) for entry in manifest.entries
+        }
+        self._entries = {entry.name: entry for entry in manifest.entries}
+        self._manifest = manifest
+        self._memory = region  # all of it lives as long as this
+        self._one_step = threading.Lock()
+        handle.sterna_work.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+        self._team = Team(handle.sterna_work, pool, threads, scratch.ctypes.data, scratch_stride)
+        self._release = weakref.finalize(self, _close_library, self._team, handle)
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._manifest
+
+    @property
+    def num_pages(self) -> int:
+        return len(self._cache)
+
+    def step(self, batch: StepInput) -> NDArray[np.float32]:
+        """See Executable.step. RequestError for a batch that is malformed or too large."""
+        prepared = prepare(batch, self._manifest, self.num_pages)
+        call = self._calls[choose(self._entries, prepared.dims).name]
+        with self._one_step:
+            if not self._release.alive:
+                raise DeviceError("the model was closed; load it again")
+            for name, array in call.inputs:
+                values = prepared.inputs[name]
+                array[: len(values)] = values
+            call.dims[:] = [prepared.dims[dim.name] for dim in call.entry.dims]
+            self._team.begin()
+            try:
+                code = call.function(*call.addresses)
+            finally:
+                self._team.end()
+        if code != 0:
+            raise DeviceError(f"entry point {call.entry.name!r} failed with code {code}")
+        return call.logits[: prepared.dims["r"]]
+
+    def copy_page(self, source: int, destination: int) -> None:
+        """See Executable.copy_page. RequestError for a page the cache does not have."""
+        for page in (source, destination):
+            if not 0 <= page < self.num_pages:
+                raise RequestError(f"page {page} is not one of the cache's {self.num_pages} pages")
+        self._cache[destination] = self._cache[source]
+
+    def close(self) -> None:
+        """See Executable.close. Logits handed out before stay readable."""
+        with self._one_step:
+            self._release()
+            self._calls = {}
+
+
+def _check_names(manifest: Manifest) -> None:
+    """Inputs, outputs and dims of every entry are those a step can fill."""
+    for entry in manifest.entries:
+        inputs = [b.name for b in entry.inputs if b.name not in INPUTS or b.dtype != "i32"]
+        unknown = inputs + [dim.name for dim in entry.dims if dim.name not in DIMS]
+        outputs = [(b.name, b.dtype, len(b.shape)) for b in entry.outputs]
+        if unknown or outputs != [("logits", "f32", 2)]:
+            raise ArtifactError(
+                f"entry point {entry.name!r} wants inputs or gives outputs that this Sterna does "
+                f"not know ({', '.join(unknown) or outputs}); compile the model again"
+            )
+
+
+def _open(library: Path, data: bytes) -> ctypes.CDLL:
+    """The loaded library, checked to be the file that `data` was read from."""
+    try:
+        handle = ctypes.CDLL(str(library.resolve()))
+    except OSError as error:
+        raise ArtifactError(f"{library} cannot be loaded: {error}") from None
+    try:
+        abi, loaded = int(handle.sterna_abi()), _loaded_manifest(handle, len(data))
+    except (AttributeError, ValueError) as error:
+        _unload(handle)
+        raise ArtifactError(f"{library} lacks what every Sterna library has: {error}") from None
+    if abi == ABI and loaded == data:
+        return handle
+    _unload(handle)
+    if abi != ABI:
+        raise ArtifactError(
+            f"{library} speaks version {abi} of the interface to the runtime, this Sterna "
+            f"version {ABI}; compile the model again"
+        )
+    # A system hands out the library that it loaded earlier from this path, though the file was
+    # replaced since.
+    raise ArtifactError(
+        f"{library} was replaced while its old version is in use by this process; close the "
+        "model that uses it first"
+    )
+
+
+def _loaded_manifest(handle: ctypes.CDLL, size: int) -> bytes:
+    mark = ctypes.c_char.in_dll(handle, "sterna_manifest")
+    return ctypes.string_at(ctypes.addressof(mark) + len(MANIFEST_MARK) + 8, size)
+
+
+def _unload(handle: ctypes.CDLL) -> None:
+    if sys.platform == "win32":
+        _ctypes.FreeLibrary(handle._handle)
+    else:
+        _ctypes.dlclose(handle._handle)
+
+
+def _load_params(
+    manifest: Manifest, weights: Mapping[str, WeightReader], region: Region
+) -> list[NDArray[np.uint8]]:
+    found = []
+    for param in manifest.params:
+        if param.name not in weights:
+            raise MissingTensor(
+                f"the library wants a weight {param.name!r} that the model folder does not have; "
+                "compile the library for this folder"
+            )
+        source = np.asarray(weights[param.name].read())
+        wanted = dtype(param.dtype).numpy
+        if source.shape != param.shape or source.dtype != wanted:
+            raise ShapeMismatch(
+                f"weight {param.name!r} is {source.dtype}{list(source.shape)}, the library wants "
+                f"{wanted}{list(param.shape)}; compile the library for this folder"
+            )
+        memory = region.take(packed_bytes(param))
+        pack(source, param, memory.view(wanted).reshape(packed_shape(param)))
+        found.append(memory)
+    return found
+
+
+def _prepare_call(
+    entry: Entry,
+    handle: ctypes.CDLL,
+    io: Mapping[str, NDArray[np.uint8]],
+    shared: list[int],
+    ends: tuple[int, int],
+) -> _Call:
+    try:
+        function = handle[entry.symbol]
+    except AttributeError:
+        raise ArtifactError(
+            f"the library has no function {entry.symbol!r} for its entry point {entry.name!r}"
+        ) from None
+    function.argtypes = [ctypes.c_void_p] * 4
+    function.restype = ctypes.c_int32
+    buffers = [io[buffer.name].ctypes.data for buffer in (*entry.inputs, *entry.outputs)]
+    pointers = np.array([*buffers, *shared], dtype=np.uint64)
+    dims = np.zeros(max(1, len(entry.dims)), dtype=np.int64)[: len(entry.dims)]
+    (logits,) = entry.outputs
+    shape = largest_shape(logits, entry)
+    return _Call(
+        entry=entry,
+        function=function,
+        inputs=tuple((buffer.name, io[buffer.name].view(np.int32)) for buffer in entry.inputs),
+        logits=io[logits.name].view(np.float32)[: shape[0] * shape[1]].reshape(shape),
+        dims=dims,
+        pointers=pointers,
+        addresses=(ends[0], pointers.ctypes.data, ends[1], dims.ctypes.data),
+    )
+
+
+def _close_library(team: Team, handle: ctypes.CDLL) -> None:
+    team.stop()
+    _unload(handle)

@@ -1,0 +1,69 @@
+"""What this machine has to run models on, and what each device lacks: for `sterna devices`.
+
+Looks, and changes nothing. A device that this version cannot use is listed as that, whether the
+hardware is there or not.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+
+from sterna.runtime.host import (
+    available_memory,
+    cpu_features,
+    cpu_name,
+    total_memory,
+    usable_cores,
+)
+
+_NOT_YET = ("cuda", "hip", "metal", "vulkan", "opencl", "webgpu")
+_TOLD_FEATURES = (
+    "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx2", "fma", "f16c", "ssse3",
+    "asimddp", "i8mm", "fphp", "sve",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReport:
+    """One device. `detail` says what was found; `missing` what is wanted, "" when nothing is."""
+
+    name: str
+    present: bool
+    detail: str
+    missing: str
+
+
+def devices() -> list[DeviceReport]:
+    """A report on every device Sterna knows by name, the usable ones first."""
+    others = [
+        DeviceReport(name, False, "", "not in this version of Sterna; use cpu") for name in _NOT_YET
+    ]
+    return [_cpu(), *others]
+
+
+def _cpu() -> DeviceReport:
+    cores = usable_cores()
+    parts = [cpu_name(), platform.machine(), f"{cores} core{'s' if cores != 1 else ''} to use"]
+    features = cpu_features()
+    if features:
+        parts.append(" ".join(name for name in _TOLD_FEATURES if name in features))
+    total, available = total_memory(), available_memory()
+    if total is not None and available is not None:
+        parts.append(f"{available / 2**30:.1f} of {total / 2**30:.1f} GiB memory available")
+    compiler = _compiler()
+    parts += [f"C compiler: {compiler}"] if compiler else []
+    wanted = "" if compiler else "a C compiler, to compile models: `pip install ziglang`"
+    return DeviceReport("cpu", True, ", ".join(part for part in parts if part), wanted)
+
+
+def _compiler() -> str | None:
+    asked = os.environ.get("STERNA_CC")
+    if asked:
+        return f"{asked} (STERNA_CC)"
+    if importlib.util.find_spec("ziglang") is not None:
+        return "zig (the ziglang package)"
+    return shutil.which("zig")
