@@ -40,8 +40,13 @@ class Batch:
     pieces: tuple[Piece, ...]
 
     @property
-    def tokens(self) -> int:
-        return sum(piece.count for piece in self.pieces)
+    def prefill_tokens(self) -> int:
+        """Tokens of prompts, and of answers computed again; asked before the step runs."""
+        return sum(p.count for p in self.pieces if p.count > 1 or _in_prompt(p.sequence))
+
+
+def _in_prompt(sequence: Sequence) -> bool:
+    return sequence.cached < sequence.prompt_length
 
 
 class StepArrays:

@@ -1,7 +1,7 @@
 """How much an engine allocates: options and manifest in, the numbers of the running engine out.
 
 A decision made once, before anything is allocated; nothing grows afterwards. Knows no device:
-the caller says how many bytes the cache may take.
+the caller says how many pages fit.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Limits:
     window: int
 
 
-def plan(options: EngineOptions, manifest: Manifest, cache_bytes: int | None = None) -> Limits:
+def plan(options: EngineOptions, manifest: Manifest, fitting_pages: int | None = None) -> Limits:
     """Choose the limits; RequestError for what the library was not compiled for.
 
     local: 4 sequences share one window of up to 8192 tokens; interactive: one sequence has the
-    whole window; server: as many windows as sequences, up to `cache_bytes`.
+    whole window; server: as many windows as sequences, as far as `fitting_pages` go.
     """
     model, kv = manifest.model, manifest.kv_cache
     sequences = _within(
@@ -41,8 +41,8 @@ def plan(options: EngineOptions, manifest: Manifest, cache_bytes: int | None = N
     window = _within("context_window_size", options.context_window_size, model.context_window_size)
     tokens = options.max_total_tokens or _tokens(options, sequences, window)
     num_pages = -(-tokens // kv.page_size)
-    if cache_bytes is not None and num_pages * kv.page_bytes > cache_bytes:
-        num_pages = _fit(options, num_pages, kv.page_bytes, cache_bytes)
+    if fitting_pages is not None and num_pages > fitting_pages:
+        num_pages = _fit(options, num_pages, fitting_pages, kv.page_size)
     return Limits(
         max_sequences=min(sequences, chunk),  # each may decode in every step
         chunk=chunk,
@@ -64,7 +64,9 @@ def _within(name: str, asked: int | None, compiled: int, preferred: int | None =
 
 
 def _sequences(options: EngineOptions) -> int | None:
-    return {Mode.LOCAL: _LOCAL_SEQUENCES, Mode.INTERACTIVE: 1, Mode.SERVER: None}[options.mode]
+    return {Mode.LOCAL: _LOCAL_SEQUENCES, Mode.INTERACTIVE: 1, Mode.SERVER: None}[
+        Mode(options.mode)
+    ]
 
 
 def _tokens(options: EngineOptions, sequences: int, window: int) -> int:
@@ -75,12 +77,11 @@ def _tokens(options: EngineOptions, sequences: int, window: int) -> int:
     return min(window, _LOCAL_TOKENS)
 
 
-def _fit(options: EngineOptions, num_pages: int, page_bytes: int, cache_bytes: int) -> int:
+def _fit(options: EngineOptions, num_pages: int, fitting: int, page_size: int) -> int:
     """Fewer pages where the size was ours to choose; OutOfMemory where it was asked for."""
-    fitting = cache_bytes // page_bytes
     if options.max_total_tokens is not None or fitting == 0:
         raise OutOfMemory(
-            f"the KV cache asked for takes {num_pages * page_bytes:,} bytes and {cache_bytes:,} "
-            "are free; lower max_total_tokens"
+            f"a KV cache for {num_pages * page_size} tokens was asked for, there is room for "
+            f"{fitting * page_size}; lower max_total_tokens or free memory"
         )
     return fitting

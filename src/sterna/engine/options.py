@@ -13,7 +13,7 @@ import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from sterna.base.errors import RequestError
@@ -21,7 +21,7 @@ from sterna.base.errors import RequestError
 MAX_STOPS = 16
 
 
-class Mode(str, Enum):
+class Mode(StrEnum):
     """How much the engine takes for itself; see `limits.plan`."""
 
     LOCAL = "local"
@@ -69,9 +69,7 @@ class SamplingOptions:
     )
     ignore_eos: bool = _option(False, bool, "go on after the model says it is done")
     logprobs: bool = _option(False, bool, "return the log probability of each token")
-    top_logprobs: int = _option(
-        0, int, "and of this many likeliest tokens at each position", 0, 20
-    )
+    top_logprobs: int = _option(0, int, "and of this many likeliest tokens at each position", 0, 20)
     n: int = _option(1, int, "how many answers", 1, 128)
 
     def __post_init__(self) -> None:
@@ -90,7 +88,7 @@ class SamplingOptions:
 class EngineOptions:
     """What an engine allocates when it starts. None: chosen from the mode and the library."""
 
-    mode: Mode = field(
+    mode: Mode | str = field(
         default=Mode.LOCAL,
         metadata={
             "kind": Mode,
@@ -173,7 +171,7 @@ def _bias(value: object) -> dict[int, float]:
 def _token_id(key: object) -> int:
     if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 10:
         return int(key)
-    if isinstance(key, numbers.Integral) and not isinstance(key, bool) and key >= 0:
+    if isinstance(key, numbers.Integral) and not isinstance(key, bool) and int(key) >= 0:
         return int(key)
     raise RequestError(f"logit_bias has the key {key!r}, possible are token ids")
 
@@ -181,7 +179,9 @@ def _token_id(key: object) -> int:
 def _stops(value: object) -> tuple[str, ...]:
     stops = (value,) if isinstance(value, str) else value
     if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
-        raise RequestError(f"stop is {value!r}, possible is one or more strings, none of them empty")
+        raise RequestError(
+            f"stop is {value!r}, possible is one or more strings, none of them empty"
+        )
     if len(stops) > MAX_STOPS:
         raise RequestError(f"stop has {len(stops)} strings, possible are up to {MAX_STOPS}")
     return tuple(stops)

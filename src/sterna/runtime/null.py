@@ -74,7 +74,9 @@ class NullExecutable:
         words = _mix(self._tokens[page, slot].astype(np.uint64))
         words = _mix(words + self._positions[page, slot].astype(np.uint64))
         words = _mix(words + index.astype(np.uint64))
-        return np.add.reduce(words)  # wraps: order does not matter, the index is in each word
+        return np.uint64(
+            np.add.reduce(words)
+        )  # wraps: order does not matter, the index is in each word
 
     def _logits(self, prefix: np.uint64) -> NDArray[np.float32]:
         ids = np.arange(self._manifest.model.vocab_size, dtype=np.uint64)
@@ -101,7 +103,7 @@ class NullExecutable:
         _require(len(positions) > 0, "tokens of a sequence", 0)
         _require((np.diff(positions) == 1).all(), "positions of a sequence", positions)
         covered = len(_pages(batch, s)) * self._manifest.kv_cache.page_size
-        _require(0 <= positions[0] and positions[-1] < covered, "cover of the pages", covered)
+        _require(positions[0] >= 0 and positions[-1] < covered, "cover of the pages", covered)
         window = self._manifest.model.context_window_size
         _require(positions[-1] < window, "last position", positions[-1])
 

@@ -1,0 +1,283 @@
+"""The public engine: `Engine` for plain code, `AsyncEngine` for event loops, one thread behind.
+
+In: a model folder with its compiled library, and requests in the manner of OpenAI's client. Out:
+the objects of `api`. Compiles nothing: a caller that wants a missing library compiled passes
+`resolve`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+from sterna.engine import prepare
+from sterna.engine.api import ChatCompletion, ChatCompletionChunk, Completion
+from sterna.engine.core import Core
+from sterna.engine.limits import plan
+from sterna.engine.loader import Resolve, check_device, load
+from sterna.engine.options import EngineOptions, Mode, SamplingOptions
+from sterna.engine.parts import Parts, Template
+from sterna.engine.prepare import Message, Prompt
+from sterna.engine.stream import AsyncStream, Stream
+from sterna.runtime.executable import Executable
+from sterna.text.tokenizer import Tokenizer
+
+
+class _Model:
+    """What both faces share: loading, counters, closing."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        model_lib: str | Path | None = None,
+        device: str = "auto",
+        *,
+        mode: Mode | str | None = None,
+        options: EngineOptions | None = None,
+        resolve: Resolve,
+    ) -> None:
+        options = options or EngineOptions()
+        if mode is not None:
+            options = replace(options, mode=mode)
+        check_device(device)
+        self._start(load(resolve(model, model_lib, device), options))
+
+    @classmethod
+    def from_parts(
+        cls,
+        executable: Executable,
+        tokenizer: Tokenizer,
+        template: Template | None,
+        model_name: str,
+        defaults: SamplingOptions | None = None,
+        *,
+        options: EngineOptions | None = None,
+        stop_ids: frozenset[int] | None = None,
+        stop_strings: Sequence[str] = (),
+    ) -> Self:
+        """An engine over a model that is already loaded; it closes the executable at its end."""
+        limits = plan(options or EngineOptions(), executable.manifest, executable.num_pages)
+        parts = Parts(
+            executable,
+            limits,
+            tokenizer,
+            template,
+            model_name,
+            defaults or SamplingOptions(),
+            frozenset(tokenizer.eos_ids) if stop_ids is None else stop_ids,
+            tuple(stop_strings),
+        )
+        engine = cls.__new__(cls)
+        engine._start(parts)
+        return engine
+
+    def _start(self, parts: Parts) -> None:
+        self._parts = parts
+        self._core = Core(parts)
+        self._finalizer = weakref.finalize(self, self._core.close)
+
+    @property
+    def model_name(self) -> str:
+        return self._parts.model_name
+
+    def metrics(self) -> dict[str, float]:
+        """Counters since the start, and how full queues and cache are now."""
+        scheduler = self._core.scheduler
+        return {
+            **asdict(self._core.counters),
+            "preemptions": scheduler.preemptions,
+            "running": len(scheduler.running),
+            "waiting": len(scheduler.waiting),
+            "pages_free": scheduler.pages.available,
+            "pages_total": len(scheduler.pages),
+        }
+
+    def close(self) -> None:
+        """End open requests with an error, stop the thread, free the model. Safe to call twice."""
+        self._finalizer()
+
+
+class Engine(_Model):
+    """Blocking: `engine.chat.completions.create(...)`, `engine.completions.create(...)`."""
+
+    def _start(self, parts: Parts) -> None:
+        super()._start(parts)
+        self.completions = Completions(self._core, parts)
+        self.chat = Chat(ChatCompletions(self._core, parts))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncEngine(_Model):
+    """The same for event loops: `await engine.chat.completions.create(...)`."""
+
+    def _start(self, parts: Parts) -> None:
+        super()._start(parts)
+        self.completions = AsyncCompletions(self._core, parts)
+        self.chat = AsyncChat(AsyncChatCompletions(self._core, parts))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Asked:
+    def __init__(self, core: Core, parts: Parts) -> None:
+        self._core = core
+        self._parts = parts
+
+
+class Chat:
+    """`engine.chat`, as openai names it."""
+
+    def __init__(self, completions: ChatCompletions) -> None:
+        self.completions = completions
+
+
+class AsyncChat:
+    """`engine.chat`, as openai names it."""
+
+    def __init__(self, completions: AsyncChatCompletions) -> None:
+        self.completions = completions
+
+
+class ChatCompletions(_Asked):
+    """Answers to conversations. Options are the fields of SamplingOptions."""
+
+    @overload
+    def create(
+        self,
+        *,
+        messages: Sequence[Message],
+        model: str | None = None,
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> ChatCompletion: ...
+
+    @overload
+    def create(
+        self,
+        *,
+        messages: Sequence[Message],
+        model: str | None = None,
+        stream: Literal[True],
+        **options: Any,
+    ) -> Stream[ChatCompletionChunk]: ...
+
+    def create(
+        self,
+        *,
+        messages: Sequence[Message],
+        model: str | None = None,
+        stream: bool = False,
+        **options: Any,
+    ) -> ChatCompletion | Stream[ChatCompletionChunk]:
+        """Answer a conversation; RequestError names what cannot be served."""
+        if stream:
+            job = prepare.chat_stream_job(self._parts, messages, model, options)
+            return Stream(self._core, job)
+        with Stream(self._core, prepare.chat_job(self._parts, messages, model, options)) as results:
+            return next(results)
+
+
+class Completions(_Asked):
+    """Continuations of raw prompts. Options are the fields of SamplingOptions."""
+
+    @overload
+    def create(
+        self,
+        *,
+        prompt: Prompt,
+        model: str | None = None,
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> Completion: ...
+
+    @overload
+    def create(
+        self,
+        *,
+        prompt: Prompt,
+        model: str | None = None,
+        stream: Literal[True],
+        **options: Any,
+    ) -> Stream[Completion]: ...
+
+    def create(
+        self,
+        *,
+        prompt: Prompt,
+        model: str | None = None,
+        stream: bool = False,
+        **options: Any,
+    ) -> Completion | Stream[Completion]:
+        """Continue one or more prompts; `return_token_ids=True` adds the ids."""
+        results = Stream(
+            self._core, prepare.completion_job(self._parts, prompt, model, options, stream)
+        )
+        if stream:
+            return results
+        with results:
+            return next(results)
+
+
+class AsyncChatCompletions(_Asked):
+    """Answers to conversations. Options are the fields of SamplingOptions."""
+
+    async def create(
+        self,
+        *,
+        messages: Sequence[Message],
+        model: str | None = None,
+        stream: bool = False,
+        **options: Any,
+    ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]:
+        """Answer a conversation; RequestError names what cannot be served."""
+        if stream:
+            job = prepare.chat_stream_job(self._parts, messages, model, options)
+            return AsyncStream(self._core, job)
+        async with AsyncStream(
+            self._core, prepare.chat_job(self._parts, messages, model, options)
+        ) as results:
+            return await anext(results)
+
+
+class AsyncCompletions(_Asked):
+    """Continuations of raw prompts. Options are the fields of SamplingOptions."""
+
+    async def create(
+        self,
+        *,
+        prompt: Prompt,
+        model: str | None = None,
+        stream: bool = False,
+        **options: Any,
+    ) -> Completion | AsyncStream[Completion]:
+        """Continue one or more prompts; `return_token_ids=True` adds the ids."""
+        results = AsyncStream(
+            self._core, prepare.completion_job(self._parts, prompt, model, options, stream)
+        )
+        if stream:
+            return results
+        async with results:
+            return await anext(results)
