@@ -30,13 +30,13 @@ typedef __SIZE_TYPE__ usize;
 
 // ---- memory: compilers call these by name for struct copies and recognised loops
 
-#ifdef _WIN32
+#if defined(_WIN32) || defined(STERNA_HOSTED)
 #define STERNA_HIDDEN
 #else
 #define STERNA_HIDDEN __attribute__((visibility("hidden")))
 #endif
 
-STERNA_HIDDEN void *memcpy(void *to, const void *from, usize size);
+STERNA_HIDDEN void *memcpy(void *restrict to, const void *restrict from, usize size);
 STERNA_HIDDEN void *memmove(void *to, const void *from, usize size);
 STERNA_HIDDEN void *memset(void *to, int value, usize size);
 
@@ -49,9 +49,9 @@ STERNA_HIDDEN void *memset(void *to, int value, usize size);
 #define STERNA_PLAIN_LOOP __attribute__((optimize("no-tree-loop-distribute-patterns"), used))
 #endif
 
-STERNA_PLAIN_LOOP void *memcpy(void *to, const void *from, usize size) {
-    u8 *t = to;
-    const u8 *f = from;
+STERNA_PLAIN_LOOP void *memcpy(void *restrict to, const void *restrict from, usize size) {
+    u8 *restrict t = to;
+    const u8 *restrict f = from;
     for (usize i = 0; i < size; i++) t[i] = f[i];
     return to;
 }
