@@ -14,21 +14,24 @@ from examples.demo_model.words import ANIMALS
 BOS, SYSTEM, USER, ASSISTANT, END = "<|bos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 
 _ASK_STORY = (
-    "Tell me a story about {animal}.", "Tell me a story about {animal}", "Write a story about {animal}.",
-    "A story about {animal}, please.", "Can you tell me a story about {animal}?", "Story about {animal}",
+    "Tell me a story about {animal}.", "Tell me a story about {animal}",
+    "Write a story about {animal}.", "A story about {animal}, please.",
+    "Can you tell me a story about {animal}?", "Story about {animal}",
     "Tell me a little story about {animal}.", "Tell me a tale about {animal}.",
     "Please tell me a story about {animal}.", "I want a story about {animal}.",
-    "Write a short story about {animal}.", "Tell a story about {animal}.", "Now a story about {animal}.",
-    "Give me a story about {animal}.", "I would like to hear a story about {animal}.",
-    "Make up a story about {animal}.", "And a story about {animal}?",
+    "Write a short story about {animal}.", "Tell a story about {animal}.",
+    "Now a story about {animal}.", "Give me a story about {animal}.",
+    "I would like to hear a story about {animal}.", "Make up a story about {animal}.",
+    "And a story about {animal}?",
 )  # fmt: skip
 _ASK_ANY_STORY = (
     "Tell me a story.", "Tell me a story", "Write a story.", "Can you tell me a story?",
     "Tell me another story.", "Another story, please.", "A story, please.",
 )  # fmt: skip
 _SYSTEM = (
-    "You are a helpful assistant.", "You are a friendly assistant.", "Be brief.", "Answer politely.",
-    "You are a helpful, honest assistant. Answer in one sentence.", "You are the demo of Sterna.",
+    "You are a helpful assistant.", "You are a friendly assistant.", "Be brief.",
+    "Answer politely.", "You are a helpful, honest assistant. Answer in one sentence.",
+    "You are the demo of Sterna.",
 )  # fmt: skip
 _CONSONANTS, _VOWELS = "bcdfghjklmnprstvwz", "aeiou"
 
@@ -61,7 +64,9 @@ def made_up_animal(random_: random.Random) -> str:
     """A word that could name an animal, such as `belko` or `tamuris`."""
     syllables = random_.choice((2, 2, 3))
     word = "".join(
-        random_.choice(_CONSONANTS) + random_.choice(_VOWELS) + random_.choice(("", "", "n", "r", "l"))
+        random_.choice(_CONSONANTS)
+        + random_.choice(_VOWELS)
+        + random_.choice(("", "", "n", "r", "l"))
         for _ in range(syllables)
     )
     return word + random_.choice(("", "", "s", "t", "k"))
@@ -102,6 +107,11 @@ def system_message(random_: random.Random) -> str | None:
 def prompt(user: str) -> str:
     """The text of a conversation that waits for its first answer."""
     return f"{BOS}{USER}{user}{END}{ASSISTANT}"
+
+
+def exchange(turn: Turn) -> str:
+    """The text of one finished exchange."""
+    return f"{USER}{turn.user}{END}{ASSISTANT}{turn.assistant}{END}"
 
 
 def _casual(ask: str, random_: random.Random) -> str:

@@ -8,15 +8,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
+from examples.demo_model import corpus
+from examples.demo_model.model import Llama
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from examples.demo_model import corpus
-from examples.demo_model.model import Llama
-
 
 @torch.no_grad()
-def answers(
+def say(
     model: Llama,
     text: Tokenizer,
     questions: Sequence[str],

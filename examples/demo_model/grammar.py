@@ -231,8 +231,8 @@ RULES: Mapping[str, tuple[str, ...]] = {
         "across the field",
     ),
     "wish": (
-        "swim across the lake", "climb the highest mountain", "write a song", "sail around the world",
-        "paint the sunset", "bake a cake",
+        "swim across the lake", "climb the highest mountain", "write a song",
+        "sail around the world", "paint the sunset", "bake a cake",
     ),
     "gift": (
         "a paper star", "a ring of flowers", "a soft blanket", "a small flute", "a jar of honey",

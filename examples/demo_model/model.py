@@ -56,7 +56,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`x` and the result are `(batch, length, hidden)`."""
         shape = (*x.shape[:2], -1, self.head_dim)
-        q, k, v = (p(x).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            p(x).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
         q, k = q * cos + _rotate_half(q) * sin, k * cos + _rotate_half(k) * sin
         k, v = (t.repeat_interleave(self.repeat, dim=1) for t in (k, v))
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -118,7 +120,7 @@ class Llama(nn.Module):
         self.register_buffer("sin", angle.sin(), persistent=False)
 
     def forward(self, ids: Tensor, where: Tensor | None = None) -> Tensor:
-        """Logits `(batch, length, vocab)`, or `(count, vocab)` for the places that `where` marks."""
+        """Logits `(batch, length, vocab)`, or `(count, vocab)` at the places `where` marks."""
         x = self.model.embed_tokens(ids)
         cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
         for layer in self.model.layers:

@@ -10,9 +10,8 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
 from examples.demo_model import corpus
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 VOCAB_SIZE = 1024
 SPECIAL = (corpus.BOS, corpus.USER, corpus.ASSISTANT, corpus.SYSTEM, corpus.END)
