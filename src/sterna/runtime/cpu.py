@@ -41,6 +41,7 @@ from sterna.runtime.executable import StepInput
 from sterna.runtime.host import available_memory, usable_cores
 from sterna.runtime.library import check_loadable, manifest_bytes
 from sterna.runtime.memory import (
+    SLACK,
     Region,
     check_fits,
     io_bytes,
@@ -69,7 +70,7 @@ class _Call:
     """One entry point, ready to be called: its arrays and the addresses that C takes."""
 
     entry: Entry
-    function: Any  # a ctypes function: i32(pool, buffers, arena, dims)
+    function: Any  # of ctypes: i32(pool, buffers, arena, dims)
     inputs: tuple[tuple[str, NDArray[np.int32]], ...]
     logits: NDArray[np.float32]  # [r at most, vocab_size]
     dims: NDArray[np.int64]
@@ -121,15 +122,14 @@ class CpuExecutable:
         threads: int,
     ) -> None:
         plan = memory_plan(manifest, num_pages, threads)
-        region = Region(plan.total + padded(POOL_BYTES))
-        pool = region.take(POOL_BYTES)
-        scratch_stride = plan.scratch // threads
-        scratch = region.take(plan.scratch - padded(0))
-        arena = region.take(plan.arena - padded(0))
         page_bytes = manifest.kv_cache.page_bytes
-        self._cache = region.take(num_pages * page_bytes).reshape(num_pages, page_bytes)
-        io = {name: region.take(size) for name, size in io_bytes(manifest.entries).items()}
-        params = _load_params(manifest, weights, region)
+        large = Region(plan.weights + plan.kv_cache + plan.arena + plan.scratch)
+        small = Region(plan.io + padded(POOL_BYTES))  # lives on while logits are in use
+        pool = small.take(POOL_BYTES)
+        io = {name: small.take(size) for name, size in io_bytes(manifest.entries).items()}
+        scratch, arena = large.take(plan.scratch - SLACK), large.take(plan.arena - SLACK)
+        self._cache = large.take(num_pages * page_bytes).reshape(num_pages, page_bytes)
+        params = _load_params(manifest, weights, large)
         shared = [self._cache.ctypes.data, *(param.ctypes.data for param in params)]
         ends = (pool.ctypes.data, arena.ctypes.data)
         self._calls = {
@@ -137,10 +137,11 @@ class CpuExecutable:
         }
         self._entries = {entry.name: entry for entry in manifest.entries}
         self._manifest = manifest
-        self._memory = region  # all of it lives as long as this
+        self._num_pages = num_pages
         self._one_step = threading.Lock()
-        handle.sterna_work.argtypes = [ctypes.c_void_p, ctypes.c_int32]
-        self._team = Team(handle.sterna_work, pool, threads, scratch.ctypes.data, scratch_stride)
+        work = handle.sterna_work
+        work.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+        self._team = Team(work, pool, threads, scratch.ctypes.data, plan.scratch // threads)
         self._release = weakref.finalize(self, _close_library, self._team, handle)
 
     @property
@@ -149,40 +150,47 @@ class CpuExecutable:
 
     @property
     def num_pages(self) -> int:
-        return len(self._cache)
+        return self._num_pages
 
     def step(self, batch: StepInput) -> NDArray[np.float32]:
         """See Executable.step. RequestError for a batch that is malformed or too large."""
-        prepared = prepare(batch, self._manifest, self.num_pages)
-        call = self._calls[choose(self._entries, prepared.dims).name]
+        prepared = prepare(batch, self._manifest, self._num_pages)
+        entry = choose(self._entries, prepared.dims)
         with self._one_step:
-            if not self._release.alive:
-                raise DeviceError("the model was closed; load it again")
+            self._check_open()
+            call = self._calls[entry.name]
             for name, array in call.inputs:
                 values = prepared.inputs[name]
                 array[: len(values)] = values
-            call.dims[:] = [prepared.dims[dim.name] for dim in call.entry.dims]
+            call.dims[:] = [prepared.dims[dim.name] for dim in entry.dims]
             self._team.begin()
             try:
                 code = call.function(*call.addresses)
             finally:
                 self._team.end()
         if code != 0:
-            raise DeviceError(f"entry point {call.entry.name!r} failed with code {code}")
+            raise DeviceError(f"entry point {entry.name!r} failed with code {code}")
         return call.logits[: prepared.dims["r"]]
 
     def copy_page(self, source: int, destination: int) -> None:
         """See Executable.copy_page. RequestError for a page the cache does not have."""
         for page in (source, destination):
-            if not 0 <= page < self.num_pages:
-                raise RequestError(f"page {page} is not one of the cache's {self.num_pages} pages")
-        self._cache[destination] = self._cache[source]
+            if not 0 <= page < self._num_pages:
+                raise RequestError(f"page {page} is not one of the cache's {self._num_pages} pages")
+        with self._one_step:
+            self._check_open()
+            self._cache[destination] = self._cache[source]
 
     def close(self) -> None:
         """See Executable.close. Logits handed out before stay readable."""
         with self._one_step:
             self._release()
             self._calls = {}
+            self._cache = self._cache[:0].copy()
+
+    def _check_open(self) -> None:
+        if not self._release.alive:
+            raise DeviceError("the model was closed; load it again")
 
 
 def _check_names(manifest: Manifest) -> None:

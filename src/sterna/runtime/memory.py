@@ -105,9 +105,9 @@ def pack(source: NDArray[Any], param: Param, out: NDArray[Any]) -> None:
     if out.ndim == source.ndim:
         out[...] = source
         return
-    tile = param.row_tile
-    whole, rest = divmod(source.shape[0], tile)
-    out[:whole] = source[: whole * tile].reshape(whole, tile, -1).transpose(0, 2, 1)
+    tile, (rows, width) = param.row_tile, source.shape
+    whole, rest = divmod(rows, tile)
+    out[:whole] = source[: whole * tile].reshape(whole, tile, width).transpose(0, 2, 1)
     if rest:
         out[whole, :, :rest] = source[whole * tile :].T
 
