@@ -84,6 +84,16 @@ class _Model:
     def model_name(self) -> str:
         return self._parts.model_name
 
+    @property
+    def context_window(self) -> int:
+        """Most tokens that a prompt and its answer may have together."""
+        return self._parts.limits.window
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat` can be asked at all; `completions` always can."""
+        return self._parts.template is not None
+
     def metrics(self) -> dict[str, float]:
         """Counters since the start, and how full queues and cache are now."""
         scheduler = self._core.scheduler
