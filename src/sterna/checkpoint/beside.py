@@ -12,7 +12,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -78,6 +78,38 @@ def _open_folder(folder: Path) -> int | None:
     if fcntl is None:
         return None
     return os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+
+
+def write_file(path: Path, content: bytes | Path) -> None:
+    """Write bytes, or a copy of another file, and push them to the disk."""
+    with open(path, "wb") as file:
+        if isinstance(content, Path):
+            with open(content, "rb") as source:
+                shutil.copyfileobj(source, file, 1 << 20)
+        else:
+            file.write(content)
+        sync(file)
+
+
+def replace_files(
+    folder: Path, contents: Mapping[str, bytes | Path], removed: Container[str] = ()
+) -> None:
+    """Write several files of `folder` at one stroke and remove others; the rest stays.
+
+    A kill leaves all of the old files or all of the new ones. Raises CheckpointError where the
+    disk refuses.
+    """
+    with disk_errors(folder):
+        partial = PartialFolder(folder)
+        try:
+            for name, content in contents.items():
+                write_file(partial.path / name, content)
+            if folder.is_dir():
+                carry_over(folder, partial.path, lambda name: name in removed)
+            partial.swap_in()
+        except BaseException:
+            partial.discard()
+            raise
 
 
 class PartialFolder:
@@ -216,3 +248,21 @@ def _try_lock(handle: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def carry_over(old: Path, new: Path, replaced: Callable[[str], bool]) -> None:
+    """Give `new` all that `old` has and it lacks, but for `replaced` names; links cost nothing."""
+    for path in old.iterdir():
+        if replaced(path.name) or (new / path.name).exists():
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(str(path), str(new / path.name))
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(source, target, follow_symlinks=False)

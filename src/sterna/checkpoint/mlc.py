@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,14 @@ import numpy as np
 
 from sterna.base.dtype import BF16, F32
 from sterna.base.errors import CheckpointError, MissingTensor, UnsafeFile, UsageError
-from sterna.checkpoint.beside import PartialFolder, disk_errors, recover, sync
+from sterna.checkpoint.beside import (
+    PartialFolder,
+    carry_over,
+    disk_errors,
+    recover,
+    sync,
+    write_file,
+)
 from sterna.checkpoint.config import read_errors, read_json
 from sterna.checkpoint.folder import TOKENIZER_FILES
 from sterna.checkpoint.mlc_index import (
@@ -124,6 +129,15 @@ def _md5() -> Any:
     return hashlib.md5(usedforsecurity=False)
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenShard:
+    """A shard as it lies on the disk; the index itself has room for an md5 only."""
+
+    file: str
+    nbytes: int
+    sha256: str
+
+
 class MlcWriter:
     """Write a converted model: `with MlcWriter(folder) as out: out.add(...); out.commit({...})`.
 
@@ -140,6 +154,7 @@ class MlcWriter:
         self._names: set[str] = set()
         self._parameter_bytes = 0
         self._shards: list[dict[str, Any]] = []
+        self._written: list[WrittenShard] = []
         self._pending: list[bytes] = []
         self._pending_records: list[dict[str, Any]] = []
         self._pending_bytes = 0
@@ -190,13 +205,15 @@ class MlcWriter:
         plain_file_name(name, "the writer")
         if _WEIGHT_FILE.fullmatch(name):
             raise UsageError(f"{name} is written by the writer itself")
-        with disk_errors(self.folder), open(folder / name, "wb") as file:
-            if isinstance(content, Path):
-                with open(content, "rb") as source:
-                    shutil.copyfileobj(source, file, 1 << 20)
-            else:
-                file.write(content)
-            sync(file)
+        with disk_errors(self.folder):
+            write_file(folder / name, content)
+
+    def finish_shards(self) -> list[WrittenShard]:
+        """Write what is pending and tell what there is; a tensor added later opens a new shard."""
+        folder = self._writing()
+        with disk_errors(self.folder):
+            self._flush(folder)
+        return list(self._written)
 
     def commit(self, metadata: Mapping[str, Any] | None = None) -> None:
         """Write the index and let the new folder take the target's name.
@@ -210,7 +227,7 @@ class MlcWriter:
             self._flush(folder)
             self._write_indexes(folder, dict(metadata or {}))
             if self.folder.is_dir():
-                _carry_over(self.folder, folder)
+                carry_over(self.folder, folder, _is_model_file)
             self._partial.swap_in()
             self._partial = None
 
@@ -229,12 +246,15 @@ class MlcWriter:
     ) -> None:
         name = f"params_shard_{len(self._shards)}.bin"
         digest: _Digest = _md5()
+        strong: _Digest = hashlib.sha256()
         with open(folder / name, "wb") as file:
             for chunk in chunks:
                 file.write(chunk)
                 digest.update(chunk)
+                strong.update(chunk)
             nbytes = file.tell()
             sync(file)
+        self._written.append(WrittenShard(name, nbytes, strong.hexdigest()))
         self._shards.append(
             {
                 "dataPath": name,
@@ -310,6 +330,10 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
         sync(file)
 
 
+def _is_model_file(name: str) -> bool:
+    return name in _MODEL_FILES or _WEIGHT_FILE.fullmatch(name) is not None
+
+
 def _check_replaceable(target: Path) -> None:
     """Refuse to replace what is not a model: `--output ~` must not empty a home folder."""
     if not target.name:
@@ -324,22 +348,3 @@ def _check_replaceable(target: Path) -> None:
             f"{target} holds other things ({', '.join(names[:3])}) and no converted model; "
             "give a new or empty folder"
         )
-
-
-def _carry_over(old: Path, new: Path) -> None:
-    """Keep what is in the old folder but belongs to no model; links, so that it costs nothing."""
-    for path in old.iterdir():
-        replaced = path.name in _MODEL_FILES or _WEIGHT_FILE.fullmatch(path.name)
-        if replaced or (new / path.name).exists():
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link_or_copy)
-        else:
-            _link_or_copy(str(path), str(new / path.name))
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except (OSError, NotImplementedError):
-        shutil.copy2(source, target, follow_symlinks=False)

@@ -8,7 +8,7 @@ ranges over the same bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,16 @@ class TensorRef:
     offset: int
     nbytes: int
     encoding: str = RAW
+
+    def rows(self, first: int, last: int) -> TensorRef:
+        """The part `[first:last]` of the tensor's first dimension, still on disk."""
+        row = self.nbytes // self.shape[0] if self.shape[0] else 0
+        return replace(
+            self,
+            shape=(last - first, *self.shape[1:]),
+            offset=self.offset + first * row,
+            nbytes=(last - first) * row,
+        )
 
     def read(self) -> np.ndarray[Any, Any]:
         """Read the tensor into a new array of `shape` and `dtype`.

@@ -70,9 +70,24 @@ class Fields:
                 f"{key} {self.config[key]!r} in config.json is not supported; supported: {shown}"
             )
 
+    def refuse_architectures_but(self, allowed: Iterable[str]) -> None:
+        """UnsupportedModel for a model whose head or task is another; no architectures is fine."""
+        given = self.config.get("architectures") or []
+        options = list(allowed)
+        for name in given if isinstance(given, list) else [given]:
+            if name not in options:
+                raise UnsupportedModel(
+                    f"the architecture {name!r} in config.json is not supported; "
+                    f"this family has {' and '.join(options)}"
+                )
+
     def refuse_others(self, known: Iterable[str]) -> None:
-        """UnsupportedModel naming the first key that is neither known nor a mere remark."""
-        unknown = sorted(set(self.config) - set(known) - REMARKS)
+        """UnsupportedModel naming the first key that is neither known nor a mere remark.
+
+        A key that is null or false switches something off, so it cannot change the forward pass.
+        """
+        given = {key for key, value in self.config.items() if value not in (None, False)}
+        unknown = sorted(given - set(known) - REMARKS)
         if unknown:
             raise UnsupportedModel(
                 f"config.json has {unknown[0]} = {self.config[unknown[0]]!r}, "

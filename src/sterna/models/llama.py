@@ -19,6 +19,9 @@ from sterna.nn.trace import Tensor
 
 # Weights that are stored stacked along the rows, by the path's last component.
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+TIED = ("lm_head.weight", "model.embed_tokens.weight")  # one tensor where the config ties them
+IGNORED = ("*.rotary_emb.inv_freq",)  # tables that old checkpoints store though they are computed
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 PAGE_SIZE = 16
 
 _KNOWN = (
@@ -53,6 +56,7 @@ class LlamaConfig:
 def read_config(config: Config) -> LlamaConfig:
     """config.json to LlamaConfig; UnsupportedModel for what this forward pass does not do."""
     f = Fields(config)
+    f.refuse_architectures_but(ARCHITECTURES)
     f.refuse_others(_KNOWN)
     f.refuse_unless("hidden_act", ["silu", "swish"])
     heads, hidden = f.positive("num_attention_heads"), f.positive("hidden_size")

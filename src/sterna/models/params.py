@@ -1,0 +1,120 @@
+"""What a converted model holds: every stored weight, its tensors, and the checkpoint's part in it.
+
+In: a config.json and a scheme. Out: StoredWeights under MLC's names, in model order, q/k/v and
+gate/up stacked along their rows as the family's FUSED table says. It does not know files: whether
+a checkpoint really has these tensors is for `convert` to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+
+from sterna.base.dtype import DType
+from sterna.checkpoint.model_folder import digest
+from sterna.models import family
+from sterna.models.config import Config
+from sterna.quantize.pack import packed_spec
+from sterna.quantize.scheme import Kind, Scheme
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """One weight of the model folder, plain or packed.
+
+    `name` is its path with its last component, as in "model.norm.weight"; `sources` are the
+    checkpoint's tensors whose rows, in this order, make it up; `parts` maps "q_weight", "q_scale",
+    "q_zero", or the last component of a weight that is not packed, to shape and dtype.
+    """
+
+    name: str
+    kind: Kind
+    scheme: Scheme
+    sources: tuple[str, ...]
+    source_shapes: tuple[Shape, ...]
+    parts: Mapping[str, tuple[Shape, DType]]
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the whole weight before packing."""
+        first = self.source_shapes[0]
+        return (sum(shape[0] for shape in self.source_shapes), *first[1:])
+
+    def tensor_name(self, part: str) -> str:
+        """The name of a part's tensor in the model folder."""
+        return f"{self.name.rpartition('.')[0]}.{part}"
+
+    @property
+    def tensors(self) -> dict[str, tuple[Shape, DType]]:
+        """Shape and dtype of each tensor in the folder, by its name there."""
+        return {self.tensor_name(part): spec for part, spec in self.parts.items()}
+
+
+def stored_weights(config: Config, scheme: Scheme) -> list[StoredWeight]:
+    """Every weight that a folder of this model holds; a tied head is not there a second time.
+
+    Raises CheckpointError and UnsupportedModel as the family's `read_config` does.
+    """
+    module = family(config)
+    plain = list(module.build(config, scheme.compute).parameters())
+    shapes = {path: parameter.shape for path, parameter in plain}
+    fused = {part: (name, parts) for name, parts in module.FUSED.items() for part in parts}
+    found: dict[str, StoredWeight] = {}
+    for path, parameter in plain:
+        prefix, own, leaf = _split(path)
+        name, parts = fused.get(own, (own, (own,)))
+        stored = _join(prefix, name, leaf)
+        if stored not in found:
+            sources = tuple(_join(prefix, part, leaf) for part in parts)
+            found[stored] = _stored(stored, sources, shapes, parameter.kind, scheme)
+    return list(found.values())
+
+
+def fingerprint(config: Config, scheme: Scheme) -> str:
+    """A hash of all that shapes the program: what the family reads of a config, and the scheme.
+
+    Remarks in the config (its author's version of transformers, token ids) do not count.
+    """
+    read = asdict(family(config).read_config(config))
+    return digest(
+        {"model_type": config.get("model_type"), "quantization": scheme.name, "config": read}
+    )
+
+
+def tied_head(config: Config) -> tuple[str, str] | None:
+    """(head, embedding) where the config ties them; a file may hold either name, or both."""
+    module = family(config)
+    pair: tuple[str, str] = module.TIED
+    return pair if module.read_config(config).tie_word_embeddings else None
+
+
+def is_ignored(config: Config, name: str) -> bool:
+    """Whether a tensor of a checkpoint is computed and not learned, so that nothing reads it."""
+    return any(fnmatchcase(name, pattern) for pattern in family(config).IGNORED)
+
+
+def _split(path: str) -> tuple[str, str, str]:
+    """("model.layers.0.mlp", "up_proj", "weight") of "model.layers.0.mlp.up_proj.weight"."""
+    module, _, leaf = path.rpartition(".")
+    prefix, _, own = module.rpartition(".")
+    return prefix, own, leaf
+
+
+def _join(prefix: str, own: str, leaf: str) -> str:
+    return ".".join(part for part in (prefix, own, leaf) if part)
+
+
+def _stored(
+    name: str, sources: tuple[str, ...], shapes: Mapping[str, Shape], kind: Kind, scheme: Scheme
+) -> StoredWeight:
+    own = scheme.for_kind(kind)
+    parts = tuple(shapes[source] for source in sources)
+    whole = (sum(shape[0] for shape in parts), *parts[0][1:])
+    spec = packed_spec(whole, own)
+    if not own.is_quantized:
+        spec = {name.rpartition(".")[2]: spec["weight"]}
+    return StoredWeight(name, kind, own, sources, parts, MappingProxyType(spec))
