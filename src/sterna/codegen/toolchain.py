@@ -168,7 +168,9 @@ def _link_flags(target: Target, compiler: Compiler, sanitize: tuple[str, ...]) -
     if "windows" in target.triple:
         flags.append("-lkernel32")
     elif target.suffix == ".so":
-        flags.append("-Wl,-z,defs")  # a missing function is an error here, not at load
+        # A missing function is an error here, not at load; one that is here is this library's own,
+        # whatever other libraries the process holds.
+        flags += ["-Wl,-z,defs", "-Wl,-Bsymbolic"]
     if "android" in target.triple:
         flags.append("-Wl,-z,max-page-size=16384")
     return flags
