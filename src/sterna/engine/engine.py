@@ -32,7 +32,7 @@ class _Model:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | None = None,
         model_lib: str | Path | None = None,
         device: str = "auto",
         *,

@@ -35,8 +35,8 @@ class Located:
     weights: Mapping[str, cpu.WeightReader]
 
 
-# (model, model_lib, device) as the user gave them; model_lib None: find or compile one
-Resolve = Callable[[str | Path, str | Path | None, str], Located]
+# (model, model_lib, device) as the user gave them; None: the resolver finds or makes one
+Resolve = Callable[[str | Path | None, str | Path | None, str], Located]
 
 
 def load(located: Located, options: EngineOptions) -> Parts:
