@@ -28,7 +28,7 @@ typedef __SIZE_TYPE__ usize;
 #endif
 #define STERNA_MAYBE static __attribute__((unused))
 
-// ---- memory: compilers call these by name for struct copies and recognised loops
+// Compilers call these by name, for struct copies and for loops they recognise.
 
 #if defined(_WIN32) || defined(STERNA_HOSTED)
 #define STERNA_HIDDEN
@@ -81,8 +81,6 @@ EXPORT i32 DllMainCRTStartup(void *module, u32 reason, void *reserved) {
 }
 #endif
 #endif
-
-// ---- the pool
 
 #define STERNA_ABI 1 // raised when Pool, WorkFn or the entry signature changes
 
