@@ -1,0 +1,16 @@
+"""From a Hugging Face folder to a converted one: `convert_weight` and `gen_config`.
+
+Each writes its own part of the folder at one stroke, in either order; both leave it complete.
+"""
+
+from sterna.convert.chat_config import gen_config
+from sterna.convert.receipt import Receipt, format_receipt
+from sterna.convert.weights import ConvertProgress, convert_weight
+
+__all__ = [
+    "ConvertProgress",
+    "Receipt",
+    "convert_weight",
+    "format_receipt",
+    "gen_config",
+]

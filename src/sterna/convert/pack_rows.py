@@ -1,0 +1,67 @@
+"""One stored weight out of its sources, some rows at a time.
+
+In: the tensors a weight is stacked from, on disk. Out: its packed tensors, and the error that a
+reader of the folder will find in them. Rows are quantized on their own, so beside the result no
+more than a few blocks are ever in memory, however large the tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.base.dtype import F32
+from sterna.checkpoint.mlc import encode_bf16
+from sterna.checkpoint.tensor import TensorRef
+from sterna.convert.tensors import Planned
+from sterna.models.params import StoredWeight
+from sterna.quantize.pack import quantize
+from sterna.quantize.report import ErrorSum, measure
+
+Array = NDArray[Any]
+
+BLOCK_BYTES = 16 << 20  # of a source, read at a time
+
+
+def pack_rows(planned: Planned, *, f32_as_bf16: bool) -> tuple[dict[str, Array], ErrorSum]:
+    """Quantize a weight; the tensors come by part, as in `StoredWeight.parts`.
+
+    `f32_as_bf16` says that the folder will hold float32 tensors cut to bfloat16. Raises UnsafeFile
+    for NaN and infinite weights, UsageError for weights that the scheme's dtype cannot hold.
+    """
+    weight = planned.weight
+    out = {part: np.empty(shape, dtype.numpy) for part, (shape, dtype) in weight.parts.items()}
+    total, first = ErrorSum(), 0
+    for name, block in _blocks(planned):
+        values = block.read()
+        packed = quantize(values, weight.scheme, name=f"{name} in {block.path}")
+        if f32_as_bf16 and not weight.scheme.is_quantized and weight.scheme.compute == F32:
+            packed = {"weight": _cut(packed["weight"])}
+        total.merge(measure(values, packed, weight.scheme))
+        rows = slice(first, first + len(values))
+        first = rows.stop
+        for part, array in zip(out.values(), packed.values(), strict=True):
+            part[_index(weight, rows)] = array
+    return out, total
+
+
+def _blocks(planned: Planned) -> Iterator[tuple[str, TensorRef]]:
+    for name, ref in zip(planned.weight.sources, planned.refs, strict=True):
+        rows = ref.shape[0]
+        step = max(1, BLOCK_BYTES * rows // max(1, ref.nbytes))
+        for first in range(0, rows, step):
+            yield name, ref.rows(first, min(first + step, rows))
+
+
+def _index(weight: StoredWeight, rows: slice) -> tuple[slice, ...]:
+    """Where the packed rows of a weight lie: the last axis if it is stored transposed."""
+    transposed = weight.scheme.layout == "KN" and len(weight.shape) == 2
+    return (slice(None), rows) if transposed and weight.scheme.is_quantized else (rows,)
+
+
+def _cut(values: Array) -> Array:
+    """float32 as it comes back from a file that holds bfloat16."""
+    return (encode_bf16(np.ascontiguousarray(values)).astype("<u4") << np.uint32(16)).view("<f4")

@@ -1,0 +1,115 @@
+"""A checkpoint's tensors held against the config, all of them, before anything is written.
+
+In: a Source and the tensors of its folder, unread. Out: each stored weight with the tensors it is
+made of, and notes on what was passed over knowingly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sterna.base.errors import MissingTensor, ShapeMismatch, UnexpectedTensor
+from sterna.checkpoint.tensor import TensorRef
+from sterna.convert.source import Source
+from sterna.models.params import StoredWeight, is_ignored, stored_weights, tied_head
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A weight to store and the tensors it is stacked from, in order."""
+
+    weight: StoredWeight
+    refs: tuple[TensorRef, ...]
+
+    @property
+    def source_bytes(self) -> int:
+        return sum(ref.nbytes for ref in self.refs)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All of a conversion. `notes` are sentences for the user."""
+
+    weights: tuple[Planned, ...]
+    notes: tuple[str, ...]
+
+
+def plan(source: Source, tensors: Mapping[str, TensorRef]) -> Plan:
+    """Match a checkpoint with the model that its config describes.
+
+    Raises MissingTensor, UnexpectedTensor, and ShapeMismatch for a shape or an element type that
+    does not fit.
+    """
+    weights = stored_weights(source.effective, source.scheme)
+    found, notes = _untied(source, tensors)
+    expected = {
+        name: shape
+        for weight in weights
+        for name, shape in zip(weight.sources, weight.source_shapes, strict=True)
+    }
+    _check_present(source, expected, found)
+    _check_read(source, expected, found)
+    for name, shape in expected.items():
+        _check_shape(found[name], name, shape)
+    matched = (Planned(weight, tuple(found[name] for name in weight.sources)) for weight in weights)
+    return Plan(tuple(matched), notes)
+
+
+def _untied(
+    source: Source, tensors: Mapping[str, TensorRef]
+) -> tuple[dict[str, TensorRef], tuple[str, ...]]:
+    """A tied pair is one tensor: take it under either name, and the embedding where both are."""
+    found = dict(tensors)
+    pair = tied_head(source.effective)
+    if pair is None or pair[0] not in found:
+        return found, ()
+    head, embedding = pair
+    if embedding not in found:
+        found[embedding] = found.pop(head)
+        return found, (f"{head} serves as {embedding}: the config ties them",)
+    del found[head]
+    return found, (f"{head} in the checkpoint is not used: the config ties it to {embedding}",)
+
+
+def _check_present(
+    source: Source, expected: Mapping[str, object], found: Mapping[str, object]
+) -> None:
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise MissingTensor(
+            f"the tensor {missing[0]}{_and_more(missing)}, which config.json calls for, is not "
+            f"among the {len(found)} tensors of {source.folder}; download it again, or look for "
+            "an adapter or a config that belongs to another model"
+        )
+
+
+def _check_read(
+    source: Source, expected: Mapping[str, object], found: Mapping[str, object]
+) -> None:
+    unexpected = [
+        name for name in found if name not in expected and not is_ignored(source.effective, name)
+    ]
+    if unexpected:
+        raise UnexpectedTensor(
+            f"{source.folder} holds the tensor {unexpected[0][:200]}{_and_more(unexpected)}, which "
+            f"a {source.model_type} model with this config.json does not read; the config or the "
+            "weights belong to another model"
+        )
+
+
+def _check_shape(ref: TensorRef, name: str, shape: tuple[int, ...]) -> None:
+    if not ref.dtype.is_float:
+        raise ShapeMismatch(
+            f"the tensor {name} in {ref.path} has dtype {ref.dtype}; only f16, bf16, f32 and f64 "
+            "weights can be converted"
+        )
+    if ref.shape != shape:
+        raise ShapeMismatch(
+            f"the tensor {name} in {ref.path} has shape {list(ref.shape)}, but config.json calls "
+            f"for {list(shape)}"
+        )
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
