@@ -1,0 +1,8 @@
+"""`python -m sterna` is `sterna`."""
+
+import sys
+
+from sterna.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

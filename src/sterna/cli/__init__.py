@@ -1,0 +1,1 @@
+"""The command line: one file a verb. Heavy rooms are imported by the verb that needs them."""

@@ -1,0 +1,117 @@
+"""`sterna compile`: a model folder becomes a library for one target."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sterna.base.errors import UsageError
+from sterna.base.target import EXAMPLES, parse_target
+from sterna.cli.arguments import Subparsers, add_verb, closest
+from sterna.cli.progress import shown
+from sterna.cli.say import note, size
+from sterna.cli.source import CONFIG, one_of, output_of
+
+OVERRIDES = (
+    "context_window_size",
+    "prefill_chunk_size",
+    "max_batch_size",
+    "sliding_window_size",
+    "attention_sink_size",
+)
+_EXAMPLE = """\
+  sterna compile --model ./dist/M --target cpu --output ./dist/libs/M-cpu.so
+  sterna compile --model ./dist/M --target cpu:aarch64-macos --output ./dist/libs/M-mac.dylib
+  sterna compile --model ./dist/M --target cpu --output ./M.so --debug-dump ./dump \\
+      --overrides "context_window_size=4096;prefill_chunk_size=512\""""
+
+
+def add(verbs: Subparsers) -> None:
+    parser = add_verb(
+        verbs,
+        "compile",
+        "compile a model folder into a library",
+        "Compile a converted model for a target, this machine or another. Weights are not needed, "
+        "only the folder's configuration.",
+        _EXAMPLE,
+    )
+    parser.add_argument("bare", metavar="MODEL", nargs="?", help="the same as --model")
+    parser.add_argument("--model", help="a model folder, or its mlc-chat-config.json")
+    parser.add_argument(
+        "--quantization", metavar="SCHEME", help="checked against the folder's (default: that)"
+    )
+    parser.add_argument(
+        "--target", default="cpu", help=f"one of {', '.join(EXAMPLES)}, ... (default: cpu)"
+    )
+    parser.add_argument("-o", "--output", metavar="LIB", help="the library to write")
+    parser.add_argument(
+        "--debug-dump", metavar="DIR", help="write every phase as text, schedules and C sources"
+    )
+    parser.add_argument(
+        "--overrides",
+        metavar="K=V;K=V",
+        default="",
+        help=f"instead of the folder's configuration: {', '.join(OVERRIDES)}",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = model_folder(one_of(args.bare, args.model, "--model"))
+    output, target = output_of(args), parse_target(args.target)
+    if output.is_dir():
+        raise UsageError(f"--output {output} is a folder; name the library to write")
+    overrides = parse_overrides(args.overrides)
+    from sterna.checkpoint.model_folder import open_model
+    from sterna.compiler import CompileOptions, compile_model
+
+    found = open_model(folder, weights=False).quantization
+    if args.quantization not in (None, found):
+        raise UsageError(
+            f"--quantization is {args.quantization}, but {folder} is quantized as {found}; "
+            "leave the flag out, or convert the model again"
+        )
+    dump = Path(args.debug_dump).expanduser() if args.debug_dump else None
+    with shown() as report:
+        library = compile_model(
+            folder,
+            target,
+            output,
+            options=CompileOptions(**overrides),
+            debug_dump=dump,
+            progress=lambda text: report("compile", text, 0, 0),
+        )
+    if dump is not None:
+        note(f"every phase is in {dump}")
+    print(f"{library} ({size(library.stat().st_size)}, {target.spec})")
+    return 0
+
+
+def model_folder(named: str) -> Path:
+    """The folder that the user named, itself or through its configuration file."""
+    path = Path(named).expanduser()
+    folder = path.parent if path.name == CONFIG else path
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}; give a converted model's folder")
+    if not (folder / CONFIG).is_file() and (folder / "config.json").is_file():
+        raise UsageError(
+            f"{folder} is a Hugging Face folder, not a converted model; use `sterna "
+            "convert_weight` and `sterna gen_config` first, or `sterna chat`, which does all steps"
+        )
+    return folder
+
+
+def parse_overrides(text: str) -> dict[str, int]:
+    """Read "k=v;k=v"; UsageError for a name or a value that is none."""
+    overrides: dict[str, int] = {}
+    for pair in filter(None, (part.strip() for part in text.split(";"))):
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals:
+            raise UsageError(f"--overrides has {pair!r}, possible is name=number;name=number")
+        if name not in OVERRIDES:
+            raise UsageError(f"--overrides has no {name!r}; {closest(name, OVERRIDES)}")
+        try:
+            overrides[name] = int(value)
+        except ValueError:
+            raise UsageError(f"--overrides: {name} is {value!r}, not an integer") from None
+    return overrides

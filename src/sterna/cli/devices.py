@@ -1,0 +1,31 @@
+"""`sterna devices`: what this machine can run models on, and what each device lacks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from sterna.cli.arguments import Subparsers, add_verb
+from sterna.cli.say import one_line, styled
+
+
+def add(verbs: Subparsers) -> None:
+    parser = add_verb(
+        verbs,
+        "devices",
+        "list this machine's devices",
+        "List every device that Sterna knows, whether this machine has it, and what it lacks.",
+        "  sterna devices",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from sterna.runtime.devices import devices
+
+    for report in devices():
+        mark, style = ("yes", "green") if report.present else ("no", "dim")
+        parts = [report.detail, f"missing: {report.missing}" if report.missing else ""]
+        text = one_line("; ".join(part for part in parts if part))
+        print(f"{report.name:8} {styled(f'{mark:4}', style, sys.stdout)} {text}")
+    return 0

@@ -1,0 +1,111 @@
+"""The flags with which `chat` and `generate` name a model, and the engine that comes of them.
+
+In: parsed arguments. Out: a running engine; what had to be made on the way is told on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from sterna.base.errors import RequestError, UsageError
+from sterna.cli.arguments import add_option_flags, given_options
+from sterna.cli.progress import shown
+from sterna.engine.options import EngineOptions, SamplingOptions, override
+
+if TYPE_CHECKING:
+    from sterna.engine.engine import Engine
+
+SAMPLING = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+    "stop",
+    "min_tokens",
+    "ignore_eos",
+)
+ENGINE = (
+    "mode",
+    "max_num_sequence",
+    "max_total_tokens",
+    "context_window_size",
+    "prefill_chunk_size",
+    "threads",
+)
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """--model-lib, --device, --quantization, and a group each for sampling and engine options."""
+    parser.add_argument(
+        "--model-lib",
+        metavar="LIB",
+        help="a library that `sterna compile` made (default: compile one into the cache)",
+    )
+    parser.add_argument(
+        "--quantization",
+        metavar="SCHEME",
+        help="for a model that is not converted yet (default: chosen for the model)",
+    )
+    parser.add_argument("--device", default="auto", help="where to run (default: auto)")
+    add_option_flags(parser.add_argument_group("sampling"), SamplingOptions, SAMPLING)
+    add_option_flags(parser.add_argument_group("engine"), EngineOptions, ENGINE)
+
+
+def sampling(args: argparse.Namespace) -> dict[str, object]:
+    """The sampling options given, checked before anything slow begins."""
+    given = given_options(args, SAMPLING)
+    override(SamplingOptions(), given)
+    return given
+
+
+def open_engine(args: argparse.Namespace) -> Engine:
+    """Convert and compile what is missing, with progress on stderr, then load."""
+    options = EngineOptions(**given_options(args, ENGINE))
+    from sterna.engine.engine import Engine
+    from sterna.engine.loader import check_device
+    from sterna.local import locate
+
+    check_device(args.device)
+    with shown() as report:
+        located = locate(
+            args.model, args.model_lib, quantization=args.quantization, progress=report
+        )
+    return Engine(resolve=lambda *_: located, options=options)
+
+
+def prompt_text(given: str | None) -> str:
+    """The prompt of `--prompt`, or all of stdin; it must be text, and not nothing.
+
+    One line end at the end of stdin is the shell's, not the prompt's.
+    """
+    if given is None:
+        given = _read_stdin()
+        given = given.removesuffix("\n").removesuffix("\r")
+    try:
+        given.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the prompt is not valid UTF-8 (at character {error.start}); send valid UTF-8"
+        ) from None
+    if not given:
+        raise RequestError('the prompt is empty; give one with --prompt "..." or through a pipe')
+    return given
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None or sys.stdin.closed:
+        raise UsageError('there is no input to read a prompt from; give one with --prompt "..."')
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"the prompt is not valid UTF-8 (byte {error.start}); send valid UTF-8"
+        ) from None

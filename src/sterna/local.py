@@ -1,0 +1,73 @@
+"""`sterna.Engine`: an engine that makes what it lacks.
+
+In: a model as the user names it. Out: the engines of `sterna.engine`, which themselves compile
+nothing. The compile wing is imported only where something may have to be made: a machine that runs
+a converted model with its library never loads the compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sterna.checkpoint.mlc import CONFIG
+from sterna.checkpoint.model_folder import open_model
+from sterna.engine import engine
+from sterna.engine.loader import Located
+from sterna.engine.options import EngineOptions, Mode
+
+
+def locate(
+    model: str | Path | None = None,
+    model_lib: str | Path | None = None,
+    device: str = "auto",
+    *,
+    quantization: str | None = None,
+    progress: Callable[[str, str, int, int], None] | None = None,
+) -> Located:
+    """What an engine loads; converts and compiles into the cache what is not there.
+
+    `quantization` is for a source that is not converted yet; `progress` is a `jit.Report`.
+    """
+    if quantization is None and model is not None and model_lib is not None:
+        folder = Path(model).expanduser()
+        if (folder / CONFIG).is_file():
+            return Located(folder, Path(model_lib), open_model(folder).tensors)
+    from sterna import jit  # the compile wing, see above
+
+    report = progress or jit.log
+    return jit.locate(model, model_lib, quantization=quantization, progress=report)
+
+
+class Engine(engine.Engine):
+    """Blocking. Without `model` the demo model; without `model_lib` one is compiled."""
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        model_lib: str | Path | None = None,
+        device: str = "auto",
+        *,
+        mode: Mode | str | None = None,
+        options: EngineOptions | None = None,
+    ) -> None:
+        super().__init__(model, model_lib, device, mode=mode, options=options, resolve=locate)
+
+
+class AsyncEngine(engine.AsyncEngine):
+    """For event loops. Without `model` the demo model; without `model_lib` one is compiled."""
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        model_lib: str | Path | None = None,
+        device: str = "auto",
+        *,
+        mode: Mode | str | None = None,
+        options: EngineOptions | None = None,
+    ) -> None:
+        super().__init__(model, model_lib, device, mode=mode, options=options, resolve=locate)
+
+
+MLCEngine = Engine
+AsyncMLCEngine = AsyncEngine
