@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from sterna.base.dtype import DType
-from sterna.ir.expr import Binary, Cast, Const, Expr, Select, Unary, Var
+from sterna.ir.expr import BINARY, Binary, Cast, Const, Expr, Select, Unary, Var
 
 Bound = int | float  # an integer, or an infinity
 Interval = tuple[Bound, Bound]
@@ -123,16 +123,18 @@ _UNARY: dict[str, Callable[[Interval], Interval]] = {
     "invert": lambda a: (-a[1] - 1, -a[0] - 1),
     "abs": lambda a: (max(0, a[0], -a[1]), max(-a[0], a[1])),
 }
+_LOGIC = {op for op, row in BINARY.items() if row.compares} | {"and", "or", "not"}
 
 
 class Intervals:
     """Intervals of expressions, remembered by identity. `ranges` narrows or supplies Vars'."""
 
-    __slots__ = ("memo", "ranges")
+    __slots__ = ("memo", "ranges", "types")
 
     def __init__(self, ranges: Mapping[Var, Interval] | None = None) -> None:
         self.ranges = dict(ranges or {})
         self.memo: dict[Expr, Interval] = {}
+        self.types: dict[Expr, DType] = {}
 
     def __call__(self, expr: Expr) -> Interval:
         found = self.memo.get(expr)
@@ -140,9 +142,19 @@ class Intervals:
             found = self.memo[expr] = self._compute(expr)
         return found
 
+    def dtype(self, expr: Expr) -> DType:
+        """expr.dtype, which walks down the first operands, found once."""
+        if not isinstance(expr, Binary | Unary):
+            return expr.dtype
+        found = self.types.get(expr)
+        if found is None:
+            logic = expr.op in _LOGIC
+            found = self.types[expr] = expr.dtype if logic else self.dtype(expr.a)
+        return found
+
     def leaves_type(self, expr: Expr) -> bool:
         """Whether the exact value of an operation may not fit its wrapping type."""
-        dtype = expr.dtype
+        dtype = self.dtype(expr)
         if not wraps(dtype):
             return False
         lo, hi = self._exact(expr)
@@ -150,7 +162,7 @@ class Intervals:
         return lo < least or hi > most
 
     def _compute(self, expr: Expr) -> Interval:
-        dtype = expr.dtype
+        dtype = self.dtype(expr)
         if dtype.is_float:
             return ANY
         if not wraps(dtype):
@@ -166,8 +178,8 @@ class Intervals:
             return self._var(expr)
         if isinstance(expr, Binary):
             on_pair = _BINARY.get(expr.op)
-            if on_pair is None or not expr.a.dtype.is_int:
-                return _unknown(expr.dtype)
+            if on_pair is None or not self.dtype(expr.a).is_int:
+                return _unknown(self.dtype(expr))
             return on_pair(self(expr.a), self(expr.b))
         if isinstance(expr, Select):
             a, b = self(expr.a), self(expr.b)
@@ -176,7 +188,7 @@ class Intervals:
             return self._cast(expr)
         if isinstance(expr, Unary):
             on_one = _UNARY.get(expr.op)
-            return _unknown(expr.dtype) if on_one is None else on_one(self(expr.a))
+            return _unknown(self.dtype(expr)) if on_one is None else on_one(self(expr.a))
         return _unknown(expr.dtype)
 
     def _var(self, var: Var) -> Interval:

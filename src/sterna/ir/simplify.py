@@ -87,9 +87,11 @@ class Simplifier:
         if isinstance(expr, Unary):
             return self.unary_step(expr)
         if isinstance(expr, Select):
-            return self.table("logic", "select", expr, expr.dtype) or expr
-        if isinstance(expr, Intrin) and expr.dtype.is_float:
-            return self.table("float", expr.name, expr, expr.dtype) or expr
+            dtype = self.interval.dtype(expr.a)
+            return self.table("logic", "select", expr, dtype) or expr
+        if isinstance(expr, Intrin):
+            dtype = self.interval.dtype(expr.args[0])
+            return (self.table("float", expr.name, expr, dtype) if dtype.is_float else None) or expr
         return expr
 
     def table(self, section: str, op: str, expr: Expr, dtype: DType) -> Expr | None:
@@ -145,7 +147,7 @@ class Simplifier:
     # One step for each kind of node.
 
     def binary_step(self, expr: Binary) -> Expr:
-        dtype, op = expr.a.dtype, expr.op
+        dtype, op = self.interval.dtype(expr.a), expr.op
         if dtype.is_float:
             return self.table("float", op, expr, dtype) or _fold_float(expr) or expr
         if dtype == BOOL:
@@ -156,16 +158,18 @@ class Simplifier:
                 return self.number(folded.value, folded.dtype)
         if BINARY[op].compares:
             return self.table("bits", op, expr, dtype) or self.compare(expr)
-        lo, hi = self.interval(expr)
-        if lo == hi:
-            return self.number(int(lo), dtype)
         return self.integer_step(expr, dtype)
 
     def integer_step(self, expr: Binary, dtype: DType) -> Expr:
         op = expr.op
-        if op in ("+", "-", "*"):
+        if op in ("+", "-", "*"):  # collected sums have an order of their own
             simple = self.table("bits", op, expr, dtype)
             return simple or self.table("exact", "+", expr, dtype) or self.collected(expr)
+        lo, hi = self.interval(expr)
+        if lo == hi:
+            return self.number(int(lo), dtype)
+        if BINARY[op].commutative and self.out_of_order(expr):
+            return self.rule(Binary(op, expr.b, expr.a))
         if op in ("min", "max"):
             chosen = self.choose(expr)
             if chosen is not None:
@@ -176,6 +180,12 @@ class Simplifier:
                 return shifted
         return self.table("bits", op, expr, dtype) or self.table("exact", op, expr, dtype) or expr
 
+    def out_of_order(self, expr: Binary) -> bool:
+        """Whether operands that may change places should: constants last, others by name."""
+        if isinstance(expr.b, Const):
+            return False
+        return isinstance(expr.a, Const) or self.name_of(expr.a) > self.name_of(expr.b)
+
     def one_period(self, value: Expr, period: int, dtype: DType) -> Expr | None:
         """x % c -> x - q * c, if x // c is q throughout."""
         lo, hi = self.interval(value)
@@ -184,7 +194,7 @@ class Simplifier:
         return self.build(self.sum(value).plus(Sum({}, int(-(lo // period) * period))), dtype)
 
     def unary_step(self, expr: Unary) -> Expr:
-        dtype = expr.a.dtype
+        dtype = self.interval.dtype(expr.a)
         if dtype.is_int:
             lo, hi = self.interval(expr)
             if lo == hi:
@@ -196,7 +206,7 @@ class Simplifier:
         return self.table("float" if dtype.is_float else "logic", expr.op, expr, dtype) or expr
 
     def cast_step(self, expr: Cast) -> Expr:
-        source, target = expr.a.dtype, expr.dtype
+        source, target = self.interval.dtype(expr.a), expr.dtype
         if source == target:
             return expr.a
         if source.is_float or target == BOOL:
@@ -217,7 +227,7 @@ class Simplifier:
     def collect(self, expr: Expr) -> Sum:
         if isinstance(expr, Const) and expr.dtype.is_int:
             return Sum({}, int(expr.value))
-        if not (isinstance(expr, Binary | Unary) and expr.dtype.is_int):
+        if not (isinstance(expr, Binary | Unary) and self.interval.dtype(expr).is_int):
             return Sum({expr: 1})
         return Sum({expr: 1}) if self.interval.leaves_type(expr) else self.collect_operation(expr)
 
@@ -252,7 +262,7 @@ class Simplifier:
         terms = self.sum(expr)
         if terms.terms.get(expr) == 1:
             return expr
-        return self.build(terms, expr.dtype)
+        return self.build(terms, self.interval.dtype(expr))
 
     def term_order(self, term: tuple[Expr, int]) -> tuple[bool, int, str]:
         """Positive terms before negative ones, then larger strides, then by name."""
