@@ -126,8 +126,8 @@ def _huggingface_config(
 ) -> dict[str, Any]:
     """MLC's model_config under Hugging Face's names; what is -1 or null there is not set."""
     given = field(chat_config, "model_config", dict, source)
-    config: dict[str, Any] = {
-        _RENAMED.get(key, key): value
+    config = {
+        str(_RENAMED.get(key, key)): value
         for key, value in given.items()
         if key not in _RUN_OPTIONS and value not in (None, -1)
     }

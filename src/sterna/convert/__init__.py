@@ -3,11 +3,12 @@
 Each writes its own part of the folder at one stroke, in either order; both leave it complete.
 """
 
-from sterna.convert.chat_config import gen_config
+from sterna.convert.chat_config import ChatOptions, gen_config
 from sterna.convert.receipt import Receipt, format_receipt
 from sterna.convert.weights import ConvertProgress, convert_weight
 
 __all__ = [
+    "ChatOptions",
     "ConvertProgress",
     "Receipt",
     "convert_weight",

@@ -40,6 +40,22 @@ _TOKEN_IDS: dict[str, int] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_i
 
 
 @dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """What the user may set; None follows the model.
+
+    `conv_template` is a name that MLC users know or a JSON file; `context_window_size` is at most
+    what the model was made for; sliding window and sinks change the program itself.
+    """
+
+    conv_template: str | None = None
+    context_window_size: int | None = None
+    sliding_window_size: int | None = None
+    prefill_chunk_size: int | None = None
+    attention_sink_size: int | None = None
+    max_batch_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class _Sizes:
     """The run options after defaults; -1 is MLC's "unset"."""
 
@@ -56,12 +72,7 @@ def gen_config(
     *,
     quantization: str,
     model_type: str | None = None,
-    conv_template: str | None = None,
-    context_window_size: int | None = None,
-    sliding_window_size: int | None = None,
-    prefill_chunk_size: int | None = None,
-    attention_sink_size: int | None = None,
-    max_batch_size: int | None = None,
+    options: ChatOptions | None = None,
 ) -> dict[str, Any]:
     """Write the configuration of a model into `output` and return `mlc-chat-config.json`.
 
@@ -69,19 +80,13 @@ def gen_config(
     no sense or do not fit the model, CheckpointError and TokenizerError for damaged files.
     """
     model = read_source(Path(source), quantization, model_type)
+    asked = options or ChatOptions()
     output = Path(output).resolve()
     found = found_in(output, model)
-    overrides = _overrides(sliding_window_size, attention_sink_size)
+    overrides = _overrides(asked.sliding_window_size, asked.attention_sink_size)
     read = _read_with(model, overrides)
-    context = _context(read, context_window_size)
-    sizes = _Sizes(
-        context=context,
-        window=read.sliding_window,
-        sinks=read.attention_sinks or -1,
-        chunk=_chunk(prefill_chunk_size, context),
-        batch=_positive("max_batch_size", max_batch_size, MAX_BATCH),
-    )
-    config = _chat_config(model, sizes, read.vocab_size, conv_template)
+    sizes = _sizes(read, asked)
+    config = _chat_config(model, sizes, read.vocab_size, asked.conv_template)
     contents: dict[str, bytes | Path] = {
         name: model.folder / name for name in model.tokenizer_files
     }
@@ -119,6 +124,17 @@ def _read_with(model: Source, overrides: Mapping[str, Any]) -> Any:
             "sliding window for the sinks to stay outside of; give sliding_window_size too"
         )
     return read
+
+
+def _sizes(read: Any, asked: ChatOptions) -> _Sizes:
+    context = _context(read, asked.context_window_size)
+    return _Sizes(
+        context=context,
+        window=read.sliding_window,
+        sinks=read.attention_sinks or -1,
+        chunk=_chunk(asked.prefill_chunk_size, context),
+        batch=_positive("max_batch_size", asked.max_batch_size, MAX_BATCH),
+    )
 
 
 def _context(read: Any, asked: int | None) -> int:
