@@ -15,9 +15,10 @@ from typing import Any
 
 MAX_STEPS = 1_000_000
 MAX_CHARACTERS = 16_000_000
-INPUT_COPIES = 64  # a template may copy what the caller gave this often
+INPUT_COPIES = 128  # a template may copy what the caller gave this often
 MAX_SECONDS = 5.0
 MAX_DEPTH = 64
+ELEMENT = 8  # characters that an element of a list weighs, at depth 1
 MAX_INT_BITS = 4096
 MAX_WIDTH = 10_000  # of padding and number formats
 
@@ -68,7 +69,7 @@ def size(value: Any, limit: float = float("inf")) -> int:
     total, stack = 0, [(value, 1)]
     while stack:
         item, depth = stack.pop()
-        total += depth
+        total += ELEMENT * depth
         if isinstance(item, str):
             total += len(item)
         elif isinstance(item, Mapping):

@@ -157,8 +157,10 @@ def _plain(value: Any) -> Any:
     """Rebuild a value out of JSON types, so that a template meets no object with methods."""
     if value is None or type(value) in (str, int, float, bool):
         return value
-    if isinstance(value, str):
+    if isinstance(value, str):  # an enum, say: back to the bare type
         return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
     if isinstance(value, Mapping):
         return {_plain(key): _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence):

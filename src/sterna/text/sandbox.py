@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -25,14 +26,16 @@ from jinja2.visitor import NodeTransformer
 
 from sterna.base.errors import TokenizerError
 from sterna.text.amplifiers import FILTER_CHECKS, METHOD_CHECKS, check_binop
-from sterna.text.budget import Budget, OverBudget
+from sterna.text.budget import ELEMENT, Budget, OverBudget
 
 # Names that no template can write: they hold spaces.
 BUDGET = "sterna budget"
 TICK = "sterna tick"
 CHARGE = "sterna charge"
+CHARGE_SLICE = "sterna charge slice"
 
 MAX_SOURCE = 256 << 10
+MAX_TOKENS = 30_000  # large published templates have about 5,000; compiling takes 0.1 ms each
 MAX_STRFTIME = 256
 
 # Filters no chat template needs whose cost is hard to bound, or that are random.
@@ -86,7 +89,7 @@ class TemplateNamespace(Namespace):
 
 def _check_name(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace may not hold the name {name!r}")
+        raise SecurityError(f"a namespace may not hold the name {name!r}")
 
 
 class TemplateDict:
@@ -150,7 +153,7 @@ class Instrument(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return _charged(node) if isinstance(node.arg, nodes.Slice) else node
+        return _charged(node, CHARGE_SLICE) if isinstance(node.arg, nodes.Slice) else node
 
     def _visit_value(self, node: nodes.Expr) -> nodes.Node:
         self.generic_visit(node)
@@ -171,10 +174,10 @@ def _tick(cost: int, at: nodes.Node) -> nodes.Filter:
     return nodes.Filter(value, TICK, [], [], None, None, lineno=at.lineno)
 
 
-def _charged(node: nodes.Expr) -> nodes.Expr:
+def _charged(node: nodes.Expr, charge: str = CHARGE) -> nodes.Expr:
     if isinstance(node, nodes.TemplateData) or getattr(node, "name", None) == CHARGE:
         return node
-    return nodes.Filter(node, CHARGE, [], [], None, None, lineno=node.lineno)
+    return nodes.Filter(node, charge, [], [], None, None, lineno=node.lineno)
 
 
 class BudgetedEnvironment(ImmutableSandboxedEnvironment):
@@ -194,7 +197,11 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
             del self.filters[name]
         for name, check in FILTER_CHECKS.items():
             self.filters[name] = _checked_filter(self.filters[name], check)
-        self.filters |= {TICK: _tick_filter, CHARGE: _charge_filter}
+        self.filters |= {
+            TICK: _tick_filter,
+            CHARGE: _charge_filter,
+            CHARGE_SLICE: _charge_slice_filter,
+        }
         del self.globals["lipsum"]
         self.globals |= {
             "raise_exception": _raise_exception,
@@ -216,6 +223,14 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
         if allowed:
             return any(attr in names for names in allowed)
         return type(obj).__module__ != "builtins"
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        """Underscore names end the rendering; other refused names are undefined until used."""
+        if attribute.startswith("_"):
+            raise SecurityError(
+                f"access to attribute {attribute!r} of {type(obj).__name__!r} object is unsafe"
+            )
+        return super().unsafe_undefined(obj, attribute)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N804, N805
         """Call from a template; string methods that amplify are measured first."""
@@ -239,8 +254,14 @@ def compile_template(source: str, clock: Callable[[], datetime]) -> jinja2.Templ
         raise TokenizerError(
             f"the chat template has {len(source)} characters, at most {MAX_SOURCE} are allowed"
         )
+    environment = BudgetedEnvironment(clock)
     try:
-        return BudgetedEnvironment(clock).from_string(source)
+        tokens = sum(1 for _ in environment.lex(source))
+        if tokens > MAX_TOKENS:
+            raise TokenizerError(
+                f"the chat template has {tokens} tokens of Jinja, at most {MAX_TOKENS} are allowed"
+            )
+        return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise TokenizerError(
             f"the chat template is not valid: {error.message} (line {error.lineno})"
@@ -282,6 +303,13 @@ def _charge_filter(context: Context, value: Any) -> Any:
     if isinstance(value, Iterator) and type(value).__module__ == "builtins":
         return _counted(budget, value)
     budget.spend(budget.size(value))
+    return value
+
+
+@pass_context
+def _charge_slice_filter(context: Context, value: Any) -> Any:
+    """A slice copies references only: templates slice long conversations in loops."""
+    _budget(context).spend(ELEMENT * len(value))
     return value
 
 
