@@ -18,6 +18,7 @@ from sterna.text.json_file import read_optional
 
 CONFIG = "mlc-chat-config.json"
 RECEIPT = "sterna.json"
+RAW = "LM"  # MLC's name for no template at all: roles without a mark between them
 
 _DEFAULTS = (
     "temperature",
@@ -63,7 +64,7 @@ def read_chat_config(folder: Path) -> ChatConfig:
         defaults=defaults,
         stop_ids=_ids(path, template.get("stop_token_ids")),
         stop_strings=_strings(path, template.get("stop_str")),
-        conv_template=template or None,
+        conv_template=None if template.get("name") == RAW else template or None,
     )
 
 
