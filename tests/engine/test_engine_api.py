@@ -35,6 +35,23 @@ class Parrot(NullExecutable):
         return logits
 
 
+class Held(NullExecutable):
+    """Runs `steps` steps at once and every further one only after `release`."""
+
+    def __init__(self, steps: int, error: Exception | None = None) -> None:
+        super().__init__(manifest(), 512)
+        self.release = threading.Event()
+        self._left = itertools.count(steps - 1, -1)
+        self._error = error
+
+    def step(self, batch):
+        if next(self._left) < 0:
+            assert self.release.wait(10), "nobody released the device"
+            if self._error is not None:
+                raise self._error
+        return super().step(batch)
+
+
 def parrot(text, prompt="go", face=Engine):
     return engine(Parrot(text if isinstance(text, bytes) else text.encode(), len(prompt)), face)
 
@@ -265,24 +282,27 @@ def test_defaults_come_from_the_model():
 
 
 @pytest.mark.parametrize("leave", ["close", "with", "drop"])
-def test_leaving_a_stream_returns_its_pages(model, leave):
-    stream = model.completions.create(
-        prompt="a" * 99, max_tokens=150, n=3, stream=True, ignore_eos=True
-    )
-    assert model.metrics()["requests"] <= 1
-    next(stream)
-    if leave == "close":
-        stream.close()
-        assert list(stream) == []
-    elif leave == "with":
-        with stream:
-            pass
-    else:
-        del stream
-        gc.collect()
-    wait_until(lambda: model.metrics()["pages_free"] == 512)
-    assert model.metrics()["cancelled"] == 1
-    assert model.metrics()["running"] == 0
+def test_leaving_a_stream_returns_its_pages_within_one_step(leave):
+    device = Held(steps=5)
+    with engine(device) as model:
+        stream = model.completions.create(
+            prompt="a" * 99, max_tokens=150, n=3, stream=True, ignore_eos=True
+        )
+        next(stream)
+        if leave == "close":
+            stream.close()
+            assert list(stream) == []
+        elif leave == "with":
+            with stream:
+                pass
+        else:
+            del stream
+            gc.collect()
+        device.release.set()
+        wait_until(lambda: model.metrics()["cancelled"] == 1)
+        wait_until(lambda: model.metrics()["pages_free"] == 512)
+        assert model.metrics()["steps"] <= 6
+        assert model.metrics()["running"] == 0
 
 
 def test_cancelling_one_leaves_others_alone(model):
@@ -295,20 +315,6 @@ def test_cancelling_one_leaves_others_alone(model):
     assert "".join(chunk.choices[0].text for chunk in kept) == alone[0].text
 
 
-class Failing(NullExecutable):
-    """Works for some steps, then raises."""
-
-    def __init__(self, steps: int, error: Exception) -> None:
-        super().__init__(manifest(), 512)
-        self._left = itertools.count(steps, -1)
-        self._error = error
-
-    def step(self, batch):
-        if next(self._left) <= 0:
-            raise self._error
-        return super().step(batch)
-
-
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -317,11 +323,13 @@ class Failing(NullExecutable):
     ],
 )
 def test_a_failing_device_reaches_everyone_who_waits_and_all_who_come_later(error, message):
-    with engine(Failing(3, error)) as model:
+    device = Held(3, error)
+    with engine(device) as model:
         streams = [
             model.completions.create(prompt=p, stream=True, max_tokens=99, ignore_eos=True)
             for p in ("a", "b" * 30, "c")
         ]
+        device.release.set()
         for stream in streams:
             with pytest.raises(DeviceError, match=message):
                 list(stream)
@@ -351,9 +359,11 @@ def test_nan_logits_fail_their_own_request_only():
 
 
 def test_closing_ends_open_requests():
-    model = engine()
+    device = Held(steps=5)
+    model = engine(device)
     stream = model.completions.create(prompt="a", max_tokens=250, stream=True, ignore_eos=True)
     next(stream)
+    threading.Timer(0.05, device.release.set).start()
     model.close()
     model.close()
     with pytest.raises(RequestError, match="the engine was closed"):
@@ -411,17 +421,20 @@ def test_async_equals_blocking(model):
 
 
 def test_async_cancellation_returns_pages():
+    device = Held(steps=5)
+
     async def ask():
-        async with engine(face=AsyncEngine) as model:
+        async with engine(device, AsyncEngine) as model:
             task = asyncio.ensure_future(
                 model.completions.create(prompt="a" * 90, max_tokens=160, n=8, ignore_eos=True)
             )
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.01)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            for _ in range(1000):
-                if model.metrics()["pages_free"] == 512:
+            device.release.set()
+            for _ in range(5000):
+                if model.metrics()["cancelled"] and model.metrics()["pages_free"] == 512:
                     return model.metrics()
                 await asyncio.sleep(0.001)
             raise AssertionError("pages were not returned")

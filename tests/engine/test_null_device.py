@@ -88,6 +88,7 @@ def test_copy_page():
         {"positions": ints(-1, 0)},
         {"page_table": ints(0, 8)},
         {"logit_rows": ints(1, 0)},
+        {"logit_rows": ints()},
         {"seq_indptr": ints(0, 1)},
         {"seq_indptr": ints(0, 0, 2), "page_indptr": ints(0, 1, 2)},
     ],

@@ -10,7 +10,7 @@ from sterna.engine.options import SamplingOptions
 from sterna.engine.philox import philox, uniform
 from sterna.engine.sampler import History, adjusted, candidates, ranked, sample
 
-NONE = History((), (), 0)
+NONE = History((), 0, 0)
 FULL = 0xFFFFFFFF
 
 
@@ -25,7 +25,7 @@ def kept(logits, **options):
 
 def draws(logits, count=400, **options):
     chosen = SamplingOptions(**options)
-    return [sample(logits, chosen, History((), (), seed)).token for seed in range(count)]
+    return [sample(logits, chosen, History((), 0, seed)).token for seed in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_greedy_takes_the_lowest_id_of_equal_logits():
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_logits_that_are_no_numbers_are_an_error(bad, temperature):
     with pytest.raises(DeviceError, match=f"computed {bad} among the logits at position 3"):
-        sample(row(1, bad), SamplingOptions(temperature=temperature), History((1, 2), (3,), 0))
+        sample(row(1, bad), SamplingOptions(temperature=temperature), History((1, 2, 3), 2, 0))
 
 
 def test_minus_infinity_is_never_drawn():
@@ -94,7 +94,7 @@ def test_tiny_temperature_is_greedy():
 
 def test_penalties():
     logits = row(2, -2, 1, 1)
-    history = History((0, 1), (2, 2), 0)
+    history = History((0, 1, 2, 2), 2, 0)
 
     def after(**options):
         return adjusted(logits, SamplingOptions(**options), history).tolist()
@@ -141,4 +141,4 @@ def test_a_draw_is_always_a_candidate(values, temperature, top_p, top_k, min_p, 
     ids, weights = candidates(logits.astype(np.float64), options)
     assert int(logits.argmax()) in ids.tolist()
     assert len(ids) <= (top_k or len(values))
-    assert sample(logits, options, History((), (), seed)).token in ids[weights > 0].tolist()
+    assert sample(logits, options, History((), 0, seed)).token in ids[weights > 0].tolist()

@@ -181,7 +181,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.scheduler.check()
 
     def advance(self, ready, logits):
-        for found, row in zip(ready, logits, strict=True):
+        for found, row in zip(ready, logits):
             assert (row == whole(found.tokens)).all()
             found.tokens.append(int(row[:256].argmax()))
             if len(found.tokens) >= self.limits.window:

@@ -75,6 +75,8 @@ class StepArrays:
             if piece.last:
                 self._logit_rows[r] = n - 1
                 r += 1
+        if r == 0:  # programs are compiled for one row or more; nobody looks at this one
+            self._logit_rows[0], r = n - 1, 1
         b = len(batch.pieces) + 1
         return StepInput(
             tokens=self._tokens[:n],

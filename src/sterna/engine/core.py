@@ -140,7 +140,7 @@ class Core:
         self.counters.steps += 1
         self.counters.step_seconds += time.perf_counter() - began
         ready = [self._answers[p.sequence.number] for p in batch.pieces if p.last]
-        for answer, row in zip(ready, logits, strict=True):
+        for answer, row in zip(ready, logits):
             # A sibling that failed in this very step has taken its whole request along.
             if answer.sequence.phase is Phase.RUNNING:
                 self._advance(answer, row)

@@ -92,7 +92,7 @@ class _Model:
     @property
     def has_chat_template(self) -> bool:
         """Whether `chat` can be asked at all; `completions` always can."""
-        return self._parts.template is not None
+        return (self._parts.template or self._parts.conv_template) is not None
 
     def metrics(self) -> dict[str, float]:
         """Counters since the start, and how full queues and cache are now."""

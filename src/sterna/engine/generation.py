@@ -98,7 +98,7 @@ class Request:
         return any(answer.finish_reason is None for answer in self.answers)
 
     def finished(self) -> Finished:
-        tokens = sum(len(a.sequence.tokens) - len(self.ask.prompt) for a in self.answers)
+        tokens = sum(answer.sequence.output_length for answer in self.answers)
         prompt = len(self.ask.prompt)
         timings = self.clock.timings(prompt, tokens, len(self.answers))
         return Finished(prompt, tokens, timings)
@@ -122,7 +122,7 @@ class Answer:
     def history(self) -> History:
         """What the sampler needs to know."""
         sequence = self.sequence
-        return History(sequence.prompt, sequence.output, self.request.ask.seed, self._index)
+        return History(sequence.tokens, sequence.prompt_length, self.request.ask.seed, self._index)
 
     @property
     def banned(self) -> tuple[int, ...]:
@@ -140,13 +140,13 @@ class Answer:
         if not early:
             text, stopped = self._stops.put(text)
             self.finish_reason = "stop" if stopped else None
-        if self.finish_reason is None and len(self.sequence.output) >= self._limit:
+        if self.finish_reason is None and self.sequence.output_length >= self._limit:
             text += self._flush()
             self.finish_reason = self.finish_reason or "length"
         return self._piece(sample, text)
 
     def _early(self) -> bool:
-        return len(self.sequence.output) < self.request.ask.options.min_tokens
+        return self.sequence.output_length < self.request.ask.options.min_tokens
 
     def _flush(self) -> str:
         """What decoder and stop strings held back; it may still complete a stop string."""

@@ -37,9 +37,5 @@ class Sequence:
         return len(self.tokens) - self.cached
 
     @property
-    def prompt(self) -> list[int]:
-        return self.tokens[: self.prompt_length]
-
-    @property
-    def output(self) -> list[int]:
-        return self.tokens[self.prompt_length :]
+    def output_length(self) -> int:
+        return len(self.tokens) - self.prompt_length

@@ -24,16 +24,23 @@ Ids = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What came before the token: prompt and answer, and the key of its random draw."""
+    """What came before the token: prompt and answer, and the key of its random draw.
 
-    prompt: Sequence[int]
-    output: Sequence[int]
+    `tokens` is the sequence's own growing list, not a copy: valid until the next token.
+    """
+
+    tokens: Sequence[int]
+    prompt_length: int
     seed: int
     stream: int = 0  # which of a request's n answers
 
     @property
     def position(self) -> int:
-        return len(self.prompt) + len(self.output)
+        return len(self.tokens)
+
+    @property
+    def output(self) -> Sequence[int]:
+        return self.tokens[self.prompt_length :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +86,10 @@ def adjusted(
     for token, bias in options.logit_bias.items():
         row[token] += bias
     if options.repetition_penalty != 1:
-        seen = np.unique(np.array([*history.prompt, *history.output], np.intp))
+        seen = np.unique(np.array(history.tokens, np.intp))
         scale = options.repetition_penalty
         row[seen] = np.where(row[seen] > 0, row[seen] / scale, row[seen] * scale)
-    if history.output and (options.presence_penalty or options.frequency_penalty):
+    if options.presence_penalty or options.frequency_penalty:
         seen, counts = np.unique(np.array(history.output, np.intp), return_counts=True)
         row[seen] -= options.presence_penalty + options.frequency_penalty * counts
     row[list(banned)] = -np.inf

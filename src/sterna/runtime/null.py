@@ -94,6 +94,7 @@ class NullExecutable:
         _require(((tokens >= 0) & (tokens < model.vocab_size)).all(), "token ids", tokens)
         table, rows = batch.page_table, batch.logit_rows
         _require(((table >= 0) & (table < self._num_pages)).all(), "page numbers", table)
+        _require(len(rows) > 0, "number of logit rows", 0)
         _require((np.diff(rows) > 0).all(), "order of the logit rows", rows)
         for s in range(count):
             self._check_sequence(batch, s)

@@ -80,16 +80,15 @@ class Tokenizer:
         text begins with it already. Raises RequestError for text that is not valid Unicode.
         """
         try:
-            with self._lock:
-                self._backend.encode_special_tokens = not allow_special
-                ids: list[int] = self._backend.encode(
-                    text, add_special_tokens=add_special_tokens
-                ).ids
+            text.encode()  # the library says only that it is no text
         except UnicodeEncodeError as error:
             raise RequestError(
                 f"the text holds a lone surrogate at character {error.start}, "
                 "which is not valid Unicode: send valid UTF-8"
             ) from error
+        with self._lock:
+            self._backend.encode_special_tokens = not allow_special
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         doubled = add_special_tokens and self._adds_bos and ids[1:2] == [self.bos_id]
         return ids[1:] if doubled else ids
 

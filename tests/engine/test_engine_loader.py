@@ -1,0 +1,109 @@
+"""Folder and library to a running engine; the device itself is the null one."""
+
+import json
+
+import pytest
+from null_model import manifest
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+from sterna.base.artifact import MANIFEST_MARK, encode
+from sterna.base.errors import ArtifactError, RequestError, Unavailable
+from sterna.engine import loader
+from sterna.engine.engine import Engine
+from sterna.engine.loader import Located
+from sterna.engine.options import EngineOptions
+from sterna.runtime.null import NullExecutable
+
+CONV = {
+    "name": "plain",
+    "system_template": "",
+    "roles": {"user": "U", "assistant": "A"},
+    "seps": ["\n"],
+    "role_templates": {"user": "{user_message}", "assistant": "{assistant_message}"},
+    "stop_str": ["###"],
+    "stop_token_ids": [7],
+}
+JINJA = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}"
+
+
+@pytest.fixture
+def located(tmp_path, monkeypatch):
+    """A model folder, and a "library" that holds nothing but a manifest."""
+    vocabulary = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["</s>"])
+    folder = tmp_path / "M"
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    save(folder / "tokenizer_config.json", {"eos_token": "</s>", "chat_template": JINJA})
+    save(folder / "mlc-chat-config.json", {"temperature": 0, "conv_template": CONV})
+    save(folder / "sterna.json", {"fingerprint": "f" * 8})
+    library = tmp_path / "M.so"
+    data = encode(manifest())
+    library.write_bytes(MANIFEST_MARK + len(data).to_bytes(8, "little") + data)
+
+    def load(path, weights, *, num_pages, threads):
+        assert path == library
+        return NullExecutable(manifest(), num_pages)
+
+    monkeypatch.setattr(loader.cpu, "load", load)
+    return Located(folder, library, {})
+
+
+def save(path, value):
+    path.write_text(json.dumps(value))
+
+
+def start(located, **options):
+    return Engine("M", device="cpu", resolve=lambda *_: located, **options)
+
+
+def test_a_folder_and_its_library(located):
+    with start(located) as model:
+        parts = model._parts
+        assert model.model_name == "M"
+        assert model.has_chat_template
+        assert parts.stop_ids == {7, 256}
+        assert parts.stop_strings == ("###",)
+        assert parts.defaults.temperature == 0
+        asked = [{"role": "user", "content": "hi"}]
+        first = model.chat.completions.create(messages=asked, max_tokens=5)
+        again = model.chat.completions.create(messages=asked, max_tokens=5)
+        assert first.usage.prompt_tokens == len("user=hi;")
+        assert first.choices == again.choices
+
+
+def test_mlc_folders_without_a_template_use_their_conversation(located):
+    save(located.folder / "tokenizer_config.json", {"eos_token": "</s>"})
+    with start(located) as model:
+        asked = [{"role": "user", "content": "hi"}]
+        result = model.chat.completions.create(messages=asked, max_tokens=2)
+        assert model.has_chat_template
+        assert result.usage.prompt_tokens > len("hi")
+
+
+def test_options_reach_the_device(located):
+    with start(located, options=EngineOptions(max_total_tokens=40), mode="server") as model:
+        assert model.metrics()["pages_total"] == 10
+        assert model.context_window == 40
+        with pytest.raises(RequestError, match="41 tokens, the context window is 40"):
+            model.completions.create(prompt="a" * 41)
+
+
+def test_a_prompt_that_is_not_unicode(located):
+    with start(located) as model, pytest.raises(RequestError, match="surrogate"):
+        model.completions.create(prompt="a\ud800")
+
+
+def test_another_models_library_is_refused(located):
+    save(located.folder / "sterna.json", {"fingerprint": "e" * 8})
+    with pytest.raises(ArtifactError, match="compiled for another model"):
+        start(located)
+
+
+def test_an_unknown_device_is_refused_before_anything_is_located():
+    with pytest.raises(Unavailable, match="abacus"):
+        Engine("M", device="abacus", resolve=lambda *_: pytest.fail("looked for the model"))
