@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+from pathlib import Path
 
 from sterna.base.errors import Error, RequestError
 from sterna.cli.arguments import Subparsers, add_verb
@@ -11,6 +13,7 @@ from sterna.cli.commands import is_command, obey
 from sterna.cli.conversation import Conversation, Turn
 from sterna.cli.model import add_model_flags, open_engine, prompt_text, sampling
 from sterna.cli.say import harmless, note, one_line, styled
+from sterna.cli.source import CONFIG
 
 _EXAMPLE = """\
   sterna chat                                  the demo model
@@ -44,18 +47,37 @@ def run(args: argparse.Namespace) -> int:
     options = sampling(args)
     interactive = args.prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
     prompt = None if interactive else prompt_text(args.prompt)
+    if prompt is not None and not prompt.strip():
+        raise RequestError("the prompt is blank; say something to the model")
+    if args.model is not None:
+        _refuse_raw_source(args.model)
     with open_engine(args) as engine:
         if not engine.has_chat_template:
-            raise RequestError(
-                f"{engine.model_name} has no chat template, so it cannot chat; "
-                f'continue a text instead: sterna generate {args.model or ""} --prompt "..."'
-            )
+            raise _no_template(args.model)
         conversation = Conversation(engine, options, args.system)
         if prompt is not None:
             ask_once(conversation, prompt)
         else:
             talk(conversation)
     return 0
+
+
+def _refuse_raw_source(model: str) -> None:
+    """Say it before a folder is converted in vain: a source without a chat template cannot chat."""
+    folder = Path(model).expanduser()
+    if (folder / "config.json").is_file() and not (folder / CONFIG).is_file():
+        from sterna.text.chat_template import ChatTemplate
+
+        if ChatTemplate.load(folder) is None:
+            raise _no_template(model)
+
+
+def _no_template(model: str | None) -> RequestError:
+    shown = shlex.quote(model) if model else "MODEL"
+    return RequestError(
+        f"{model or 'the model'} has no chat template, so it cannot chat; "
+        f'let it continue a text instead: sterna generate {shown} --prompt "..."'
+    )
 
 
 def ask_once(conversation: Conversation, prompt: str) -> None:

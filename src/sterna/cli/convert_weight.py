@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
         def step(at: ConvertProgress) -> None:
             report("convert", at.name, at.bytes_done, at.bytes_total)
 
+        report("convert", f"{source} to {quantization}", 0, 0)
         receipt = convert_weight(
             source,
             output,

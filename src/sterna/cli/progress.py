@@ -1,4 +1,4 @@
-"""Progress on stderr: bars in a terminal, a line a stage elsewhere; stdout is never touched."""
+"""Progress on stderr: bars in a terminal, messages elsewhere; stdout is never touched."""
 
 from __future__ import annotations
 
@@ -30,15 +30,11 @@ def shown() -> Iterator[Report]:
 
 
 def lines() -> Report:
-    """Tell what has no total as it comes, and of what has one only that it began."""
-    begun: set[str] = set()
+    """Tell each message as it comes, and nothing of shares: a log wants no line a tensor."""
 
     def report(stage: str, detail: str, done: int, total: int) -> None:
         if total == 0:
             note(f"{stage}: {detail}")
-        elif stage not in begun:
-            begun.add(stage)
-            note(stage)
 
     return report
 

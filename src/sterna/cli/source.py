@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from sterna.base.errors import UsageError
-from sterna.cli.say import note
 
 CONFIG = "mlc-chat-config.json"
 
@@ -49,6 +48,4 @@ def quantization_of(args: argparse.Namespace, source: Path, output: Path) -> str
     from sterna.jit import default_quantization
 
     found = read_sterna(output).get("quantization")
-    chosen = found if isinstance(found, str) else default_quantization(source)
-    note(f"quantization: {chosen}")
-    return chosen
+    return found if isinstance(found, str) else default_quantization(source)
