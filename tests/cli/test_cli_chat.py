@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from conftest import ANSWER, scripted
+from scripted_model import ANSWER, scripted
 
 from sterna.base.errors import RequestError, UsageError
 from sterna.cli import chat

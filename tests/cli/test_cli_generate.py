@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import ANSWER
+from scripted_model import ANSWER
 
 from sterna.cli.main import main
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from sterna.base.errors import UsageError
 
+Group = argparse._ActionsContainer  # a parser, or a titled group of its flags
 Subparsers = Any  # argparse keeps the type of add_subparsers() to itself
 
 
@@ -65,12 +66,12 @@ def closest(word: str, known: Collection[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"possible are {', '.join(known)}"
 
 
-def add_option_flags(parser: argparse.ArgumentParser, record: type, names: Iterable[str]) -> None:
+def add_option_flags(group: Group, record: type, names: Iterable[str]) -> None:
     """Add `--top-p` and so on for these fields of a dataclass of options."""
     options = {option.name: option for option in fields(record)}
     for name in names:
         option = options[name]
-        _add_flag(parser, name, option.metadata["kind"], option.metadata["help"], option.default)
+        _add_flag(group, name, option.metadata["kind"], option.metadata["help"], option.default)
 
 
 def given_options(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -92,20 +93,18 @@ def number(kind: type) -> Any:
     return read
 
 
-def _add_flag(
-    parser: argparse.ArgumentParser, name: str, kind: type, help: str, default: Any
-) -> None:
+def _add_flag(group: Group, name: str, kind: type, help: str, default: Any) -> None:
     flag, help = f"--{name.replace('_', '-')}", help.replace("%", "%%")
     if kind is bool:
-        parser.add_argument(flag, dest=name, action="store_const", const=True, help=help)
+        group.add_argument(flag, dest=name, action="store_const", const=True, help=help)
     elif issubclass(kind, Enum):
         choices = [member.value for member in kind]
-        parser.add_argument(flag, dest=name, choices=choices, default=None, help=help)
+        group.add_argument(flag, dest=name, choices=choices, default=None, help=help)
     elif isinstance(default, int | float) or kind in (int, float):
         metavar = "N" if kind is int else "X"
-        parser.add_argument(flag, dest=name, type=number(kind), metavar=metavar, help=help)
+        group.add_argument(flag, dest=name, type=number(kind), metavar=metavar, help=help)
     else:  # texts, as many as the user likes
-        parser.add_argument(flag, dest=name, action="append", metavar="TEXT", help=help)
+        group.add_argument(flag, dest=name, action="append", metavar="TEXT", help=help)
 
 
 def _flags(parser: argparse.ArgumentParser) -> list[str]:

@@ -1,0 +1,206 @@
+"""Whatever the user calls a model, made ready to run: a model folder and a library for a target.
+
+In: a Hugging Face folder, a converted folder, `HF://user/repo`, or None for the demo model. Out:
+both paths; what is missing is converted, configured and compiled into the cache, once. Entries are
+found by all that shapes them: the source files, the scheme, the options, the target, the C
+compiler and Sterna itself, so an upgrade never runs something stale.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import astuple
+from pathlib import Path
+
+from sterna import demo
+from sterna.base.cache import cache_dir, key
+from sterna.base.errors import UsageError
+from sterna.base.target import Target, parse_target
+from sterna.base.version import __version__
+from sterna.checkpoint.config import read_config, read_errors
+from sterna.checkpoint.hub import SCHEME, parse_repo, resolve
+from sterna.checkpoint.mlc import CONFIG
+from sterna.checkpoint.model_folder import ModelFolder, open_model
+from sterna.codegen.toolchain import toolchain_version
+from sterna.compiler import CompileOptions, compile_model
+from sterna.convert import ConvertProgress, convert_weight, gen_config
+from sterna.engine.loader import Located
+from sterna.quantize.scheme import scheme
+from sterna.runtime.library import read_manifest
+
+# Called with (stage, detail, done, total); total 0: something to tell, not a share of the work.
+Report = Callable[[str, str, int, int], None]
+
+_LOG = logging.getLogger("sterna")
+_DEMO = "sterna-demo"
+_KEY_DIGITS = 16
+_CONVERTING = ("base", "checkpoint", "quantize", "models", "nn", "convert", "convert.py")
+_COMPILING = (
+    *("base", "ir", "ops", "nn", "schedule", "codegen", "quantize", "kernels", "models"),
+    *("passes", "checkpoint", "compiler.py"),
+)
+
+
+def log(stage: str, detail: str, done: int, total: int) -> None:
+    """Report to Python's logging, where there is no terminal to draw in."""
+    if total == 0:
+        _LOG.info("%s: %s", stage, detail)
+    else:
+        _LOG.debug("%s: %d of %d %s", stage, done, total, detail)
+
+
+def locate(
+    model: str | Path | None = None,
+    model_lib: str | Path | None = None,
+    *,
+    quantization: str | None = None,
+    progress: Report = log,
+) -> Located:
+    """What an engine loads. A library that is given says how to quantize a source."""
+    if model_lib is None:
+        folder, library = ensure(model, quantization=quantization, progress=progress)
+    else:
+        library = Path(model_lib)
+        wanted = read_manifest(library).model.quantization
+        folder = model_folder(model, quantization or wanted, progress)
+    return Located(folder, library, open_model(folder).tensors)
+
+
+def ensure(
+    model: str | Path | None = None,
+    target: str | Target = "cpu",
+    *,
+    quantization: str | None = None,
+    options: CompileOptions | None = None,
+    progress: Report = log,
+) -> tuple[Path, Path]:
+    """The model folder and the library of a model; both at once when they were made before.
+
+    Raises UsageError for a model or target that is none, and what converting and compiling raise.
+    """
+    target = parse_target(target) if isinstance(target, str) else target
+    folder = model_folder(model, quantization, progress)
+    return folder, library(folder, target, options or CompileOptions(), progress)
+
+
+def model_folder(
+    model: str | Path | None, quantization: str | None = None, progress: Report = log
+) -> Path:
+    """The converted folder of a model: itself, or one in the cache."""
+    source = demo.FOLDER if model is None else resolve(str(model))
+    if (source / CONFIG).is_file():
+        found = open_model(source).quantization
+        if quantization not in (None, found):
+            raise UsageError(
+                f"{source} is quantized as {found}, not as {quantization}; leave --quantization "
+                "out, or convert the model's source again"
+            )
+        return source
+    chosen = scheme(quantization or _quantization(model, source)).name
+    name = f"{_name(model, source)}-{chosen}"
+    folder = cache_dir("models") / f"{name}-{_source_key(source, chosen)}" / name
+    if not _is_complete(folder):
+        _convert(source, folder, chosen, progress)
+        progress("convert", f"made {folder}", 0, 0)
+    return folder
+
+
+def library(folder: Path, target: Target, options: CompileOptions, progress: Report = log) -> Path:
+    """The library of a converted folder, compiled into the cache unless it is there."""
+    model = open_model(folder)
+    stem = _plain(f"{model.folder.name}-{target.spec.replace(':', '-')}")
+    name = f"{stem}-{_library_key(model, target, options)}{target.suffix}"
+    path = cache_dir("libraries") / name
+    if not path.is_file():
+        compile_model(
+            folder,
+            target,
+            path,
+            options=options,
+            progress=lambda text: progress("compile", text, 0, 0),
+        )
+        progress("compile", f"made {path}", 0, 0)
+    return path
+
+
+def default_quantization(folder: Path) -> str:
+    """4 bit where its groups of 32 fill every row of the model; else the weights as float16."""
+    config = read_config(folder)
+    rows = [config.get("hidden_size"), config.get("intermediate_size")]
+    group = scheme("q4f16_1").group
+    fits = all(isinstance(size, int) and size % group == 0 for size in rows)
+    return "q4f16_1" if fits else "q0f16"
+
+
+def _quantization(model: str | Path | None, source: Path) -> str:
+    return demo.QUANTIZATION if model is None else default_quantization(source)
+
+
+def _convert(source: Path, folder: Path, quantization: str, progress: Report) -> None:
+    def step(at: ConvertProgress) -> None:
+        progress("convert", at.name, at.bytes_done, at.bytes_total)
+
+    progress("convert", f"{source} to {quantization}", 0, 0)
+    convert_weight(source, folder, quantization=quantization, progress=step)
+    gen_config(source, folder, quantization=quantization)
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and (folder / "tensor-cache.json").is_file()
+
+
+def _name(model: str | Path | None, source: Path) -> str:
+    """What people call the model; the hub's folders are named after commits."""
+    if model is None:
+        return _DEMO
+    if str(model)[: len(SCHEME)].upper() == SCHEME:
+        return parse_repo(str(model))[0].rpartition("/")[2]
+    return _plain(source.resolve().name) or "model"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:80]
+
+
+def _source_key(source: Path, quantization: str) -> str:
+    with read_errors(source):
+        files = sorted(path for path in source.iterdir() if path.is_file())
+        state = [_state(path, path.name) for path in files]
+    where = os.fsencode(source.resolve())
+    return key(where, *state, quantization, *_own_state(_CONVERTING))[:_KEY_DIGITS]
+
+
+def _library_key(model: ModelFolder, target: Target, options: CompileOptions) -> str:
+    tensors = [f"{name} {ref.dtype} {ref.shape}" for name, ref in model.tensors.items()]
+    return key(
+        model.fingerprint,
+        repr(sorted(model.chat_config.items())),
+        "\n".join(tensors),
+        repr(target),
+        repr(astuple(options)),
+        toolchain_version(target),
+        *_own_state(_COMPILING),
+    )[:_KEY_DIGITS]
+
+
+def _state(path: Path, name: str) -> str:
+    stat = path.stat()
+    return f"{name} {stat.st_size} {stat.st_mtime_ns}"
+
+
+@functools.cache
+def _own_state(rooms: tuple[str, ...]) -> tuple[str, ...]:
+    """Sterna's version and the state of these rooms' files: a checkout changes without one."""
+    root = Path(__file__).parent
+    files = sorted(file for room in rooms for file in _files(root / room))
+    return __version__, *(_state(file, file.relative_to(root).as_posix()) for file in files)
+
+
+def _files(path: Path) -> Iterable[Path]:
+    kinds = (".py", ".h", ".json")
+    every = path.rglob("*") if path.is_dir() else [path]
+    return (file for file in every if file.suffix in kinds and file.is_file())
