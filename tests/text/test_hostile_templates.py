@@ -15,10 +15,14 @@ from sterna.text.chat_template import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 
-DOUBLING = "{{% set ns = namespace(x={start}) %}}{{% for i in range(60) %}}{{% set ns.x = {step} %}}"
+DOUBLING = (
+    "{{% set ns = namespace(x={start}) %}}{{% for i in range(60) %}}{{% set ns.x = {step} %}}"
+)
 
 RUNAWAY = {
-    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "nested loops": (
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    ),
     "loop filter": (
         "{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}{% endfor %}"
     ),
@@ -59,6 +63,9 @@ RUNAWAY = {
     "itself": "{% set ns = namespace() %}{% set ns.x = [ns, ns] %}{{ ns }}",
     "deep list": "{% set ns = namespace(x=1) %}{% for i in range(999) %}{% set ns.x = [ns.x] %}"
     "{% endfor %}{{ ns.x }}",
+    "refilled": "{% for i in range(99) %}{% set x = [-10**15, 'nan'|float]"
+    "|map('sterna tick')|list %}{% endfor %}{{ 'x' * 10**9 }}",
+    "tampered": "{% set x = ['nan'|float]|map('sterna tick')|list %}{{ 'x' * 10**9 }}",
     "captured doubling": "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set y %}"
     "{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}{% endfor %}",
     "join": "{{ range(99999)|join('x' * 9999) }}",
@@ -124,6 +131,7 @@ ESCAPES = {
     "include": "{% include '/etc/passwd' %}",
     "import": "{% import 'os' as os %}",
     "extends": "{% extends 'base' %}",
+    "endless cycler": "{% for x in cycler(1, 2) %}{% endfor %}",
     "lipsum": "{{ lipsum(9999999) }}",
     "budget": "{{ self['sterna budget'].x }}",
 }
@@ -221,7 +229,11 @@ def test_a_thread_of_messages_fits_the_budget() -> None:
         ("{% call(x) wrap() %}{{ x }}{% endcall %}", None),
         ("{{ messages[::-1][0].content[1:3] }}{{ undefined_name }}", "el"),
         ("{{ messages[0].items()|list|length }}{{ 7 // 2 }}{{ 2 ** 8 }}{{ -7 % 3 }}", "232562"),
-        ("{% for a in [1, [2, [3]]] recursive %}{{ loop(a) if a is iterable else a }}{% endfor %}", "123"),
+        (
+            "{% for a in [1, [2, [3]]] recursive %}"
+            "{{ loop(a) if a is iterable else a }}{% endfor %}",
+            "123",
+        ),
         ("{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{{ c.next() }}", "aba"),
         ("{{ dict(a=1)['a'] }}{{ 'a' if none is none }}{{ ''.join(['x', 'y']) }}", "1axy"),
     ],

@@ -23,7 +23,7 @@ MAX_INT_BITS = 4096
 MAX_WIDTH = 10_000  # of padding and number formats
 
 
-class OverBudget(Exception):  # noqa: N818  (reads as a sentence where it is raised)
+class OverBudget(Exception):
     """A template asked for more steps, memory or time than any real one needs."""
 
 
@@ -46,7 +46,7 @@ class Budget:
     def spend(self, characters: int) -> None:
         """Pay for memory, before or just after it is used."""
         self.step()
-        self.characters -= characters
+        self.characters -= max(0, characters)
         if self.characters < 0:
             raise OverBudget("it makes more text than any conversation needs")
 

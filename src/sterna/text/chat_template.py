@@ -132,7 +132,9 @@ def _named(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     try:
         named = {entry["name"]: entry["template"] for entry in value}
     except (TypeError, KeyError) as error:
-        raise TokenizerError(f"{folder}: chat_template is neither a text nor named texts") from error
+        raise TokenizerError(
+            f"{folder}: chat_template is neither a text nor named texts"
+        ) from error
     if not all(isinstance(text, str) for pair in named.items() for text in pair):
         raise TokenizerError(f"{folder}: chat_template holds something that is not text")
     return named

@@ -9,14 +9,35 @@ so a user's text cannot summon the tools. Does not know tokenizers; images are r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from sterna.base.errors import RequestError, TokenizerError
 
 FUNCTION = "{function_string}"
 SYSTEM = "{system_message}"
-TEXTS = ("system_template", "system_message", "role_content_sep", "role_empty_sep")
 END_OF_THOUGHT = "</think>"
+
+TokenId = Annotated[int, msgspec.Meta(ge=0)]
+Content = str | list[dict[str, Any]] | None
+Turn = tuple[str, Content]
+
+
+class ConvTemplate(msgspec.Struct, frozen=True):
+    """The fields that shape a prompt, named as in the file; others are ignored."""
+
+    roles: dict[str, str]
+    seps: Annotated[list[str], msgspec.Meta(min_length=1, max_length=2)]
+    system_template: str = SYSTEM
+    system_message: str = ""
+    system_prefix_token_ids: list[TokenId] | None = None
+    add_role_after_system_message: bool = True
+    role_templates: dict[str, str] = {}
+    messages: list[Turn] = []
+    role_content_sep: str = ""
+    role_empty_sep: str = ""
+    strip_reasoning_in_history: bool = False
 
 
 def render(
@@ -31,44 +52,34 @@ def render(
     Raises TokenizerError for an object that is no conversation template, RequestError for a
     message that it cannot express.
     """
-    _check(conv_template)
-    turns = [(str(m.get("role")), m.get("content")) for m in messages]
+    conv = _read(conv_template)
+    turns: list[Turn] = [(str(m.get("role")), m.get("content")) for m in messages]
     system = "".join(_text(content) for role, content in turns if role == "system")
-    history = [tuple(turn) for turn in conv_template.get("messages") or ()]
-    turns = history + [turn for turn in turns if turn[0] != "system"]
-    if conv_template.get("strip_reasoning_in_history"):
+    turns = conv.messages + [turn for turn in turns if turn[0] != "system"]
+    if conv.strip_reasoning_in_history:
         turns = _without_reasoning(turns)
     if add_generation_prompt:
         turns.append(("assistant", None))
-    parts = _system_parts(conv_template, system)
-    opened = bool("".join(parts))
+    parts = _around(conv.system_template, SYSTEM, system or conv.system_message)
+    bare_first = not conv.add_role_after_system_message and any(parts)
     for i, (role, content) in enumerate(turns):
-        bare = i == 0 and opened and not conv_template.get("add_role_after_system_message", True)
-        parts += _turn_parts(conv_template, role, content, bare)
-    ids = list(conv_template.get("system_prefix_token_ids") or ())
-    return ids, _fill_function(parts, tools)
+        parts += _turn_parts(conv, role, content, bare=bare_first and i == 0)
+    return list(conv.system_prefix_token_ids or ()), _fill_function(parts, tools)
 
 
-def _system_parts(conv: Mapping[str, Any], system: str) -> list[str]:
+def _turn_parts(conv: ConvTemplate, role: str, content: Content, *, bare: bool) -> list[str]:
     """Template texts at even places, contents at odd ones."""
-    message = system or conv.get("system_message", "")
-    template = str(conv.get("system_template", SYSTEM))
-    return _around(template, SYSTEM, message)
-
-
-def _turn_parts(conv: Mapping[str, Any], role: str, content: Any, bare: bool) -> list[str]:
-    roles = conv["roles"]
-    if role not in roles:
+    if role not in conv.roles:
         raise RequestError(
-            f"the model's conversation template has no role {role!r}; it has {', '.join(roles)}"
+            f"the model's conversation template has no role {role!r}; "
+            f"it has {', '.join(conv.roles)}"
         )
     if content is None:
-        return [roles[role] + conv.get("role_empty_sep", ""), ""]
-    seps = conv["seps"]
-    end = seps[-1] if role == "assistant" else seps[0]
-    prefix = "" if bare else roles[role] + conv.get("role_content_sep", "")
+        return [conv.roles[role] + conv.role_empty_sep, ""]
+    end = conv.seps[-1] if role == "assistant" else conv.seps[0]
+    prefix = "" if bare else conv.roles[role] + conv.role_content_sep
     placeholder = f"{{{role}_message}}"
-    template = conv.get("role_templates", {}).get(role, placeholder)
+    template = conv.role_templates.get(role, placeholder)
     return _around(prefix + template + end, placeholder, _text(content))
 
 
@@ -90,7 +101,7 @@ def _fill_function(parts: list[str], tools: str) -> str:
     return "".join(parts)
 
 
-def _without_reasoning(turns: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+def _without_reasoning(turns: list[Turn]) -> list[Turn]:
     """Assistant turns before the last user turn keep what follows their last `</think>`."""
     last = max((i for i, turn in enumerate(turns) if turn[0] == "user"), default=0)
     return [
@@ -101,7 +112,7 @@ def _without_reasoning(turns: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     ]
 
 
-def _text(content: Any) -> str:
+def _text(content: Content) -> str:
     """The text of a message: a string, or a list of text items."""
     if isinstance(content, str):
         return content
@@ -111,31 +122,19 @@ def _text(content: Any) -> str:
     return "".join(str(item.get("text", "")) for item in items)
 
 
-def _check(conv: Mapping[str, Any]) -> None:
-    """Refuse an object that does not have the fields the algorithm needs."""
-    if not isinstance(conv, Mapping):
+def _read(conv_template: Mapping[str, Any]) -> ConvTemplate:
+    if isinstance(conv_template, str):
         raise TokenizerError(
-            f"conv_template is {conv!r:.60}, a name from before 2024 that no file explains: "
-            "take the chat template from the model's source with --chat-template FILE"
+            f"conv_template is {conv_template!r:.60}, a name from before 2024 that no file "
+            "explains: take the chat template from the model's source with --chat-template FILE"
         )
-    roles, seps = conv.get("roles"), conv.get("seps")
-    ids = conv.get("system_prefix_token_ids") or []
-    history = conv.get("messages") or []
-    sound = (
-        isinstance(roles, Mapping)
-        and {"user", "assistant"} <= set(roles)
-        and all(isinstance(text, str) for text in roles.values())
-        and isinstance(seps, list)
-        and len(seps) in (1, 2)
-        and all(isinstance(sep, str) for sep in seps)
-        and all(isinstance(conv.get(key, ""), str) for key in TEXTS)
-        and isinstance(ids, list)
-        and all(type(i) is int and i >= 0 for i in ids)
-        and isinstance(conv.get("role_templates", {}), Mapping)
-        and all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in history)
-    )
-    if not sound:
+    try:
+        conv = msgspec.convert(conv_template, ConvTemplate)
+    except msgspec.ValidationError as error:
         raise TokenizerError(
-            "conv_template lacks roles, seps or another field of a conversation template, or has "
-            "one of the wrong type: the file is damaged, write it again with gen_config"
-        )
+            f"conv_template is no conversation template ({error}): the file is damaged, "
+            "write it again with gen_config"
+        ) from error
+    if not {"user", "assistant"} <= set(conv.roles):
+        raise TokenizerError("conv_template must have the roles user and assistant")
+    return conv

@@ -33,16 +33,14 @@ def _byte_alphabet() -> dict[str, int]:
 ALPHABET = _byte_alphabet()
 
 
-def flatten(
-    component: Step | None, *keys: str, _default: tuple[str, ...] = ("decoders",)
-) -> tuple[Step, ...]:
-    """The steps of a component in order, `Sequence` opened up."""
+def flatten(component: Step | None) -> tuple[Step, ...]:
+    """The steps of a decoder or normalizer in order, `Sequence` opened up."""
     if component is None:
         return ()
     if component.get("type") != "Sequence":
         return (component,)
-    children = next((component[key] for key in keys or _default if key in component), ())
-    return tuple(step for child in children for step in flatten(child, *keys))
+    children = component.get("decoders") or component.get("normalizers") or ()
+    return tuple(step for child in children for step in flatten(child))
 
 
 def check(steps: Sequence[Step]) -> None:
@@ -55,7 +53,7 @@ def check(steps: Sequence[Step]) -> None:
             pattern = step["pattern"].get("String")
             supported = bool(pattern) and (not fused or len(pattern) == 1)
         elif kind == "Strip":
-            supported = not (fused and step["stop"])
+            supported = not step["stop"]  # the library itself fails on empty tokens there
         elif kind in ("Metaspace", "ByteFallback", "ByteLevel"):
             supported = not fused
         if not supported:
@@ -168,8 +166,8 @@ class Metaspace:
 class StripStart:
     """Up to `count` leading characters `content`: of the fused text, or of each token."""
 
-    def __init__(self, content: str, count: int, stop: int, fused: bool) -> None:
-        self._content, self._count, self._stop, self._fused = content, count, stop, fused
+    def __init__(self, content: str, count: int, fused: bool) -> None:
+        self._content, self._count, self._fused = content, count, fused
 
     def put(self, tokens: list[str]) -> list[str]:
         return [self._strip(token) for token in tokens]
@@ -180,10 +178,7 @@ class StripStart:
             start += 1
         if self._fused and token:
             self._count = self._count - start if start == len(token) else 0
-        end = len(token)
-        while end > max(start, len(token) - self._stop) and token[end - 1] == self._content:
-            end -= 1
-        return token[start:end]
+        return token[start:]
 
     def finish(self) -> list[str]:
         return []
@@ -219,6 +214,6 @@ def stages(steps: Sequence[Step]) -> list[Stage]:
             case "Metaspace":
                 chain.append(Metaspace(step["replacement"], step["prepend_scheme"] != "never"))
             case "Strip":
-                chain.append(StripStart(step["content"], step["start"], step["stop"], fused))
+                chain.append(StripStart(step["content"], step["start"], fused))
         fused = fused or step["type"] in ("Fuse", "ByteLevel")
     return chain

@@ -2,10 +2,11 @@
 
 In: template source; out: a compiled template whose every loop, macro, call, filter, operator and
 literal pays into a `Budget` (budget.py). Beyond Jinja's own immutable sandbox: the syntax tree is
-instrumented before code is made from it, constants are not folded at compile time, operations
-whose result may be far larger than their operands are measured first, and methods of builtin
-types are an allow list. Filters, `tojson`, `raise_exception`, `strftime_now` and
-`{% generation %}` behave as in transformers' apply_chat_template. Does not know messages.
+instrumented (instrument.py) before code is made from it, constants are not folded at compile
+time, operations whose result may be far larger than their operands are measured first
+(amplifiers.py), and methods of builtin types are an allow list. Filters, `tojson`,
+`raise_exception`, `strftime_now` and `{% generation %}` behave as in transformers'
+apply_chat_template. Does not know messages.
 """
 
 from __future__ import annotations
@@ -18,21 +19,17 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
+from jinja2.ext import loopcontrols
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context
-from jinja2.visitor import NodeTransformer
 
 from sterna.base.errors import TokenizerError
 from sterna.text.amplifiers import FILTER_CHECKS, METHOD_CHECKS, check_binop
 from sterna.text.budget import ELEMENT, Budget, OverBudget
+from sterna.text.instrument import CHARGE, CHARGE_SLICE, TICK, Generation, Instrument
 
-# Names that no template can write: they hold spaces.
-BUDGET = "sterna budget"
-TICK = "sterna tick"
-CHARGE = "sterna charge"
-CHARGE_SLICE = "sterna charge slice"
+BUDGET = "sterna budget"  # holds a space: no template can write such a name
 
 MAX_SOURCE = 256 << 10
 MAX_TOKENS = 30_000  # large published templates have about 5,000; compiling takes 0.1 ms each
@@ -99,87 +96,6 @@ class TemplateDict:
         return dict(*args, **kwargs)
 
 
-class Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`: marks what an assistant wrote; renders as is."""
-
-    tags = {"generation"}  # noqa: RUF012  (Jinja's interface)
-
-    def parse(self, parser: jinja2.parser.Parser) -> nodes.CallBlock:
-        """Parse the tag into a call block, which gives its body a scope of its own."""
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        call = self.call_method("_body")
-        return nodes.CallBlock(call, [], [], body).set_lineno(line)
-
-    def _body(self, caller: Callable[[], str]) -> str:
-        return caller()
-
-
-class Instrument(NodeTransformer):
-    """Makes every node that costs something report it."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        self._tick_body(node)
-        if node.test is not None:
-            node.test = nodes.And(_tick(0, node), node.test, lineno=node.lineno)
-        return node
-
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
-        return self._tick_body(node)
-
-    def visit_Block(self, node: nodes.Block) -> nodes.Node:
-        return self._tick_body(node)
-
-    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:
-        call = node.call  # must stay a bare Call: only its arguments are instrumented
-        self.generic_visit(call)
-        self._tick_body(node)
-        node.call = call
-        return node
-
-    def visit_Output(self, node: nodes.Output) -> nodes.Node:
-        self.generic_visit(node)
-        node.nodes = [_charged(child) for child in node.nodes]
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        node.nodes = [_charged(child) for child in node.nodes]
-        return _charged(node)
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
-        self.generic_visit(node)
-        return _charged(node) if node.ctx == "load" else node
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
-        self.generic_visit(node)
-        return _charged(node, CHARGE_SLICE) if isinstance(node.arg, nodes.Slice) else node
-
-    def _visit_value(self, node: nodes.Expr) -> nodes.Node:
-        self.generic_visit(node)
-        return _charged(node)
-
-    visit_List = visit_Dict = visit_Filter = visit_Call = _visit_value  # noqa: N815
-    visit_Add = visit_Mul = visit_Mod = visit_Pow = _visit_value  # noqa: N815
-
-    def _tick_body(self, node: Any) -> nodes.Node:
-        literal = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_tick(literal, node), lineno=node.lineno))
-        return node  # type: ignore[no-any-return]
-
-
-def _tick(cost: int, at: nodes.Node) -> nodes.Filter:
-    value = nodes.Const(cost, lineno=at.lineno)
-    return nodes.Filter(value, TICK, [], [], None, None, lineno=at.lineno)
-
-
-def _charged(node: nodes.Expr, charge: str = CHARGE) -> nodes.Expr:
-    if isinstance(node, nodes.TemplateData) or getattr(node, "name", None) == CHARGE:
-        return node
-    return nodes.Filter(node, charge, [], [], None, None, lineno=node.lineno)
-
-
 class BudgetedEnvironment(ImmutableSandboxedEnvironment):
     """The environment; renderings pass their `Budget` under the name BUDGET."""
 
@@ -232,7 +148,7 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
             )
         return super().unsafe_undefined(obj, attribute)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N804, N805
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """Call from a template; string methods that amplify are measured first."""
         budget = _budget(__context)
         budget.step()
@@ -293,7 +209,8 @@ def _budget(context: Context) -> Budget:
 
 @pass_context
 def _tick_filter(context: Context, cost: int) -> bool:
-    _budget(context).spend(cost)
+    # Only `map` could be told this filter's name, to call it with something else.
+    _budget(context).spend(cost if type(cost) is int else 0)
     return True
 
 

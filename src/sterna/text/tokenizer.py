@@ -173,7 +173,7 @@ def _component(part: Any) -> dict[str, Any] | None:
 def _refuse_expansion(component: dict[str, Any] | None, path: Path) -> None:
     """Refuse a chain of replacements that could blow a short text up beyond all memory."""
     factor = 1.0
-    for step in decoding.flatten(component, "normalizers", "decoders"):
+    for step in decoding.flatten(component):
         if step.get("type") == "Replace":
             pattern: dict[str, str] = step["pattern"]
             factor *= max(1, len(step["content"]) / max(1, len(pattern.get("String", "x"))))

@@ -91,9 +91,7 @@ def _set_words(backend: tokenizers.Tokenizer, family: str, add_prefix_space: boo
     )
 
 
-def _named_tokens(
-    backend: tokenizers.Tokenizer, folder: Path, config: dict[str, Any]
-) -> list[str]:
+def _named_tokens(backend: tokenizers.Tokenizer, folder: Path, config: dict[str, Any]) -> list[str]:
     """Control tokens that the configuration names, or the class's own, if in the vocabulary."""
     named = read_optional(folder / "special_tokens_map.json") | config
     texts = [token_text(named[name], name) for name in NAMES if named.get(name) is not None]
