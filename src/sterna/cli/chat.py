@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from sterna.base.errors import Error, RequestError
 from sterna.cli.arguments import Subparsers, add_verb
@@ -45,7 +46,7 @@ def add(verbs: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     options = sampling(args)
-    interactive = args.prompt is None and sys.stdin.isatty() and sys.stdout.isatty()
+    interactive = args.prompt is None and all(_is_terminal(s) for s in (sys.stdin, sys.stdout))
     prompt = None if interactive else prompt_text(args.prompt)
     if prompt is not None and not prompt.strip():
         raise RequestError("the prompt is blank; say something to the model")
@@ -60,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
         else:
             talk(conversation)
     return 0
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # None: started without one
 
 
 def _refuse_raw_source(model: str) -> None:
