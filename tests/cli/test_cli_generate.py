@@ -74,3 +74,17 @@ def test_a_terminal_without_a_prompt(model, stdin, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     assert main(["generate"]) == 2
     assert "there is no prompt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--device", "cuda"], "device is 'cuda', possible are"),
+        (["--threads", "0"], "threads is 0, possible is an integer of at least 1"),
+        (["--top-p", "2"], "top_p is 2.0, possible is a number from 0 to 1"),
+    ],
+)
+def test_options_are_checked_before_a_model_is_made(flags, sentence, own_cache, capsys):
+    assert main(["generate", "--prompt", "x", *flags]) == 1
+    assert sentence in capsys.readouterr().err
+    assert not own_cache.exists()
