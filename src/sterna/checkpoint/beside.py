@@ -145,7 +145,8 @@ class PartialFolder:
                     _give_back(aside, self.target)
                     raise
                 shutil.rmtree(aside, ignore_errors=True)
-        sync_folder(self.target.parent)
+        with contextlib.suppress(OSError):  # the new folder is there and whole, come what may
+            sync_folder(self.target.parent)
         shutil.rmtree(aside, ignore_errors=True)
         self._unlock()
 

@@ -42,7 +42,7 @@ _RUN_OPTIONS = frozenset(
 class ModelFolder:
     """An opened model. `config` has Hugging Face's keys; `tensors` have MLC's names.
 
-    `tensors` is empty where the weights are not there and were not asked for.
+    `tensors` is empty where the weights were not asked for.
     """
 
     folder: Path
@@ -55,7 +55,7 @@ class ModelFolder:
 
 
 def open_model(folder: Path, *, weights: bool = True) -> ModelFolder:
-    """Open a converted model; `weights=False` is content with a folder that has none (yet).
+    """Open a converted model; `weights=False` does not look at the weights, nor for them.
 
     Raises CheckpointError for a folder that is no converted model or half of one, naming the
     command that completes it, and what `read_mlc_folder` raises.
@@ -76,7 +76,7 @@ def open_model(folder: Path, *, weights: bool = True) -> ModelFolder:
     else:
         config = _huggingface_config(chat_config, model_type, source)
         fingerprint = digest({"quantization": quantization, "config": config})
-    tensors = read_mlc_folder(folder).tensors if _has_weights(folder) else MappingProxyType({})
+    tensors = read_mlc_folder(folder).tensors if weights else MappingProxyType({})
     return ModelFolder(folder, chat_config, config, model_type, quantization, fingerprint, tensors)
 
 

@@ -180,9 +180,9 @@ def _positive(name: str, value: int | None, default: int) -> int:
 def _chat_config(
     model: Source, sizes: _Sizes, vocab_size: int, conv_template: str | None
 ) -> dict[str, Any]:
+    stated = {key: _stated_ids(model, key, default) for key, default in _TOKEN_IDS.items()}
     tokenizer = Tokenizer.load(model.folder)
     template = ChatTemplate.load(model.folder)
-    stated = {key: _stated_ids(model, key, default) for key, default in _TOKEN_IDS.items()}
     eos = stated["eos_token_id"]
     stops = [*(eos if isinstance(eos, list) else [eos]), *tokenizer.eos_ids]
     return {

@@ -23,7 +23,12 @@ REMARKS = frozenset(
     "gradient_checkpointing unsloth_version unsloth_fixed max_length rope_interleaved "
     "attn_implementation _attn_implementation _attn_implementation_autoset bos_token "
     "eos_token layer_norm_eps is_llama_config is_decoder add_cross_attention "
-    "cross_attention_hidden_size tie_encoder_decoder pruned_heads".split()
+    "cross_attention_hidden_size tie_encoder_decoder pruned_heads "
+    # how older files say what generation_config.json says now
+    "temperature top_p top_k min_p typical_p repetition_penalty presence_penalty "
+    "frequency_penalty length_penalty do_sample num_beams num_beam_groups num_return_sequences "
+    "min_length max_new_tokens no_repeat_ngram_size diversity_penalty early_stopping "
+    "output_scores return_dict_in_generate remove_invalid_values prefix".split()
 )
 
 
@@ -33,14 +38,16 @@ class Fields:
 
     config: Config
 
-    def positive(self, key: str, default: int | None = None) -> int:
+    def positive(self, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
         value = self.config.get(key)
         if value is None:
             if default is None:
                 raise CheckpointError(f"config.json has no {key}")
             return default
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-            raise CheckpointError(f"{key} in config.json must be a positive integer, not {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+            raise CheckpointError(
+                f"{key} in config.json must be a whole number from 1 to {most}, not {value!r}"
+            )
         return value
 
     def number(self, key: str, default: float) -> float:

@@ -23,12 +23,13 @@ TIED = ("lm_head.weight", "model.embed_tokens.weight")  # one tensor where the c
 IGNORED = ("*.rotary_emb.inv_freq",)  # tables that old checkpoints store though they are computed
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 PAGE_SIZE = 16
+MAX_LAYERS, MAX_HEAD_DIM = 4096, 65536  # far above any real model; a hostile config stops here
 
 _KNOWN = (
     "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
     "vocab_size rms_norm_eps max_position_embeddings head_dim tie_word_embeddings attention_bias "
     "mlp_bias hidden_act rope_theta rope_scaling rope_parameters sliding_window "
-    "partial_rotary_factor original_max_position_embeddings attention_sink_size"
+    "partial_rotary_factor original_max_position_embeddings attention_sink_size max_sequence_length"
 ).split()
 
 
@@ -61,16 +62,18 @@ def read_config(config: Config) -> LlamaConfig:
     f.refuse_unless("hidden_act", ["silu", "swish"])
     heads, hidden = f.positive("num_attention_heads"), f.positive("hidden_size")
     mistral = config.get("model_type") == "mistral"
+    positions = f.positive("max_position_embeddings", 2048)
+    f.refuse_unless("max_sequence_length", [positions])  # the same thing in the first conversions
     return LlamaConfig(
         hidden_size=hidden,
         intermediate_size=f.positive("intermediate_size"),
-        num_hidden_layers=f.positive("num_hidden_layers"),
+        num_hidden_layers=f.positive("num_hidden_layers", most=MAX_LAYERS),
         num_attention_heads=heads,
         num_key_value_heads=f.positive("num_key_value_heads", 8 if mistral else heads),
-        head_dim=f.positive("head_dim", max(1, hidden // heads)),
+        head_dim=f.positive("head_dim", max(1, hidden // heads), most=MAX_HEAD_DIM),
         vocab_size=f.positive("vocab_size"),
         rms_norm_eps=f.number("rms_norm_eps", 1e-6),
-        max_position_embeddings=f.positive("max_position_embeddings", 2048),
+        max_position_embeddings=positions,
         tie_word_embeddings=f.flag("tie_word_embeddings"),
         attention_bias=f.flag("attention_bias"),
         mlp_bias=f.flag("mlp_bias"),
