@@ -15,7 +15,7 @@ from sterna.base.errors import RequestError, TokenizerError
 from sterna.text.detokenizer import StopStrings, StreamDecoder
 from sterna.text.tokenizer import Tokenizer
 
-CHECKED = settings(max_examples=200, derandomize=True, deadline=None)
+CHECKED = settings(max_examples=100, derandomize=True, deadline=None)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_unknown_decoder_is_refused(tmp_path: Path, step: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    ["Meta-Llama-3-8B-Instruct", "Mistral-7B-Instruct-v0.3", "Qwen2.5-0.5B-Instruct"],
+    ["Phi-3-mini-128k-instruct", "gpt2-xl"],
 )
 def test_real_tokenizers_stream(shared: Path, name: str) -> None:
     tokenizer = Tokenizer.load(shared / "configs" / name)
@@ -123,7 +123,7 @@ def cut(stops: list[str], text: str) -> tuple[str, bool]:
 LETTERS = st.text("ab", max_size=20)
 
 
-@settings(CHECKED, max_examples=1000)
+@settings(CHECKED, max_examples=400)
 @given(
     stops=st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),
     chunks=st.lists(st.text("abc", max_size=5), max_size=10),

@@ -158,14 +158,14 @@ def render(source: str) -> str:
 
 @pytest.mark.parametrize("name", RUNAWAY)
 def test_runaway_is_stopped_soon_and_small(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "MAX_SECONDS", 1.0)
+    monkeypatch.setattr(budget, "MAX_SECONDS", 0.3)
     start = time.monotonic()
     with pytest.raises(TokenizerError, match="chat template"):
         render(RUNAWAY[name])
     assert time.monotonic() - start < 4.0
 
 
-@pytest.mark.parametrize("name", ["doubled text", "shared list", "replace", "percent copies"])
+@pytest.mark.parametrize("name", ["doubled text", "join", "replace", "percent copies"])
 def test_runaway_takes_little_memory(name: str) -> None:
     tracemalloc.start()
     try:
