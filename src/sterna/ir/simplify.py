@@ -31,10 +31,11 @@ from sterna.ir.expr import (
     binary,
 )
 from sterna.ir.linear import Sum
-from sterna.ir.loop import Alloc, For, If, Let, Seq, Stmt
+from sterna.ir.loop import For, Let, Stmt
 from sterna.ir.matcher import compile_rules
 from sterna.ir.rewrite import _Rewriter, visit
 from sterna.ir.rules import RULES
+from sterna.ir.structure import simplify_structure
 
 __all__ = ["Simplifier", "bounds", "depends_on", "linear", "simplify", "simplify_stmt"]
 
@@ -59,7 +60,7 @@ class Simplifier:
     ) -> None:
         self.values = dict(values or {})
         self.interval = Intervals(ranges)
-        self.walker = _Rewriter(self.rule, _simplify_structure)
+        self.walker = _Rewriter(self.rule, simplify_structure)
         self.interned: dict[Hashable, Expr] = {}
         self.done: dict[Expr, Expr] = {}
         self.sums: dict[Expr, Sum] = {}
@@ -433,36 +434,6 @@ def _key(expr: Expr) -> Hashable:
     if isinstance(expr, Intrin):
         return ("intrin", expr.name, *map(id, expr.args))
     return id(expr)
-
-
-def _simplify_structure(stmt: Stmt) -> Stmt:
-    """Loops of extent 0 and 1, branches already decided."""
-    if isinstance(stmt, For) and isinstance(stmt.extent, Const):
-        if stmt.extent.value == 1:
-            return stmt.body
-        if stmt.extent.value <= 0:
-            return Seq(())
-    if isinstance(stmt, If):
-        return _decided(stmt)
-    if isinstance(stmt, For | Let | Alloc) and _is_empty(stmt.body):
-        return Seq(())
-    if isinstance(stmt, Seq) and any(map(_is_empty, stmt.stmts)):
-        kept = tuple(part for part in stmt.stmts if not _is_empty(part))
-        return kept[0] if len(kept) == 1 else Seq(kept)
-    return stmt
-
-
-def _decided(stmt: If) -> Stmt:
-    if isinstance(stmt.cond, Const):
-        return stmt.then if stmt.cond.value else stmt.orelse or Seq(())
-    orelse = None if stmt.orelse is None or _is_empty(stmt.orelse) else stmt.orelse
-    if _is_empty(stmt.then) and orelse is None:
-        return Seq(())
-    return stmt if orelse is stmt.orelse else If(stmt.cond, stmt.then, orelse)
-
-
-def _is_empty(stmt: Stmt) -> bool:
-    return isinstance(stmt, Seq) and not stmt.stmts
 
 
 def simplify(expr: Expr) -> Expr:
