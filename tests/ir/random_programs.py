@@ -128,10 +128,10 @@ def statement(draw: Draw, known: Known, depth: int) -> Stmt:
 
 
 def dims(draw: Draw) -> tuple[Var, ...]:
-    bound = st.none() | st.integers(0, 9)
+    lo, hi = st.none() | st.integers(0, 9), st.none() | st.integers(9, 99)
     names = draw(st.lists(st.sampled_from(NAMES), max_size=2))
     kinds = st.sampled_from([I32, I32, I64])
-    return tuple(Var(name, draw(kinds), draw(bound), draw(bound)) for name in names)
+    return tuple(Var(name, draw(kinds), draw(lo), draw(hi)) for name in names)
 
 
 @st.composite
