@@ -15,7 +15,7 @@ from sterna.ir.graph import Binding, Function, IRModule, TensorType, Value, call
 from sterna.ir.loop import Alloc, For, ForKind, If, Let, PrimFunc, Seq, Stmt, seq, store
 from sterna.ir.rewrite import substitute
 
-LAWS = settings(derandomize=True, max_examples=100, deadline=None)
+LAWS = settings(derandomize=True, max_examples=50, deadline=None)
 X = Var("x")
 
 

@@ -32,7 +32,7 @@ from sterna.ir.expr import (
 )
 from sterna.ir.loop import Alloc, For, ForKind, If, Let, PrimFunc, Seq, Sync, seq, store
 
-LAWS = settings(derandomize=True, max_examples=200, deadline=None)
+LAWS = settings(derandomize=True, max_examples=120, deadline=None)
 RNG = np.random.default_rng(0)
 N, T, K = Var("n", lo=1, hi=64), Var("i", lo=0), Var("k", lo=0)
 

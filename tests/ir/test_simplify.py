@@ -37,7 +37,7 @@ from sterna.ir.rewrite import visit
 from sterna.ir.rules import RULES, Rule
 from sterna.ir.simplify import bounds, depends_on, linear, simplify, simplify_stmt
 
-LAWS = settings(derandomize=True, max_examples=200, deadline=None)
+LAWS = settings(derandomize=True, max_examples=120, deadline=None)
 T, J, K, N = INDICES
 X, Y = Var("x"), Var("y")
 

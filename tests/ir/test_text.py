@@ -25,7 +25,7 @@ from sterna.ir.parser import (
 )
 from sterna.ir.printer import to_text
 
-LAWS = settings(derandomize=True, max_examples=150, deadline=None)
+LAWS = settings(derandomize=True, max_examples=80, deadline=None)
 
 
 @LAWS
