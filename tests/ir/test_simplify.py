@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from random_nodes import INDICES, WORDS, environments, exact, integers, words
 
 from sterna.base.dtype import BF16, BOOL, F32, I32, I64, U8, U32, DType
@@ -32,8 +33,9 @@ from sterna.ir.expr import (
     select,
     wrap,
 )
-from sterna.ir.loop import Alloc, For, If, Let, Seq, store
-from sterna.ir.rewrite import visit
+from sterna.ir.interpret import evaluate_primfunc
+from sterna.ir.loop import Alloc, For, If, Let, PrimFunc, Seq, Stmt, Store, store
+from sterna.ir.rewrite import substitute, visit
 from sterna.ir.rules import RULES, Rule
 from sterna.ir.simplify import bounds, depends_on, linear, simplify, simplify_stmt
 
@@ -354,6 +356,21 @@ def test_an_extent_may_depend_on_an_outer_variable() -> None:
     assert after.body.body.value.value == 1.0
 
 
+def test_symbolic_extents_bound_their_variables() -> None:
+    a, b = Var("a"), Var("b")
+    guarded = If(a < N, store(OUT, minimum(N - 1, a), OUT[maximum(a + b - N, 0)]))
+    after = simplify_stmt(For(a, N, For(b, N - a, guarded)))
+    assert text(after.body.body.index[0]) == "a"
+    assert text(after.body.body.value.index[0]) == "0"
+
+
+def test_a_variable_of_two_symbolic_loops_keeps_its_guard() -> None:
+    a, m = Var("a"), Var("m", lo=1)
+    guarded = If(a < N, store(OUT, a, 1.0))
+    after = simplify_stmt(Seq((For(a, N, guarded), For(a, m, guarded))))
+    assert all(isinstance(loop.body, If) for loop in after.stmts)
+
+
 def test_loops_of_one_turn_and_decided_branches_go() -> None:
     a, b = Var("a"), Var("b", lo=0)
     inner = If(b < wrap(1), store(OUT, a * 2 + b, 1.0), store(OUT, a, 2.0))
@@ -379,3 +396,36 @@ def test_an_untouched_statement_is_the_same_object() -> None:
     a = Var("a")
     loop = For(a, Const(64, I32), store(OUT, a * 8, OUT[a] + 1.0))
     assert simplify_stmt(loop) is loop
+
+
+PARTS = integers(6)
+
+
+@st.composite
+def guarded_loops(draw: st.DrawFn) -> Stmt:
+    """Two loops around stores and guards, the extents constant, symbolic or each other's."""
+    out = Buffer("out", I32, (Const(64, I32),))
+    outer, inner = Var("i"), Var("j")
+    limit = minimum(N, 5)
+    extents = [wrap(1), wrap(4), limit, limit - 1, limit + 2]
+    values = {T: outer, J: inner}
+    index, value, a, b = (substitute(draw(PARTS), values) for _ in range(4))
+    near = draw(st.sampled_from([limit, limit - 1, outer, inner + outer - limit, b]))
+    guard = Binary(draw(st.sampled_from(["<", "<=", "==", "!="])), a, near)
+    clamped = maximum(minimum(inner + outer, near), draw(st.sampled_from([outer, wrap(0)])))
+    body = If(guard, store(out, index % 64, value), store(out, clamped % 64, inner))
+    both = Seq((body, store(out, (clamped + 7) % 64, a)))
+    within = draw(st.sampled_from([*extents, outer, outer + 1, limit - outer]))
+    return For(outer, draw(st.sampled_from(extents)), For(inner, within, both))
+
+
+@settings(derandomize=True, max_examples=150, deadline=None)
+@given(guarded_loops(), st.integers(1, 7), st.integers(-5, 5))
+def test_statements_keep_their_meaning(loops: Stmt, n: int, k: int) -> None:
+    out = next(part.buffer for part in visit(loops) if isinstance(part, Store))
+    results = []
+    for body in (loops, simplify_stmt(loops)):
+        results.append(np.zeros(64, np.int32))
+        func = PrimFunc("f", (out,), (N, K), body)
+        evaluate_primfunc(func, {out: results[-1]}, {N: n, K: k})
+    np.testing.assert_array_equal(*results)

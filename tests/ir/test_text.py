@@ -112,7 +112,7 @@ def test_group_text_is_fixed_point() -> None:
 
 def test_function_text_is_fixed_point() -> None:
     func = parse_function(FUNCTION)
-    text = FUNCTION.replace("w0", "layers__i__norm_weight")
+    text = FUNCTION.replace("w0", "norm_weight")
     assert normal(to_text(func)) == text
     assert func.weights[0].name == "layers.{i}.norm.weight"
     assert func.bindings[0].call.attr("eps") == 1e-5

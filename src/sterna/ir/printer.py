@@ -88,8 +88,8 @@ class _Printer:
         """The name of something in force; something free takes one that stays."""
         return self.names.get(item) or self.bind(item)
 
-    def bind(self, item: Named) -> str:
-        base = _python_name(item.name)
+    def bind(self, item: Named, name: str = "") -> str:
+        base = _python_name(name or item.name)
         taken, name, count = set(self.names.values()), base, 0
         while name in taken:
             count += 1
@@ -321,7 +321,8 @@ class _Printer:
         text.append(f"def {_identifier(func.name)}({header}):")
         for weight in func.weights:
             kind = self.tensor(weight.dtype, weight.shape)
-            text.append(f"    {self.bind(weight)} = weight({weight.name!r}, {kind})")
+            short = self.bind(weight, ".".join(weight.name.split(".")[-2:]))
+            text.append(f"    {short} = weight({weight.name!r}, {kind})")
         text += [f"    {self.binding(binding)}" for binding in func.bindings]
         results = ", ".join(map(self.name, func.results))
         return [*text, f"    return {results}".rstrip()]

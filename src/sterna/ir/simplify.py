@@ -13,9 +13,7 @@ import math
 from collections.abc import Hashable, Mapping
 from functools import reduce
 
-import numpy as np
-
-from sterna.base.dtype import BOOL, F32, F64, DType
+from sterna.base.dtype import BOOL, DType
 from sterna.ir.bounds import Interval, Intervals, bounds, scale, type_range
 from sterna.ir.expr import (
     BINARY,
@@ -30,6 +28,7 @@ from sterna.ir.expr import (
     Var,
     binary,
 )
+from sterna.ir.folding import converted, fold_float, wrapped
 from sterna.ir.linear import Sum
 from sterna.ir.loop import For, Let, Stmt
 from sterna.ir.matcher import compile_rules
@@ -65,6 +64,7 @@ class Simplifier:
         self.done: dict[Expr, Expr] = {}
         self.sums: dict[Expr, Sum] = {}
         self.order: dict[Expr, str] = {}
+        self.last: dict[Expr, Sum | None] = {}  # symbolic maxima of loop variables
 
     def expr(self, expr: Expr) -> Expr:
         return self.walker.expr(expr)
@@ -125,7 +125,7 @@ class Simplifier:
 
     def number(self, value: int | float | bool, dtype: DType) -> Expr:
         if dtype.is_int:
-            value = _wrap(int(value), dtype)
+            value = wrapped(int(value), dtype)
         key = _constant_key(value, dtype)
         found = self.interned.get(key)
         if found is None:
@@ -150,7 +150,7 @@ class Simplifier:
     def binary_step(self, expr: Binary) -> Expr:
         dtype, op = self.interval.dtype(expr.a), expr.op
         if dtype.is_float:
-            return self.table("float", op, expr, dtype) or _fold_float(expr) or expr
+            return self.table("float", op, expr, dtype) or fold_float(expr) or expr
         if dtype == BOOL:
             return self.table("logic", op, expr, dtype) or expr
         if isinstance(expr.a, Const) and isinstance(expr.b, Const):
@@ -213,7 +213,7 @@ class Simplifier:
         if source.is_float or target == BOOL:
             return expr
         if isinstance(expr.a, Const):
-            return self.number(_converted(expr.a.value, target), target)
+            return self.number(converted(expr.a.value, target), target)
         inner = expr.a
         if not (isinstance(inner, Cast) and target.is_int and inner.a.dtype.is_int):
             return expr
@@ -319,13 +319,29 @@ class Simplifier:
     def difference(self, a: Expr, b: Expr) -> tuple[Sum, Interval]:
         """a - b as terms, and its interval: from the terms, or from the two sides."""
         terms = self.sum(a).plus(self.sum(b), -1)
+        lo, hi = self.range_of(terms)
+        (a_lo, a_hi), (b_lo, b_hi) = self.interval(a), self.interval(b)
+        lo, hi = max(lo, a_lo - b_hi), min(hi, a_hi - b_lo)
+        if self.last and terms.terms.keys() & self.last.keys():
+            lo = max(lo, self.range_of(self.at_end(terms, -1))[0])
+            hi = min(hi, self.range_of(self.at_end(terms, 1))[1])
+        return terms, (lo, hi)
+
+    def range_of(self, terms: Sum) -> Interval:
         lo: int | float = terms.constant
         hi: int | float = terms.constant
         for atom, coefficient in terms.terms.items():
             least, most = scale(self.interval(atom), coefficient)
             lo, hi = lo + least, hi + most
-        (a_lo, a_hi), (b_lo, b_hi) = self.interval(a), self.interval(b)
-        return terms, (max(lo, a_lo - b_hi), min(hi, a_hi - b_lo))
+        return lo, hi
+
+    def at_end(self, terms: Sum, sign: int) -> Sum:
+        """Terms no larger (sign -1) or no smaller (1): loop variables at their last value."""
+        for var, last in reversed(self.last.items()):  # inner ones end at what outer ones say
+            coefficient = terms.terms.get(var, 0)
+            if last is not None and coefficient * sign > 0:
+                terms = terms.plus(Sum({var: -coefficient})).plus(last, coefficient)
+        return terms
 
     def choose(self, expr: Binary) -> Expr | None:
         """min or max whose order is known."""
@@ -388,35 +404,6 @@ def _factors(expr: Expr) -> list[Expr]:
     return [expr]
 
 
-def _wrap(value: int, dtype: DType) -> int:
-    least, most = type_range(dtype)
-    if least <= value <= most or (dtype.kind == "int" and dtype.bits >= 32):
-        return value
-    return int((value - least) % (most - least + 1) + least)
-
-
-def _converted(value: int | float | bool, target: DType) -> int | float | bool:
-    if not target.is_float:
-        least, most = type_range(target)
-        return int((int(value) - least) % (most - least + 1) + least)
-    return float(np.array(int(value)).astype(target.numpy))
-
-
-_EXACT = {"+": np.add, "-": np.subtract, "*": np.multiply, "/": np.divide}
-
-
-def _fold_float(expr: Binary) -> Const | None:
-    """IEEE arithmetic on constants of types that numpy computes in."""
-    a, b, dtype = expr.a, expr.b, expr.a.dtype
-    if not (isinstance(a, Const) and isinstance(b, Const)) or dtype not in (F32, F64):
-        return None
-    if expr.op not in _EXACT or not (math.isfinite(a.value) and math.isfinite(b.value)):
-        return None
-    with np.errstate(all="ignore"):
-        value = float(_EXACT[expr.op](dtype.numpy.type(a.value), dtype.numpy.type(b.value)))
-    return Const(value, dtype) if math.isfinite(value) else None
-
-
 def _key(expr: Expr) -> Hashable:
     """What makes two expressions with identical children the same."""
     if isinstance(expr, Binary):
@@ -458,6 +445,10 @@ def _enter_loop(loop: For, simplifier: Simplifier) -> None:
     if isinstance(extent, Const) and extent.value == 1 and loop.var not in simplifier.values:
         simplifier.values[loop.var] = simplifier.number(0, loop.var.dtype)
     _widen(simplifier, loop.var, (0, max(0, most - 1)))
+    last = simplifier.sum(extent).plus(Sum({}, -1))
+    known = simplifier.last.setdefault(loop.var, last)
+    if known != last:
+        simplifier.last[loop.var] = None
 
 
 def _enter_let(let: Let, simplifier: Simplifier) -> None:
