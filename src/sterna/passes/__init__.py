@@ -1,0 +1,1 @@
+"""IRModule -> IRModule, one pass a file; `pipeline` is the table of contents."""

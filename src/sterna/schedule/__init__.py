@@ -1,0 +1,1 @@
+"""How: a Schedule is a tuple of frozen steps that turns a Group of Computes into a PrimFunc."""

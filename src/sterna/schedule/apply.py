@@ -1,0 +1,448 @@
+"""Where Compute and Schedule meet: Group + Schedule -> PrimFunc.
+
+Stages are placed consumers first: a stage attached inside a reader's loop (`At`) computes the
+region that the reader needs there, found from the reader's index expressions. Reductions keep
+their order, so every schedule of a Group gives the same bits. Indices that a split may push past
+an axis are guarded where values are stored; where they are only read they are clamped, except
+along a vectorized axis, whose buffers have readable slack after their end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sterna.base.dtype import I32
+from sterna.base.errors import ScheduleError
+from sterna.ir.compute import Compute, Group, combine_step
+from sterna.ir.expr import (
+    Binary,
+    Buffer,
+    Const,
+    Expr,
+    Load,
+    Var,
+    ceil_div,
+    const_value,
+    minimum,
+    wrap,
+)
+from sterna.ir.loop import Alloc, For, ForKind, If, PrimFunc, Stmt, Store, seq
+from sterna.ir.rewrite import free_vars, loads, replace_loads, substitute, visit
+from sterna.ir.simplify import simplify, simplify_stmt
+from sterna.schedule.steps import (
+    At,
+    Fuse,
+    Inline,
+    Parallel,
+    Reorder,
+    Schedule,
+    Split,
+    Step,
+    Unroll,
+    Vectorize,
+)
+
+_KINDS: dict[type[Step], ForKind] = {
+    Parallel: ForKind.PARALLEL,
+    Vectorize: ForKind.VECTOR,
+    Unroll: ForKind.UNROLL,
+}
+
+
+@dataclass(slots=True)
+class _Loop:
+    var: Var
+    extent: Expr
+    reduces: bool
+    kind: ForKind = ForKind.SERIAL
+
+    @property
+    def name(self) -> str:
+        return self.var.name
+
+
+@dataclass(slots=True)
+class _Stage:
+    """A Compute being placed: its loops, and where its axes lie in them."""
+
+    compute: Compute
+    loops: list[_Loop] = field(default_factory=list)
+    base: dict[Var, Expr] = field(default_factory=dict)  # first index of the region
+    local: dict[Var, Expr] = field(default_factory=dict)  # index within the region
+    guards: list[tuple[Expr, Expr]] = field(default_factory=list)  # index, bound
+    buffer: Buffer | None = None  # storage of an attached stage's region
+    at: At | None = None
+
+    @property
+    def name(self) -> str:
+        return self.compute.name
+
+    def loop(self, name: str) -> _Loop:
+        for loop in self.loops:
+            if loop.name == name:
+                return loop
+        have = ", ".join(loop.name for loop in self.loops)
+        raise ScheduleError(f"stage {self.name!r} has no loop {name!r}; it has {have}")
+
+    def index(self, axis: Var) -> Expr:
+        return self.base[axis] + self.local[axis]
+
+
+def apply(group: Group, schedule: Schedule) -> PrimFunc:
+    """The loop program of `group` under `schedule`; ScheduleError where a step cannot be."""
+    names = {c.name for c in group.computes}
+    for step in schedule:
+        if step.stage not in names:
+            raise ScheduleError(f"{step}: no stage {step.stage!r}; there are {sorted(names)}")
+    computes = _inline(group, schedule)
+    placed = _Placed(group, computes, schedule)
+    body = simplify_stmt(seq(*(placed.emit(s) for s in placed.roots())))
+    params = (*group.inputs, *group.outputs)
+    bound = {v for p in params for d in p.shape for v in free_vars(d)}
+    dims = sorted(free_vars(body) | bound, key=lambda v: v.name)
+    return PrimFunc(group.name, params, tuple(dims), body)
+
+
+def _inline(group: Group, schedule: Schedule) -> list[Compute]:
+    """Substitute inlined stages into their readers, in order."""
+    wanted = {step.stage for step in schedule if isinstance(step, Inline)}
+    bodies: dict[Buffer, Compute] = {}
+    result: list[Compute] = []
+    for compute in group.computes:
+        new = inline_into(compute, bodies)
+        if compute.name in wanted:
+            if compute.over or compute.out in group.outputs:
+                raise ScheduleError(
+                    f"stage {compute.name!r} is a reduction or an output: cannot be inlined"
+                )
+            bodies[new.out] = new
+        else:
+            result.append(new)
+    return result
+
+
+def inline_into(compute: Compute, producers: Mapping[Buffer, Compute]) -> Compute:
+    """Replace loads of the producers' outputs by their bodies."""
+    if not producers:
+        return compute
+
+    def body_at(load: Load) -> Expr | None:
+        producer = producers.get(load.buffer)
+        if producer is None:
+            return None
+        values = {a.var: i for a, i in zip(producer.axes, load.index, strict=True)}
+        return substitute(producer.body, values)
+
+    body = replace_loads(compute.body, body_at)
+    return Compute(compute.out, compute.axes, body, compute.over, compute.combine)
+
+
+class _Placed:
+    """All stages of a group with their loops, and the emission of statements."""
+
+    def __init__(self, group: Group, computes: list[Compute], schedule: Schedule) -> None:
+        self.group = group
+        self.stages: dict[str, _Stage] = {}
+        self.owner: dict[Buffer, _Stage] = {}
+        self.computes = computes
+        for compute in reversed(computes):
+            steps = [s for s in schedule if s.stage == compute.name]
+            self._place(compute, steps)
+
+    def roots(self) -> list[_Stage]:
+        return [self.stages[c.name] for c in self.computes if self.stages[c.name].at is None]
+
+    # placing
+
+    def _place(self, compute: Compute, steps: list[Step]) -> None:
+        stage = _Stage(compute)
+        at = next((s for s in steps if isinstance(s, At)), None)
+        stage.at = at
+        if at is None:
+            if compute.over:
+                raise ScheduleError(
+                    f"stage {compute.name!r} is a reduction and must be placed with at()"
+                )
+            if compute.out not in self.group.outputs:
+                raise ScheduleError(
+                    f"stage {compute.name!r} is not an output: inline it or place it with at()"
+                )
+            region = [(wrap(0), a.extent) for a in compute.axes]
+        else:
+            if (at.scope == "global") != (compute.out in self.group.outputs):
+                raise ScheduleError(f"{at}: outputs, and only they, are kept in global memory")
+            region = self._region(compute, at)
+        for axis, (base, extent) in zip(compute.axes, region, strict=True):
+            self._add_loop(stage, axis.var, base, extent, reduces=False)
+        for axis in compute.over:
+            self._add_loop(stage, axis.var, wrap(0), axis.extent, reduces=True)
+        if at is not None:
+            shape = tuple(extent for _, extent in region)
+            stage.buffer = Buffer(
+                compute.name.replace(".", "_"), compute.out.dtype, shape, at.scope
+            )
+        self.stages[compute.name] = stage
+        self.owner[compute.out] = stage
+        for step in steps:
+            _transform(stage, step)
+
+    def _add_loop(
+        self, stage: _Stage, axis: Var, base: Expr, extent: Expr, *, reduces: bool
+    ) -> None:
+        loop = _Loop(_loop_var(axis.name, extent), extent, reduces)
+        stage.loops.append(loop)
+        stage.base[axis] = base
+        stage.local[axis] = loop.var
+
+    def _region(self, compute: Compute, at: At) -> list[tuple[Expr, Expr]]:
+        """(first, extent) along each axis that readers need inside the attach point."""
+        anchor = self.stages.get(at.of)
+        if anchor is None:
+            raise ScheduleError(f"{at}: stage {at.of!r} is not a later stage")
+        fixed = self._outer_vars(anchor, at.axis)
+        found: list[tuple[Expr, Expr]] | None = None
+        for reader in self.stages.values():
+            for load in loads(reader.compute.body):
+                if load.buffer is not compute.out:
+                    continue
+                if not self._inside(reader, at):
+                    raise ScheduleError(f"{at}: stage {reader.name!r} reads it outside that loop")
+                values = {axis: reader.index(axis) for axis in reader.local}
+                need = [
+                    _span(substitute(i, values), fixed, self._loops_of(reader), at)
+                    for i in load.index
+                ]
+                if found is not None and not _same_region(found, need):
+                    raise ScheduleError(f"{at}: readers need different regions")
+                found = need
+        if found is None:
+            raise ScheduleError(f"{at}: nothing reads stage {compute.name!r}")
+        return found
+
+    def _loops_of(self, stage: _Stage) -> dict[Var, _Loop]:
+        """Every loop around a stage's body, own and enclosing."""
+        own = {loop.var: loop for loop in stage.loops}
+        return own if stage.at is None else own | self._loops_of(self.stages[stage.at.of])
+
+    def _outer_vars(self, anchor: _Stage, axis: str) -> set[Var]:
+        """Loop variables fixed at the attach point."""
+        anchor.loop(axis)
+        result: set[Var] = set()
+        if anchor.at is not None:
+            result |= self._outer_vars(self.stages[anchor.at.of], anchor.at.axis)
+        for loop in anchor.loops:
+            result.add(loop.var)
+            if loop.name == axis:
+                return result
+        return result
+
+    def _inside(self, reader: _Stage, at: At) -> bool:
+        while reader.name != at.of:
+            if reader.at is None:
+                return False
+            reader = self.stages[reader.at.of]
+        return True
+
+    # emission
+
+    def emit(self, stage: _Stage) -> Stmt:
+        """The loops of a stage with everything attached inside them."""
+        first = next((i for i, loop in enumerate(stage.loops) if loop.reduces), None)
+        if first is None:
+            return self._nest(stage, 0, self._leaf(stage))
+        spatial = [loop for loop in stage.loops[first:] if not loop.reduces]
+        start = self._init(stage, spatial)
+        update = self._nest(stage, first, self._leaf(stage))
+        return self._nest(stage, 0, seq(start, update), stop=first)
+
+    def _nest(self, stage: _Stage, level: int, leaf: Stmt, stop: int | None = None) -> Stmt:
+        if level == (len(stage.loops) if stop is None else stop):
+            return leaf
+        loop = stage.loops[level]
+        body = self._attached(stage, loop, self._nest(stage, level + 1, leaf, stop))
+        return For(loop.var, loop.extent, body, loop.kind)
+
+    def _attached(self, stage: _Stage, loop: _Loop, body: Stmt) -> Stmt:
+        here = [
+            s
+            for c in self.computes
+            if (s := self.stages[c.name]).at is not None
+            and s.at.of == stage.name
+            and s.at.axis == loop.name
+        ]
+        body = seq(*(self.emit(s) for s in here), body)
+        for attached in reversed(here):
+            if attached.buffer is not None:
+                body = Alloc(attached.buffer, body)
+        return body
+
+    def _init(self, stage: _Stage, spatial: list[_Loop]) -> Stmt:
+        combine, buffer = stage.compute.combine, stage.buffer
+        if combine is None or buffer is None:
+            raise ScheduleError(f"reduction {stage.name!r} cannot accumulate in global memory")
+        start = Store(buffer, self._local_index(stage), wrap(combine.identity, buffer.dtype))
+        stmt = self._guarded(stage, start, reduces=False)
+        for loop in reversed(spatial):
+            stmt = For(loop.var, loop.extent, stmt, loop.kind)
+        return stmt
+
+    def _leaf(self, stage: _Stage) -> Stmt:
+        compute = stage.compute
+        body = self._value(stage)
+        if stage.buffer is None:
+            index = tuple(stage.index(a.var) for a in compute.axes)
+            return self._guarded(stage, Store(compute.out, index, body), reduces=False)
+        index = self._local_index(stage)
+        if compute.combine is not None:
+            body = combine_step(compute.combine, Load(stage.buffer, index), body)
+        return self._guarded(stage, Store(stage.buffer, index, body), reduces=True)
+
+    def _guarded(self, stage: _Stage, stmt: Stmt, *, reduces: bool) -> Stmt:
+        """`stmt` under the guards that concern it: reduction guards only where `reduces`."""
+        over = {loop.var for loop in stage.loops if loop.reduces}
+        for index, bound in stage.guards:
+            if reduces or not (free_vars(index) & over):
+                stmt = If(index < bound, stmt)
+        return stmt
+
+    def _local_index(self, stage: _Stage) -> tuple[Expr, ...]:
+        return tuple(stage.local[a.var] for a in stage.compute.axes)
+
+    def _value(self, stage: _Stage) -> Expr:
+        """The body with axes as loop variables and attached stages read from their regions."""
+        exact = {axis: stage.index(axis) for axis in stage.local}
+
+        def from_region(load: Load) -> Expr | None:
+            source = self.owner.get(load.buffer)
+            if source is None or source.buffer is None:
+                return None
+            parts = zip(load.index, source.compute.axes, strict=True)
+            index = (simplify(substitute(i, exact) - source.base[a.var]) for i, a in parts)
+            return Load(source.buffer, tuple(index))
+
+        body = replace_loads(stage.compute.body, from_region)
+        return substitute(body, {axis: self._clamped(stage, axis) for axis in stage.local})
+
+    def _whole_loop(self, stage: _Stage, index: Expr, extent: Expr) -> bool:
+        """Whether the index is a loop that runs exactly over the axis, whatever its size."""
+        loop = self._loops_of(stage).get(index) if isinstance(index, Var) else None
+        return loop is not None and const_value(simplify(loop.extent - extent)) == 0
+
+    def _clamped(self, stage: _Stage, axis: Var) -> Expr:
+        """The index of an axis, kept inside the tensor where a split may leave it."""
+        index = stage.index(axis)
+        if stage.at is None or axis in {a.var for a in stage.compute.over}:
+            return index
+        vectorized = {loop.var for loop in stage.loops if loop.kind is ForKind.VECTOR}
+        extent = next(a.extent for a in stage.compute.axes if a.var is axis)
+        inside = simplify(index < extent)
+        if self._whole_loop(stage, simplify(index), extent):
+            return index
+        if free_vars(stage.local[axis]) & vectorized or const_value(inside) is True:
+            return index
+        return minimum(index, extent - 1)
+
+
+def _loop_var(name: str, extent: Expr) -> Var:
+    size = const_value(extent)
+    hi = size if size is not None else extent.hi if isinstance(extent, Var) else None
+    return Var(name, I32, 0, None if hi is None else int(hi) - 1)
+
+
+def _span(index: Expr, fixed: set[Var], around: dict[Var, _Loop], at: At) -> tuple[Expr, Expr]:
+    """First value and extent of an index while the variables not in `fixed` run.
+
+    Sound for indices that grow with every inner variable, which is checked by form.
+    """
+    index = simplify(index)
+    inner = {v: around[v] for v in free_vars(index) if v in around and v not in fixed}
+    for node in visit(index):
+        falls = isinstance(node, Binary) and node.op in ("-", "%", "min")
+        if isinstance(node, Load) or (falls and free_vars(node) & set(inner)):
+            raise ScheduleError(f"{at}: the index {index!r} has no simple region")
+    first = simplify(substitute(index, {v: wrap(0) for v in inner}))
+    last = simplify(substitute(index, {v: loop.extent - 1 for v, loop in inner.items()}))
+    return first, simplify(last - first + 1)
+
+
+def _same_region(a: list[tuple[Expr, Expr]], b: list[tuple[Expr, Expr]]) -> bool:
+    return all(
+        const_value(simplify(x - y)) == 0
+        for one, two in zip(a, b, strict=True)
+        for x, y in zip(one, two, strict=True)
+    )
+
+
+def _transform(stage: _Stage, step: Step) -> None:
+    match step:
+        case Split():
+            _split(stage, step)
+        case Fuse():
+            _fuse(stage, step)
+        case Reorder():
+            _reorder(stage, step)
+        case Parallel() | Vectorize() | Unroll():
+            _annotate(stage, step)
+        case At() | Inline():
+            pass  # taken into account when the stage was placed
+        case _:
+            raise ScheduleError(f"{step}: unknown step")
+
+
+def _split(stage: _Stage, step: Split) -> None:
+    loop = stage.loop(step.axis)
+    if step.factor < 1:
+        raise ScheduleError(f"{step}: the factor must be positive")
+    outer_extent = simplify(ceil_div(loop.extent, step.factor))
+    outer = _Loop(_loop_var(step.outer, outer_extent), outer_extent, loop.reduces)
+    inner = _Loop(_loop_var(step.inner, wrap(step.factor)), wrap(step.factor), loop.reduces)
+    at = stage.loops.index(loop)
+    stage.loops[at : at + 1] = [outer, inner]
+    whole = outer.var * step.factor + inner.var
+    _replace(stage, {loop.var: whole})
+    if const_value(simplify(loop.extent % step.factor)) != 0:
+        stage.guards.append((whole, loop.extent))
+
+
+def _fuse(stage: _Stage, step: Fuse) -> None:
+    a, b = stage.loop(step.a), stage.loop(step.b)
+    at = stage.loops.index(a)
+    if stage.loops[at + 1 : at + 2] != [b] or a.reduces != b.reduces:
+        raise ScheduleError(f"{step}: the loops must be neighbours of one kind")
+    extent = simplify(a.extent * b.extent)
+    fused = _Loop(_loop_var(step.into, extent), extent, a.reduces)
+    stage.loops[at : at + 2] = [fused]
+    _replace(stage, {a.var: fused.var // b.extent, b.var: fused.var % b.extent})
+
+
+def _reorder(stage: _Stage, step: Reorder) -> None:
+    chosen = [stage.loop(name) for name in step.axes]
+    if len(set(step.axes)) != len(step.axes):
+        raise ScheduleError(f"{step}: a loop is named twice")
+    places = sorted(stage.loops.index(loop) for loop in chosen)
+    before = [loop.name for loop in stage.loops if loop.reduces]
+    for place, loop in zip(places, chosen, strict=True):
+        stage.loops[place] = loop
+    if [loop.name for loop in stage.loops if loop.reduces] != before:
+        raise ScheduleError(f"{step}: the order of a reduction is part of its meaning")
+
+
+def _annotate(stage: _Stage, step: Parallel | Vectorize | Unroll) -> None:
+    loop = stage.loop(step.axis)
+    if loop.kind is not ForKind.SERIAL:
+        raise ScheduleError(f"{step}: the loop is {loop.kind.value} already")
+    if isinstance(step, Parallel):
+        outermost = stage.loops[0] is loop and stage.at is None and not loop.reduces
+        if not outermost:
+            raise ScheduleError(f"{step}: only the outermost loop of an output runs in parallel")
+    elif not isinstance(loop.extent, Const):
+        raise ScheduleError(f"{step}: the extent {loop.extent!r} is not a number")
+    if isinstance(step, Vectorize) and (stage.loops[-1] is not loop or loop.reduces):
+        raise ScheduleError(f"{step}: only the innermost loop that is no reduction is vectorized")
+    loop.kind = _KINDS[type(step)]
+
+
+def _replace(stage: _Stage, values: dict[Var, Expr]) -> None:
+    stage.local = {axis: substitute(e, values) for axis, e in stage.local.items()}
+    stage.guards = [(substitute(i, values), bound) for i, bound in stage.guards]

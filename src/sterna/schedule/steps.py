@@ -1,0 +1,104 @@
+"""The schedule language: frozen steps over stage names and axis names.
+
+A stage is one Compute of a Group, called by the name of the buffer it defines; the axes of a
+stage are its loops, outermost first. A Schedule is a tuple of steps: it prints, compares,
+replays, and is what rules write and a tuner searches. Each step keeps the meaning of the Group or
+`apply` raises ScheduleError with the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decision about one stage."""
+
+    stage: str
+    name: ClassVar[str] = ""
+
+    def __str__(self) -> str:
+        values = (getattr(self, f.name) for f in fields(self))
+        shown = (" ".join(v) if isinstance(v, tuple) else str(v) for v in values)
+        return f"{type(self).__name__.lower()}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Split(Step):
+    """for i in E  ->  for outer in ceil(E / factor): for inner in factor.
+
+    i = outer * factor + inner. Where factor does not divide E the last iterations are guarded.
+    """
+
+    axis: str
+    outer: str
+    inner: str
+    factor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fuse(Step):
+    """for a in A: for b in B  ->  for into in A * B, for adjacent loops."""
+
+    a: str
+    b: str
+    into: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reorder(Step):
+    """Put the named loops in this order, in the places that they hold now.
+
+    Reduction loops keep their order among themselves: it is part of the meaning.
+    """
+
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Parallel(Step):
+    """Iterations of the outermost loop become work items, run by any thread."""
+
+    axis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Vectorize(Step):
+    """The innermost loop runs as SIMD operations."""
+
+    axis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unroll(Step):
+    """The loop is written out; its extent must be a number."""
+
+    axis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inline(Step):
+    """Substitute the stage's body into its readers; no storage. Not for reductions."""
+
+
+@dataclass(frozen=True, slots=True)
+class At(Step):
+    """Compute the stage inside loop `axis` of stage `of`, only the region needed there.
+
+    The region is kept in memory `scope`: "register", "local" or "scratch"; for an output of the
+    group "global", its own place.
+    """
+
+    of: str
+    axis: str
+    scope: str = "register"
+
+
+Schedule = tuple[Step, ...]
+
+
+def to_text(schedule: Schedule) -> str:
+    """One step a line."""
+    return "\n".join(str(step) for step in schedule)
