@@ -44,13 +44,24 @@ class Turn:
     assistant: str
 
 
-def story_turn(random_: random.Random) -> Turn:
-    """A request for a story, and the story; one animal in six is made up, to teach copying."""
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """How many exchanges in a hundred are of each kind, and the share of made-up animals."""
+
+    sums: int = 70
+    stories: int = 11
+    topics: int = 14
+    unknown: int = 5
+    made_up: float = 1 / 6
+
+
+def story_turn(random_: random.Random, made_up: float = 1 / 6) -> Turn:
+    """A request for a story, and the story; a share of the animals is made up, to teach copying."""
     animal = random_.choice(ANIMALS)
     if random_.random() < 0.08:
         ask = random_.choice(_ASK_ANY_STORY)
     else:
-        animal = made_up_animal(random_) if random_.random() < 1 / 6 else animal
+        animal = made_up_animal(random_) if random_.random() < made_up else animal
         ask = ask_story(random_, animal)
     return Turn(_casual(ask, random_), grammar.write(random_, animal))
 
@@ -92,11 +103,14 @@ def unknown_turn(random_: random.Random) -> Turn:
     return Turn(_casual(answers.unknown(random_), random_), answers.UNKNOWN)
 
 
-def turn(random_: random.Random, sums_share: float = 0.7) -> Turn:
-    """One exchange; with seven sums in ten exchanges, half of the tokens are sums."""
-    if random_.random() < sums_share:
+def turn(random_: random.Random, mixture: Mixture | None = None) -> Turn:
+    """One exchange; by tokens, about half of the default mixture is sums."""
+    mixture = mixture or Mixture()
+    if random_.random() < mixture.sums / 100:
         return sum_turn(random_)
-    return random_.choices((story_turn, topic_turn, unknown_turn), weights=(11, 14, 5))[0](random_)
+    weights = (mixture.stories, mixture.topics, mixture.unknown)
+    kind = random_.choices((story_turn, topic_turn, unknown_turn), weights=weights)[0]
+    return story_turn(random_, mixture.made_up) if kind is story_turn else kind(random_)
 
 
 def system_message(random_: random.Random) -> str | None:

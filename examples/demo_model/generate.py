@@ -1,7 +1,7 @@
 """Say what the demo model answers: batches of prompts in, answers out.
 
-Prompts of one length run together, without padding and without a KV cache: slow, and simple enough
-to trust. Tokens are drawn as Hugging Face draws them (temperature, then top-p).
+Prompts of one length run together, so that nothing is padded.
+Tokens are drawn as Hugging Face draws them (temperature, then top-p).
 """
 
 from collections import defaultdict
@@ -31,9 +31,11 @@ def say(
         by_length[len(ids)].append((place, ids))
     found = [""] * len(questions)
     for length, group in by_length.items():
-        ids = torch.tensor([ids for _, ids in group])
+        ids = new = torch.tensor([ids for _, ids in group])
+        caches: list[list[Tensor]] = [[] for _ in model.model.layers]
         for _ in range(limit):
-            ids = torch.cat([ids, _next(model(ids)[:, -1], temperature, top_p)], dim=1)
+            new = _next(model(new, caches=caches)[:, -1], temperature, top_p)
+            ids = torch.cat([ids, new], dim=1)
             if (ids[:, length:] == end).any(dim=1).all():
                 break
         for (place, _), row in zip(group, ids[:, length:].tolist(), strict=True):

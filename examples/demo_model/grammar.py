@@ -26,6 +26,7 @@ _PRONOUNS: Mapping[str, tuple[str, str]] = {
 }
 
 RULES: Mapping[str, tuple[str, ...]] = {
+    **_PRONOUNS,
     "animal": ANIMALS,
     "name": HE_NAMES + SHE_NAMES,
     "story": (
@@ -265,9 +266,9 @@ def is_story(text: str, animal: str) -> bool:
     return any(end == len(text) for end, _ in _match("story", text, 0, {"animal": animal}))
 
 
-def is_sentence(text: str, animal: str, name: str) -> bool:
-    """Whether `text` is a sentence that a story on `animal`, called `name`, may hold."""
-    bound = {"animal": animal, "name": name}
+def is_sentence(text: str, animal: str, name: str | None = None) -> bool:
+    """Whether `text` is a sentence of stories on `animal`; called `name`, if that is given."""
+    bound = {"animal": animal} if name is None else {"animal": animal, "name": name}
     return any(
         end == len(text) for symbol in SENTENCES for end, _ in _match(symbol, text, 0, bound)
     )

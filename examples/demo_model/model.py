@@ -53,15 +53,19 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(query * self.head_dim, hidden, bias=False)
         self.repeat = query // kv
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """`x` and the result are `(batch, length, hidden)`."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: list[Tensor] | None) -> Tensor:
+        """`x` and the result are `(batch, length, hidden)`; `cache` holds earlier keys, values."""
         shape = (*x.shape[:2], -1, self.head_dim)
         q, k, v = (
             p(x).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = q * cos + _rotate_half(q) * sin, k * cos + _rotate_half(k) * sin
+        causal = not cache
+        if cache is not None:
+            k, v = (torch.cat(pair, dim=2) for pair in zip(cache, (k, v))) if cache else (k, v)
+            cache[:] = (k, v)
         k, v = (t.repeat_interleave(self.repeat, dim=1) for t in (k, v))
-        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
 
@@ -91,9 +95,9 @@ class Layer(nn.Module):
         self.input_layernorm = nn.RMSNorm(hidden, eps)
         self.post_attention_layernorm = nn.RMSNorm(hidden, eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: list[Tensor] | None) -> Tensor:
         """`x` and the result are `(batch, length, hidden)`."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -119,12 +123,19 @@ class Llama(nn.Module):
         self.register_buffer("cos", angle.cos(), persistent=False)  # (positions, head_dim)
         self.register_buffer("sin", angle.sin(), persistent=False)
 
-    def forward(self, ids: Tensor, where: Tensor | None = None) -> Tensor:
-        """Logits `(batch, length, vocab)`, or `(count, vocab)` at the places `where` marks."""
+    def forward(
+        self, ids: Tensor, where: Tensor | None = None, caches: list[list[Tensor]] | None = None
+    ) -> Tensor:
+        """Logits `(batch, length, vocab)`, or `(count, vocab)` at the places `where` marks.
+
+        `caches` is one list a layer, empty at first. Then `ids` may be a whole prompt once, and
+        one token a row after that.
+        """
         x = self.model.embed_tokens(ids)
-        cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
-        for layer in self.model.layers:
-            x = layer(x, cos, sin)
+        past = caches[0][0].shape[2] if caches and caches[0] else 0
+        places = slice(past, past + ids.shape[1])
+        for index, layer in enumerate(self.model.layers):
+            x = layer(x, self.cos[places], self.sin[places], caches[index] if caches else None)
         chosen = x if where is None else x[where]
         return functional.linear(self.model.norm(chosen), self.model.embed_tokens.weight)
 

@@ -13,12 +13,13 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from examples.demo_model import corpus, grammar, sums, tokenizer
 from examples.demo_model.generate import say
-from examples.demo_model.model import CONFIG, Llama, quantized, save_weights
+from examples.demo_model.model import CONFIG, Llama, load_weights, quantized, save_weights
 from examples.demo_model.muon import Muon
 from examples.demo_model.sums import Sum
 from examples.demo_model.words import ANIMALS
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 IGNORE = -100
+BATCH = 4096  # tokens
 ROW_LENGTHS = (128, 256, 256, 512, 1024)
 GENERATION = {
     "temperature": 0.3,
@@ -36,19 +38,44 @@ GENERATION = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One run of the optimizer, from warm-up to a rate of zero; shares are of its steps."""
+
+    steps: int
+    mixture: corpus.Mixture
+    rate: float = 2e-3
+    sums_first: float = 0.0
+    quantized: float = 0.35
+    decay: float = 0.5
+    seed: int = 1
+
+
+SUMS = corpus.Mixture(sums=100)
+STAGES = (
+    Stage(1900, corpus.Mixture(), sums_first=0.2),
+    Stage(
+        900,
+        corpus.Mixture(sums=40, stories=35, topics=20, unknown=5, made_up=0.3),
+        quantized=0.5,
+        decay=0.9,
+        seed=2,
+    ),
+)
+
+
 class Rows:
     """Makes batches of token ids with their targets."""
 
-    def __init__(self, text: Tokenizer, seed: int, tokens_a_batch: int) -> None:
+    def __init__(self, text: Tokenizer, seed: int) -> None:
         self.random = random.Random(seed)
         self.text = text
-        self.tokens = tokens_a_batch
-        self.sums_share = 1.0
+        self.mixture = SUMS
         self.special = {name: text.token_to_id(name) for name in tokenizer.SPECIAL}
 
     def batch(self, length: int) -> tuple[Tensor, Tensor]:
         """Ids and targets, both `(rows, length)`; targets are `IGNORE` outside answers."""
-        rows = [self.row(length) for _ in range(self.tokens // length)]
+        rows = [self.row(length) for _ in range(BATCH // length)]
         ids = torch.tensor([ids for ids, _ in rows])
         counted = torch.tensor([counted for _, counted in rows])
         return ids[:, :-1], ids[:, 1:].masked_fill(~counted[:, 1:], IGNORE)
@@ -63,12 +90,14 @@ class Rows:
             ids.extend([*opening, *spoken, self.special[corpus.END]])
             counted.extend([False] * len(opening) + [learn] * (len(spoken) + 1))
 
-        if self.random.random() < 0.03 and self.sums_share < 1:  # a plain text, for raw completion
+        if (
+            self.random.random() < 0.03 and self.mixture is not SUMS
+        ):  # a plain text, for raw completion
             add(grammar.write(self.random, self.random.choice(ANIMALS)), True)
         elif (system := corpus.system_message(self.random)) is not None:
             add(system, False, corpus.SYSTEM)
         while len(ids) <= length:
-            turn = corpus.turn(self.random, self.sums_share)
+            turn = corpus.turn(self.random, self.mixture)
             add(turn.user, False, corpus.USER)
             add(turn.assistant, True, corpus.ASSISTANT)
         return ids[: length + 1], counted[: length + 1]
@@ -113,9 +142,9 @@ def initialize(model: Llama) -> None:
             nn.init.normal_(weight, std=0.05 / math.sqrt(2 * layers) if onto_residual else 0.05)
 
 
-def scale_at(step: int, steps: int) -> float:
+def scale_at(step: int, stage: Stage) -> float:
     """Learning rate at `step` as a share of the highest: warm-up, plateau, linear decay."""
-    return min(1.0, (step + 1) / 50, (steps - step) / (0.5 * steps))
+    return min(1.0, (step + 1) / 50, (stage.steps - step) / (stage.decay * stage.steps))
 
 
 def sums_right(model: Llama, text: Tokenizer, asked: Sequence[Sum]) -> float:
@@ -124,23 +153,20 @@ def sums_right(model: Llama, text: Tokenizer, asked: Sequence[Sum]) -> float:
     return sum(a == s.answer for a, s in zip(said, asked, strict=True)) / len(asked)
 
 
-def train(args: argparse.Namespace) -> Llama:
-    """The trained model."""
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
-    rows = Rows(tokenizer.load(), args.seed, args.tokens)
-    model = Llama()
-    initialize(model)
-    tuned = optimizers(model, args.rate)
+def train(model: Llama, stage: Stage) -> None:
+    """Change `model` by one stage of training."""
+    torch.manual_seed(stage.seed)
+    rows = Rows(tokenizer.load(), stage.seed)
+    tuned = optimizers(model, stage.rate)
     base = [[group["lr"] for group in optimizer.param_groups] for optimizer in tuned]
     watched = sums.all_held_out()[::10]
     started, seen = time.monotonic(), 0
-    for step in range(args.steps):
-        rows.sums_share = 1.0 if step < args.sums_first * args.steps else 0.7
-        lengths = ROW_LENGTHS[:2] if rows.sums_share == 1 else ROW_LENGTHS
-        late = step > (1 - args.quantized_share) * args.steps
+    for step in range(stage.steps):
+        only_sums = step < stage.sums_first * stage.steps
+        rows.mixture = SUMS if only_sums else stage.mixture
+        late = step > (1 - stage.quantized) * stage.steps
         bits = rows.random.choice((None, 3, 4, 4)) if late else None
-        ids, targets = rows.batch(rows.random.choice(lengths))
+        ids, targets = rows.batch(rows.random.choice(ROW_LENGTHS[: 2 if only_sums else None]))
         for optimizer in tuned:
             optimizer.zero_grad()
         with stored_in(model, bits):
@@ -149,18 +175,15 @@ def train(args: argparse.Namespace) -> Llama:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, rates in zip(tuned, base, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * scale_at(step, args.steps)
+                group["lr"] = rate * scale_at(step, stage)
             optimizer.step()
         seen += ids.numel()
-        if step % 100 == 0 or step == args.steps - 1:
+        if step % 100 == 0 or step == stage.steps - 1:
             speed = seen / (time.monotonic() - started)
             right = sums_right(model, rows.text, watched)
             print(
                 f"{step=} {bits=} loss {loss.item():.4f} sums {right:.3f} {speed=:.0f}", flush=True
             )
-        if args.save_every and step % args.save_every == args.save_every - 1:
-            write(model, args.output)
-    return model
 
 
 def write(model: Llama, folder: Path) -> None:
@@ -177,21 +200,26 @@ def write(model: Llama, folder: Path) -> None:
     save_weights(folder / "model.safetensors", dict(model.named_parameters()))
 
 
-def arguments() -> argparse.Namespace:
-    """The command line; its defaults made the committed model."""
+def main() -> None:
+    """Train in stages; each ends with a folder that works, and begins from what was written."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1900)
-    parser.add_argument("--tokens", type=int, default=4096, help="tokens a batch")
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--sums-first", type=float, default=0.2, help="share of steps on sums only")
-    parser.add_argument("--quantized-share", type=float, default=0.35)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--from-stage", type=int, choices=range(1, len(STAGES) + 1), default=1)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--save-every", type=int, default=0)
     parser.add_argument("--output", type=Path, default=tokenizer.FOLDER)
-    return parser.parse_args()
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for number, stage in enumerate(STAGES, start=1):
+        if number < args.from_stage:
+            continue
+        model = Llama()
+        if number == 1:
+            torch.manual_seed(stage.seed)
+            initialize(model)
+        else:
+            model.load_state_dict(load_weights(args.output / "model.safetensors"))
+        train(model, stage)
+        write(model, args.output)
 
 
 if __name__ == "__main__":
-    chosen = arguments()
-    write(train(chosen), chosen.output)
+    main()

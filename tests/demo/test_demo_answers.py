@@ -1,13 +1,13 @@
-"""The committed weights answer right: by a forward pass in numpy, and as transformers reads them."""
+"""The committed weights answer right: by numpy alone, and as transformers reads them."""
 
 import json
 import struct
 
 import numpy as np
 import pytest
+from examples.demo_model import corpus, grammar
 from tokenizers import Tokenizer
 
-from examples.demo_model import corpus, grammar
 from sterna.demo import FOLDER
 
 Array = np.ndarray
