@@ -8,13 +8,22 @@ from collections.abc import Iterator
 
 from source_files import modules, room
 
-COMPILE = dict(
-    [("checkpoint", 1), ("ir", 1), ("ops", 2), ("nn", 3), ("schedule", 3), ("codegen", 3)]
-    + [("quantize", 4), ("kernels", 4), ("models", 5), ("passes", 5)]
-    + [("compiler", 6), ("convert", 6)]
+
+def floors(*rooms: str) -> dict[str, int]:
+    """The floor of each room; rooms that share a floor share a string."""
+    return {room: floor for floor, names in enumerate(rooms, 1) for room in names.split()}
+
+
+COMPILE = floors(
+    "checkpoint ir",
+    "ops",
+    "nn schedule codegen",
+    "quantize kernels",
+    "models passes",
+    "compiler convert",
 )
-RUN = {"runtime": 1, "text": 1, "engine": 2, "serve": 3}
-ABOVE = {"inspection": 7, "jit": 7, "tune": 7, "local": 8, "cli": 9, "__init__": 10, "__main__": 10}
+RUN = floors("runtime text", "engine", "serve")
+ABOVE = floors("inspection jit tune", "local", "cli", "__init__ __main__")
 GROUND = {"base", "demo"}  # demo is data: the model that ships with the package
 # The converter checks the tokenizer and chat template that the run wing will read.
 BRIDGES = {("convert", "text")}
