@@ -1,0 +1,49 @@
+"""The IR before and after in each pass's docstring is what the pass does."""
+
+import inspect
+import re
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from sterna.ir.equal import equal
+from sterna.ir.graph import IRModule
+from sterna.ir.parser import parse_module
+from sterna.ir.printer import to_text
+from sterna.ir.verify import verify
+from sterna.passes.pipeline import graph_passes, infer
+
+FUSED = {"gate_up": ("gate", "up")}  # the table that combine_matmul's example names
+PASSES = dict(graph_passes(FUSED))
+
+
+def example(transform: Callable[[IRModule], IRModule]) -> tuple[str, str]:
+    """The texts under Before and After."""
+    function = transform.func if isinstance(transform, partial) else transform
+    found = re.search(r"\nBefore:\n(.*)\nAfter:\n(.*)", inspect.getdoc(function) or "", re.S)
+    assert found, "the docstring holds no IR before and after"
+    return inspect.cleandoc(found[1]), inspect.cleandoc(found[2])
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_does_what_its_docstring_shows(name: str) -> None:
+    before, after = map(parse_module, example(PASSES[name]))
+    verify(before, infer)
+    done = PASSES[name](before)
+    verify(done, infer)
+    assert equal(done, after), to_text(done)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_leaves_its_own_result_alone(name: str) -> None:
+    after = parse_module(example(PASSES[name])[1])
+    assert equal(PASSES[name](after), after)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_does_not_change_what_it_is_given(name: str) -> None:
+    before = parse_module(example(PASSES[name])[0])
+    text = to_text(before)
+    PASSES[name](before)
+    assert to_text(before) == text
