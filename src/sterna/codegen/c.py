@@ -52,7 +52,7 @@ def render(func: PrimFunc) -> CSource:
     body = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
     fields_ = [f"{C_NAMES[p.dtype]} *{name(p.name)};" for p in func.params]
     fields_ += [f"i64 {name(d.name)};" for d in func.dims]
-    parts = [f"struct {func.name}_args {{ {' '.join(fields_)} }};"]
+    parts = [f"struct {func.name}_args {{ Pool *pool; {' '.join(fields_)} }};"]
     phases, items, scratch, widths = [], [], 0, set[int]()
     for i, stmt in enumerate(body):
         phase = func.name if len(body) == 1 else f"{func.name}_{i}"
@@ -119,7 +119,7 @@ class _Writer:
             "    (void)begin, (void)end, (void)tid;\n"
         )
         if self.scratch:
-            head += "    u8 *scratch = SCRATCH(tid);\n"
+            head += "    u8 *scratch = thread_scratch(a->pool, tid);\n"
         return head + "\n".join(self.lines) + "\n}", count
 
     # lines
@@ -200,19 +200,25 @@ class _Writer:
         if lanes == 1:
             self.stmt(simplify_stmt(substitute(loop.body, {loop.var: wrap(0)})))
             return
-        guards = _lane_guards(loop)
+        conditions, core = _guards(loop.body)
+        outer = [c for c in conditions if loop.var not in free_vars(c)]
+        guards = [c for c in conditions if loop.var in free_vars(c)]
+        if outer:
+            self.open(f"if ({' && '.join(self.expr(c) for c in outer)}) {{")
         if guards:
             last = {loop.var: wrap(lanes - 1)}
             whole = " && ".join(self.expr(simplify(substitute(g, last))) for g in guards)
             self.open(f"if ({whole}) {{")
         self.lane, self.lanes = loop.var, lanes
         self.widths.add(lanes)
-        self.stmt(_without(loop.body, guards))
+        self.stmt(core)
         self.lane, self.lanes = None, 1
         if guards:
             self.close("} else {")
             self.depth += 1
             self.loop(For(loop.var, loop.extent, loop.body, ForKind.SERIAL))
+            self.close()
+        if outer:
             self.close()
 
     def let(self, var: Var, value: Expr) -> None:
@@ -472,21 +478,13 @@ def _literal(c: Const) -> str:
     return f"{int(c.value)}" if int(c.value) >= 0 else f"({int(c.value)})"
 
 
-def _lane_guards(loop: For) -> list[Expr]:
-    """Conditions on the lane around the whole body."""
-    guards: list[Expr] = []
-    body = loop.body
-    while isinstance(body, If) and body.orelse is None and loop.var in free_vars(body.cond):
-        guards.append(body.cond)
+def _guards(body: Stmt) -> tuple[list[Expr], Stmt]:
+    """The conditions around the whole body, and what they guard."""
+    conditions: list[Expr] = []
+    while isinstance(body, If) and body.orelse is None:
+        conditions.append(body.cond)
         body = body.then
-    return guards
-
-
-def _without(body: Stmt, guards: list[Expr]) -> Stmt:
-    for _ in guards:
-        assert isinstance(body, If), "guards were found from the body"
-        body = body.then
-    return body
+    return conditions, body
 
 
 def _register_lanes(buffer: Buffer, body: Stmt, size: int) -> int:

@@ -111,7 +111,7 @@ def attention_tiles(name: str, s: AttentionSpec, dims: tuple[Var, ...], tile: in
                 lambda b: let("pages", s.page_indptr[sequence], lambda c: with_tile(a, b, c)),
             ),
         )
-        return state.scoped(body)
+        return state.scoped(state.piece.scoped(body))
 
     return PrimFunc(
         name, s.params, (*dims, LAYER), parallel("item", tiles * s.cache.kv_heads, item)
@@ -451,7 +451,6 @@ class _State:
         )
 
     def scoped(self, body: Stmt) -> Stmt:
-        body = self.piece.scoped(body)
         for buffer in (self.m, self.l, self.o):
             body = Alloc(buffer, body)
         return body

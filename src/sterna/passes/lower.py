@@ -7,12 +7,13 @@ stay, for the schedule to place. Weights are read in the layout that `prepack` c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
+from sterna.base.errors import InvalidIR
 from sterna.ir.compute import Compute, Group
 from sterna.ir.expr import Buffer, Expr, Load, ceil_div, wrap
-from sterna.ir.graph import Function, Value
+from sterna.ir.graph import Binding, Function, Value
 from sterna.ir.rewrite import replace_loads
 from sterna.ir.simplify import simplify
 from sterna.ops import op
@@ -31,34 +32,65 @@ class Lowered:
 
 def lower(function: Function, row_tiles: Mapping[str, int]) -> Lowered:
     """The Group of a primitive Function made of operators that have a compute rule."""
-    buffers = {v: Buffer(_short(v.name), v.dtype, v.shape) for v in _inputs(function)}
-    storage, tiled = dict(buffers), {}
-    for value in function.weights:
-        tile = row_tiles.get(value.name, 0)
-        if tile:
-            storage[value] = _tiled_buffer(buffers[value], tile)
-            tiled[buffers[value]] = (storage[value], tile)
-    known = dict(buffers)
+    values = inputs(function)
+    logical = {v: Buffer(_short(v.name), v.dtype, v.shape) for v in values}
+    computes, known = computes_of(function.bindings, logical)
+    outputs = tuple(known[r] for r in function.results)
+    storage = Storage.of(logical, row_tiles)
+    stored = [storage.compute(c) for c in _inline(computes, outputs)]
+    params = tuple(storage.buffer(logical[v]) for v in values)
+    group = regroup(Group(function.name, params, outputs, tuple(stored)))
+    return Lowered(group, values, function.results)
+
+
+def inputs(function: Function) -> tuple[Value, ...]:
+    """What a kernel reads: parameters, then weights."""
+    return (*function.params, *function.weights)
+
+
+def computes_of(
+    bindings: Iterable[Binding], logical: Mapping[Value, Buffer]
+) -> tuple[list[Compute], dict[Value, Buffer]]:
+    """The Computes of operators in order, and the buffer of every value."""
+    known = dict(logical)
     computes: list[Compute] = []
-    for i, binding in enumerate(function.bindings):
-        name = f"t{i}"
+    for i, binding in enumerate(bindings):
         args = tuple(known[a] for a in binding.call.args)
         types = tuple(o.type for o in binding.outs)
         rule = op(binding.call.op).compute
-        assert rule is not None, f"{binding.call.op} has no compute rule; fusion keeps it apart"
-        made = rule(name, args, types, dict(binding.call.attrs))
+        if rule is None:
+            raise InvalidIR(f"{binding.call.op} has no compute rule and cannot be fused")
+        made = rule(f"t{i}", args, types, dict(binding.call.attrs))
         known[binding.outs[0]] = made[-1].out
         computes.extend(made)
-    outputs = tuple(known[r] for r in function.results)
-    computes = _inline(computes, outputs)
-    computes = [_read_tiled(c, tiled) for c in computes]
-    inputs = tuple(storage[v] for v in _inputs(function))
-    group = regroup(Group(function.name, inputs, outputs, tuple(computes)))
-    return Lowered(group, _inputs(function), function.results)
+    return computes, known
 
 
-def _inputs(function: Function) -> tuple[Value, ...]:
-    return (*function.params, *function.weights)
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Logical tensors as they lie in memory: tiled where `prepack` said so."""
+
+    tiled: Mapping[Buffer, tuple[Buffer, int]]
+
+    @staticmethod
+    def of(logical: Mapping[Value, Buffer], row_tiles: Mapping[str, int]) -> Storage:
+        tiles = ((b, row_tiles.get(v.name, 0)) for v, b in logical.items())
+        return Storage({b: (_tiled_buffer(b, tile), tile) for b, tile in tiles if tile})
+
+    def buffer(self, logical: Buffer) -> Buffer:
+        return self.tiled[logical][0] if logical in self.tiled else logical
+
+    def compute(self, compute: Compute) -> Compute:
+        return replace(compute, body=replace_loads(compute.body, self.load))
+
+    def load(self, load: Load) -> Expr | None:
+        """Element [n, w] of a tiled weight stands at [n // tile, w, n % tile]."""
+        found = self.tiled.get(load.buffer)
+        if found is None:
+            return None
+        buffer, tile = found
+        row, column = load.index
+        return buffer[row // tile, column, row % tile]
 
 
 def _short(name: str) -> str:
@@ -86,18 +118,3 @@ def tiled_shape(shape: tuple[Expr, ...], tile: int) -> tuple[Expr, ...]:
 
 def _tiled_buffer(buffer: Buffer, tile: int) -> Buffer:
     return Buffer(buffer.name, buffer.dtype, tiled_shape(buffer.shape, tile))
-
-
-def _read_tiled(compute: Compute, tiled: Mapping[Buffer, tuple[Buffer, int]]) -> Compute:
-    """Element [n, w] of a tiled weight stands at [n // tile, w, n % tile]."""
-
-    def rule(load: Load) -> Expr | None:
-        found = tiled.get(load.buffer)
-        if found is None:
-            return None
-        buffer, tile = found
-        row, column = load.index
-        return buffer[row // tile, column, row % tile]
-
-    body = replace_loads(compute.body, rule)
-    return Compute(compute.out, compute.axes, body, compute.over, compute.combine)

@@ -1,0 +1,125 @@
+"""Entry points in C: the launch program of a step as one function, one call a step.
+
+From the manifest's Entry (data that any runtime could interpret) and the rendered kernels. The
+host passes pointers in a fixed order: inputs, outputs, the KV cache, then every param of the
+manifest; layers' params lie one layer after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.base.artifact import Entry, Launch, Param, Repeat
+from sterna.codegen.c import CSource, name
+
+KV_CACHE = "kv_cache"
+LAYER = "layer"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCode:
+    """A rendered kernel and the C names of its parameters and dims, in order."""
+
+    source: CSource
+    params: tuple[str, ...]
+    dims: tuple[str, ...]
+
+
+def constants_source(constants: Mapping[str, NDArray[np.float32]]) -> str:
+    """Small arrays known at compile time, as C data with slack for vector tails."""
+    lines = []
+    for title, array in constants.items():
+        values = ", ".join(f"{float(v).hex()}f" for v in array.ravel())
+        size = array.size + 64
+        lines.append(f"static f32 const_{name(title)}[{size}] = {{{values}}};")
+    return "\n".join(lines)
+
+
+def entry_source(
+    entry: Entry,
+    kernels: Mapping[str, KernelCode],
+    params: tuple[Param, ...],
+    constants: Mapping[str, NDArray[np.float32]],
+) -> str:
+    """The C function of one entry point."""
+    writer = _EntryWriter(entry, kernels, params, constants)
+    for step in entry.steps:
+        writer.step(step)
+    parameters = "Pool *pool, void *const *buffers, void *arena, const i64 *dims"
+    head = [
+        f"EXPORT i32 {entry.symbol}({parameters});",
+        f"EXPORT i32 {entry.symbol}({parameters}) {{",
+        "    u8 *mem = arena;",
+        "    (void)mem, (void)buffers;",
+    ]
+    head += [f"    const i64 {d.name} = dims[{i}];" for i, d in enumerate(entry.dims)]
+    head += [f"    (void){d.name};" for d in entry.dims]
+    return "\n".join([*head, *writer.lines, "    return 0;", "}"])
+
+
+class _EntryWriter:
+    def __init__(
+        self,
+        entry: Entry,
+        kernels: Mapping[str, KernelCode],
+        params: tuple[Param, ...],
+        constants: Mapping[str, NDArray[np.float32]],
+    ) -> None:
+        self.kernels = kernels
+        self.constants = constants
+        self.lines: list[str] = []
+        first = (*entry.inputs, *entry.outputs)
+        self.pointers = {b.name: f"buffers[{i}]" for i, b in enumerate(first)}
+        self.pointers[KV_CACHE] = f"buffers[{len(first)}]"
+        self.pointers |= {b.name: f"mem + {b.offset}" for b in entry.arena}
+        self.first_param = len(first) + 1
+        self.param_index = {p.name: i for i, p in enumerate(params)}
+
+    def step(self, step: Launch | Repeat) -> None:
+        if isinstance(step, Launch):
+            self.launch(step, "    ", "0", 0)
+            return
+        self.lines.append(f"    for (i64 {LAYER} = 0; {LAYER} < {step.count}; {LAYER}++) {{")
+        stride = self._stride(step)
+        for launch in step.body:
+            self.launch(launch, "        ", LAYER, stride)
+        self.lines.append("    }")
+
+    def _stride(self, repeat: Repeat) -> int:
+        """Params of one layer: the distance between a weight and the next layer's."""
+        if repeat.count < 2:
+            return 0
+        layered = (a for launch in repeat.body for a in launch.args if "{i}" in a)
+        found = next(layered, None)
+        if found is None:
+            return 0
+        return self.param_index[_at(found, 1)] - self.param_index[_at(found, 0)]
+
+    def launch(self, launch: Launch, indent: str, layer: str, stride: int) -> None:
+        code = self.kernels[launch.kernel]
+        title = code.source.name
+        values = [f".{p} = (void *)({self.pointer(a, layer, stride)})" for p, a in
+                  zip(code.params, launch.args, strict=True)]  # fmt: skip
+        values += [f".{d} = {layer if d == LAYER else d}" for d in code.dims]
+        fields = ", ".join([".pool = pool", *values])
+        self.lines.append(f"{indent}{{")
+        self.lines.append(f"{indent}    const struct {title}_args a = {{{fields}}};")
+        for phase, items in zip(code.source.phases, code.source.items, strict=True):
+            self.lines.append(f"{indent}    parallel(pool, {phase}, &a, {items}, 1);")
+        self.lines.append(f"{indent}}}")
+
+    def pointer(self, title: str, layer: str, stride: int) -> str:
+        if title in self.pointers:
+            return self.pointers[title]
+        if title in self.constants:
+            return f"const_{name(title)}"
+        index = self.first_param + self.param_index[_at(title, 0)]
+        return f"buffers[{index} + {layer} * {stride}]" if "{i}" in title else f"buffers[{index}]"
+
+
+def _at(title: str, layer: int) -> str:
+    return title.replace("{i}", str(layer))

@@ -1,0 +1,304 @@
+"""The whole compiler, from a model folder to a library: each line is value = stage(value).
+
+    folder    -> config and scheme             checkpoint
+    config    -> model -> IRModule             models, nn
+    IRModule  -> IRModule                      passes
+    IRModule  -> Groups -> PrimFuncs -> C      schedule, codegen (for prefill, decode, verify)
+    C         -> library                       codegen.toolchain
+
+Weights are never read: a library is compiled from a model's configuration alone, and serves every
+model of equal shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sterna import models
+from sterna.base.artifact import FORMAT, Manifest, Param, encode
+from sterna.base.artifact import KVCache as ManifestCache
+from sterna.base.artifact import Model as ManifestModel
+from sterna.base.errors import UsageError
+from sterna.base.target import Target
+from sterna.base.version import __version__
+from sterna.checkpoint.model_folder import ModelFolder, open_model
+from sterna.codegen.c_entry import constants_source, entry_source
+from sterna.codegen.c_math import prelude
+from sterna.codegen.embed import manifest_source, pool_source
+from sterna.codegen.toolchain import compile_library
+from sterna.ir.graph import IRModule, Value
+from sterna.ir.printer import to_text
+from sterna.nn.decoder import CausalLM, Limits, trace_causal_lm
+from sterna.passes.fuse import fuse
+from sterna.passes.lower_opaque import Setting
+from sterna.passes.pipeline import graph_passes, run
+from sterna.passes.prepack import prepack
+from sterna.passes.specialize import specialize
+from sterna.program import STEP_DIMS, EntryPoint, KernelTable, build_entry
+from sterna.quantize.scheme import Scheme, scheme
+
+VERIFY_TOKENS = 32  # most tokens of a verify step, and most logit rows of any step
+
+ENTRIES = ("prefill", "decode", "verify")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CompileOptions:
+    """Overrides of what mlc-chat-config.json says; None keeps it."""
+
+    context_window_size: int | None = None
+    prefill_chunk_size: int | None = None
+    max_batch_size: int | None = None
+    sliding_window_size: int | None = None
+    attention_sink_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The bounds a library is compiled for."""
+
+    context: int
+    chunk: int
+    batch: int
+    window: int
+    sinks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Everything a library is made of, before the C compiler."""
+
+    manifest: Manifest
+    text: str
+    table: KernelTable
+    entries: tuple[EntryPoint, ...]
+
+
+def compile_model(
+    folder: Path,
+    target: Target,
+    output: Path,
+    *,
+    options: CompileOptions | None = None,
+    debug_dump: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Compile the model in `folder` for `target` into the library `output`, atomically.
+
+    `debug_dump` names a folder for the module after every phase, the kernels' schedules and the
+    C source. Raises CheckpointError, CompileError and their kin.
+    """
+    say = progress or _silent
+    opened = open_model(folder, weights=False)
+    dump = _Dump(debug_dump)
+    say(f"compiling {opened.model_type} {opened.quantization} for {target.spec}")
+    source = compile_source(opened, target, options or CompileOptions(), dump)
+    dump.kernels(source)
+    say(f"{len(source.table.kernels)} kernels; running the C compiler")
+    compile_library(source.text, target, output)
+    return output
+
+
+def compile_source(
+    folder: ModelFolder, target: Target, options: CompileOptions, dump: _Dump | None = None
+) -> Source:
+    """The front end: all but the C compiler."""
+    dump = dump or _Dump(None)
+    quantization = scheme(folder.quantization)
+    sizes = _sizes(folder, options)
+    config = folder.config | _attention_overrides(options)
+    model = models.build(config, quantization, sizes.context)
+    module = trace_causal_lm(model, _limits(model, sizes))
+    module = run(module, graph_passes(models.family(config).FUSED), dump.phase)
+    tiles = prepack(module)
+    module = fuse(module)
+    dump.phase("05_fuse", to_text(module))
+    table = KernelTable(target)
+    entries = tuple(
+        _entry(title, module, tiles, model, sizes, table)
+        for title in ("prefill", "decode", "verify")
+    )
+    manifest = _manifest(folder, quantization, target, module, tiles, model, sizes, table, entries)
+    return Source(manifest, _c_source(manifest, module, table), table, entries)
+
+
+def _entry(
+    title: str,
+    module: IRModule,
+    tiles: dict[str, int],
+    model: CausalLM,
+    sizes: Sizes,
+    table: KernelTable,
+) -> EntryPoint:
+    tokens = {"prefill": sizes.chunk, "decode": sizes.batch, "verify": VERIFY_TOKENS}[title]
+    rows = min(tokens, max(VERIFY_TOKENS, sizes.batch))
+    special = specialize(module, {"n": tokens, "r": rows, "t": tokens})
+    dims = tuple(d for d in special.dims if d.name in STEP_DIMS)
+    setting = Setting(dims, model.cache.page_size, sizes.context, split=title == "decode")
+    return build_entry(title, special, tiles, setting, table)
+
+
+def _c_source(manifest: Manifest, module: IRModule, table: KernelTable) -> str:
+    widths = {w for k in table.kernels.values() for w in k.source.widths}
+    code = table.code()
+    parts = [
+        pool_source(),
+        prelude(widths),
+        manifest_source(encode(manifest)),
+        constants_source(module.constants),
+        *(k.source.text for k in table.kernels.values()),
+        *(entry_source(e, code, manifest.params, module.constants) for e in manifest.entries),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _limits(model: CausalLM, sizes: Sizes) -> Limits:
+    pages = -(-sizes.context // model.cache.page_size)
+    return Limits(sizes.chunk, sizes.batch, pages * sizes.batch)
+
+
+def _sizes(folder: ModelFolder, options: CompileOptions) -> Sizes:
+    config = folder.chat_config
+    longest = int(folder.config.get("max_position_embeddings") or 2048)
+    context = options.context_window_size or _positive(config, "context_window_size", longest)
+    if context > longest:
+        raise UsageError(
+            f"context_window_size {context} is longer than the model's {longest} positions"
+        )
+    chunk = options.prefill_chunk_size or _positive(config, "prefill_chunk_size", min(512, context))
+    batch = options.max_batch_size or _positive(
+        config.get("model_config") or {}, "max_batch_size", 8
+    )
+    for title, value in (("context_window_size", context), ("prefill_chunk_size", chunk),
+                         ("max_batch_size", batch)):  # fmt: skip
+        if value < 1:
+            raise UsageError(f"{title} must be positive, not {value}")
+    if chunk > context:
+        raise UsageError(f"prefill_chunk_size {chunk} is more than the context of {context} tokens")
+    window = options.sliding_window_size or _positive(config, "sliding_window_size", -1)
+    sinks = options.attention_sink_size or max(0, _positive(config, "attention_sink_size", 0))
+    return Sizes(context, max(chunk, batch), batch, window, sinks)
+
+
+def _positive(config: dict[str, Any], key: str, default: int) -> int:
+    value = config.get(key)
+    return value if isinstance(value, int) and value > 0 else default
+
+
+def _attention_overrides(options: CompileOptions) -> dict[str, int]:
+    given = {
+        "sliding_window": options.sliding_window_size,
+        "attention_sink_size": options.attention_sink_size,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _manifest(
+    folder: ModelFolder,
+    quantization: Scheme,
+    target: Target,
+    module: IRModule,
+    tiles: dict[str, int],
+    model: CausalLM,
+    sizes: Sizes,
+    table: KernelTable,
+    entries: tuple[EntryPoint, ...],
+) -> Manifest:
+    cache = model.cache
+    token = 2 * cache.layers * cache.kv_heads * cache.head_dim * cache.dtype.bytes
+    return Manifest(
+        format=FORMAT,
+        sterna=__version__,
+        target=target.spec,
+        features=target.features,
+        model=ManifestModel(
+            model_type=folder.model_type,
+            quantization=quantization.name,
+            fingerprint=folder.fingerprint,
+            vocab_size=_vocabulary(module),
+            context_window_size=sizes.context,
+            prefill_chunk_size=sizes.chunk,
+            max_batch_size=sizes.batch,
+            sliding_window_size=sizes.window,
+            attention_sink_size=sizes.sinks,
+        ),
+        kv_cache=ManifestCache(
+            layers=cache.layers,
+            kv_heads=cache.kv_heads,
+            head_dim=cache.head_dim,
+            page_size=cache.page_size,
+            dtype=cache.dtype.name,
+            page_bytes=token * cache.page_size,
+        ),
+        params=_params(module, tiles),
+        entries=tuple(e.entry for e in entries),
+        kernels=table.manifest(),
+    )
+
+
+def _vocabulary(module: IRModule) -> int:
+    logits = module.functions[module.entry].results[0]
+    return int(getattr(logits.shape[1], "value", 0))
+
+
+def _params(module: IRModule, tiles: dict[str, int]) -> tuple[Param, ...]:
+    """Every weight as it is bound: the entry's own, then each repeat's, layer by layer."""
+    entry = module.functions[module.entry]
+    layered = {b.call.op: dict(b.call.attrs).get("repeat", 1) for b in entry.bindings}
+    result = [_param(w, w.name, tiles) for w in _weights(module, entry)]
+    for function, count in layered.items():
+        callee = module.functions[function]
+        if callee.primitive:
+            continue
+        for i in range(int(count)):  # type: ignore[arg-type]
+            result += [
+                _param(w, w.name.replace("{i}", str(i)), tiles) for w in _weights(module, callee)
+            ]
+    return tuple(result)
+
+
+def _weights(module: IRModule, function: Any) -> list[Value]:
+    """The weights that a function's kernels read, constants aside, in order of use."""
+    kernels = [module.functions[b.call.op] for b in function.bindings]
+    used = dict.fromkeys(w.name for k in kernels if k.primitive for w in k.weights)
+    values = {w.name: w for k in kernels if k.primitive for w in k.weights}
+    return [values[n] for n in used if n not in module.constants]
+
+
+def _param(weight: Value, title: str, tiles: dict[str, int]) -> Param:
+    shape = tuple(int(getattr(d, "value", 0)) for d in weight.shape)
+    tile = tiles.get(weight.name, 0)
+    return Param(name=title, dtype=weight.dtype.name, shape=shape, row_tile=tile)
+
+
+def _silent(message: str) -> None:
+    """Progress that nobody asked for."""
+
+
+class _Dump:
+    """Texts of every phase in a folder, or nothing."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def phase(self, title: str, text: str) -> None:
+        if self.folder is not None:
+            (self.folder / f"{title}.txt").write_text(text + "\n", encoding="utf-8")
+
+    def kernels(self, source: Source) -> None:
+        """Groups, schedules, loop programs, and the C of the whole library."""
+        if self.folder is None:
+            return
+        for e in source.entries:
+            self.phase(f"06_{e.entry.name}_groups", "\n\n".join(e.groups.values()))
+        table = source.table.kernels.items()
+        self.phase("07_schedules", "\n\n".join(f"# {n}\n{k.schedule}" for n, k in table))
+        self.phase("08_loops", "\n\n".join(to_text(k.func) for _, k in table))
+        (self.folder / "09_library.c").write_text(source.text, encoding="utf-8")

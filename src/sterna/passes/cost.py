@@ -1,0 +1,99 @@
+"""What a kernel costs at least: arithmetic and bytes, as formulas in the dims.
+
+Counted from the IR, for looking at and for tests of the compiler: every operand once, every
+multiplication and addition of the Computes. Weights that are unpacked are counted once a kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sterna.base.dtype import F32
+from sterna.ir.compute import Compute, Group
+from sterna.ir.expr import Binary, Buffer, Expr, Intrin, Load, Select, Unary, Var, wrap
+from sterna.ir.graph import Function
+from sterna.ir.printer import to_text
+from sterna.ir.rewrite import loads, visit
+from sterna.ir.simplify import simplify
+
+CONTEXT = Var("context", lo=0)  # cached tokens that a query attends to
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Formulas over n, b, r, t, p and `context`."""
+
+    flops: str
+    bytes: str
+
+
+def group_cost(group: Group) -> Cost:
+    """Arithmetic of all Computes; inputs and outputs moved once, gathered tables by row."""
+    flops: Expr = wrap(0)
+    for compute in group.computes:
+        flops = flops + _elements(compute) * _operations(compute)
+    moved: Expr = wrap(0)
+    for buffer in group.inputs:
+        moved = moved + _read(buffer, group)
+    for buffer in group.outputs:
+        moved = moved + _size(buffer)
+    return Cost(to_text(simplify(flops)), to_text(simplify(moved)))
+
+
+def attention_cost(function: Function, heads: int, head_dim: int, cache: Buffer) -> Cost:
+    """Two products with every cached token; keys and values read once for all queries."""
+    head = function.bindings[-1]
+    q = head.call.args[0]
+    n, width = q.shape
+    flops = n * CONTEXT * (4 * heads * head_dim)
+    kv = CONTEXT * (2 * head_dim * cache.dtype.bytes) * cache.shape[3]
+    moved = kv * Var("b", lo=1) + n * width * (2 * F32.bytes)
+    return Cost(to_text(simplify(flops)), to_text(simplify(moved)))
+
+
+def moving_cost(function: Function) -> Cost:
+    """Kernels that only move: arguments with tokens in their first dim, twice."""
+    moved: Expr = wrap(0)
+    for value in function.params:
+        if len(value.shape) == 2:
+            moved = moved + value.shape[0] * value.shape[1] * (2 * value.dtype.bytes)
+    return Cost("0", to_text(simplify(moved)))
+
+
+def _elements(compute: Compute) -> Expr:
+    total: Expr = wrap(1)
+    for axis in (*compute.axes, *compute.over):
+        total = total * axis.extent
+    return total
+
+
+def _operations(compute: Compute) -> int:
+    """Float operations for one element, the reduction's own included."""
+    count = 1 if compute.over else 0
+    for n in visit(compute.body):
+        if isinstance(n, Binary | Unary | Select) and n.dtype.is_float:
+            count += 1
+        elif isinstance(n, Intrin):
+            count += 2
+    return count
+
+
+def _size(buffer: Buffer) -> Expr:
+    total: Expr = wrap(buffer.dtype.bytes)
+    for dim in buffer.shape:
+        total = total * dim
+    return total
+
+
+def _read(buffer: Buffer, group: Group) -> Expr:
+    """A table read at rows that data chooses moves only those rows."""
+    for compute in group.computes:
+        for load in loads(compute.body):
+            gathered = load.buffer is buffer and any(
+                isinstance(n, Load) for i in load.index for n in visit(i)
+            )
+            if gathered:
+                rows = compute.axes[0].extent
+                columns = buffer.shape[1]
+                return rows * columns * buffer.dtype.bytes
+    return _size(buffer)

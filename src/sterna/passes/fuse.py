@@ -1,0 +1,160 @@
+"""Group operators into kernels: every group becomes a primitive Function.
+
+What moves values only (dequantize, slice, cast) goes into each of its readers and is never
+stored. An element-wise operator joins the kernel that makes its input, as its epilogue, when it is
+that input's only reader; a sum that a norm reads joins the norm's kernel and is stored beside it.
+Operators with a loop program of their own head a kernel and take movers in.
+
+Before:
+    v0 = dequantize(q_weight, q_scale, ...)
+    v1 = matmul(x, v0)
+    v2 = add(r, v1)
+After:
+    v2 = matmul_add(x, r)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from sterna.ir.graph import Binding, Call, Function, IRModule, Value
+from sterna.ops import OPS, Kind, op
+
+MOVERS = ("dequantize", "slice", "cast")  # recomputed by each reader: they cost next to nothing
+NORMS = ("rms_norm",)
+
+
+def fuse(module: IRModule) -> IRModule:
+    """Replace the operators of every Function by calls of primitive Functions."""
+    functions: dict[str, Function] = {}
+    for function in module.functions.values():
+        fused = _Fusion(function)
+        functions[function.name] = fused.caller()
+        functions.update({p.name: p for p in fused.primitives})
+    return replace(module, functions=functions)
+
+
+@dataclass(slots=True)
+class _Fusion:
+    """The kernels of one Function."""
+
+    function: Function
+    maker: dict[Value, int] = field(default_factory=dict)
+    readers: dict[Value, list[int]] = field(default_factory=dict)
+    groups: list[list[int]] = field(default_factory=list)
+    group_of: dict[int, int] = field(default_factory=dict)
+    primitives: list[Function] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for i, binding in enumerate(self.function.bindings):
+            self.maker.update(dict.fromkeys(binding.outs, i))
+            for arg in dict.fromkeys(binding.call.args):
+                self.readers.setdefault(arg, []).append(i)
+        for i, binding in enumerate(self.function.bindings):
+            if binding.call.op in OPS and not self._moves(i):
+                self._assign(i, self._home(i))
+
+    def _moves(self, i: int) -> bool:
+        """Whether binding i is left to its readers; results and call arguments must be stored."""
+        binding = self.function.bindings[i]
+        out = binding.outs[0]
+        if binding.call.op not in MOVERS or out in self.function.results:
+            return False
+        return all(self.function.bindings[r].call.op in OPS for r in self.readers.get(out, []))
+
+    def _assign(self, i: int, home: int | None) -> None:
+        if home is None:
+            self.groups.append([])
+            home = len(self.groups) - 1
+        self.groups[home].append(i)
+        self.group_of[i] = home
+
+    def _home(self, i: int) -> int | None:
+        """The group that binding i joins, None for one of its own."""
+        call = self.function.bindings[i].call
+        if call.op in NORMS:
+            source = self.maker.get(call.args[0])
+            joined = source is not None and self._for_norm(source)
+            return self.group_of.get(source) if joined and source is not None else None
+        if op(call.op).kind is not Kind.ELEMENTWISE or self._for_norm(i):
+            return None
+        for arg in call.args:
+            source = self.maker.get(arg)
+            if source is not None and source in self.group_of and self._joins(source, arg):
+                return self.group_of[source]
+        return None
+
+    def _joins(self, source: int, value: Value) -> bool:
+        """Whether the only reader of `value`, made by `source`, may become its epilogue."""
+        kind = op(self.function.bindings[source].call.op).kind
+        alone = len(self.readers[value]) == 1 and value not in self.function.results
+        epilogue = kind is Kind.ELEMENTWISE or self.function.bindings[source].call.op == "matmul"
+        return alone and epilogue and not self._for_norm(source)
+
+    def _for_norm(self, i: int) -> bool:
+        """Whether binding i is an element-wise sum that a norm normalizes."""
+        binding = self.function.bindings[i]
+        if binding.call.op not in OPS or op(binding.call.op).kind is not Kind.ELEMENTWISE:
+            return False
+        out = binding.outs[0]
+        return any(
+            self.function.bindings[r].call.op in NORMS
+            and self.function.bindings[r].call.args[0] is out
+            for r in self.readers.get(out, [])
+        )
+
+    def caller(self) -> Function:
+        """The Function with each group as one call, placed where its last member stood."""
+        last = {max(members): g for g, members in enumerate(self.groups)}
+        bindings: list[Binding] = []
+        for i, binding in enumerate(self.function.bindings):
+            if binding.call.op not in OPS:
+                bindings.append(binding)
+            elif i in last:
+                primitive = self._primitive(last[i])
+                self.primitives.append(primitive)
+                bindings.append(Binding(primitive.results, Call(primitive.name, primitive.params)))
+        return replace(self.function, bindings=tuple(bindings))
+
+    def _primitive(self, g: int) -> Function:
+        members = self.groups[g]
+        needed = sorted({*members, *self._movers_of(members)})
+        inside = [self.function.bindings[i] for i in needed]
+        made = {o for b in inside for o in b.outs}
+        used = dict.fromkeys(a for b in inside for a in b.call.args if a not in made)
+        weights = tuple(v for v in used if v in self.function.weights)
+        params = tuple(v for v in used if v not in self.function.weights)
+        results = tuple(
+            o for i in members for o in self.function.bindings[i].outs if self._leaves(o, members)
+        )
+        heads = "_".join(self.function.bindings[i].call.op for i in members)
+        name = f"{self.function.name}_{len(self.primitives)}_{heads}"
+        return Function(name, params, weights, tuple(inside), results, primitive=True)
+
+    def _movers_of(self, members: Iterable[int]) -> set[int]:
+        """Bindings outside every group that members read, and what those read in turn."""
+        found: set[int] = set()
+        pending = list(members)
+        while pending:
+            for arg in self.function.bindings[pending.pop()].call.args:
+                source = self.maker.get(arg)
+                if source is None or source in self.group_of or source in found:
+                    continue
+                if self.function.bindings[source].call.op in OPS:
+                    found.add(source)
+                    pending.append(source)
+        return found
+
+    def _leaves(self, out: Value, members: list[int]) -> bool:
+        """Whether a member's result is read outside its group, through movers as well."""
+        if out in self.function.results:
+            return True
+        for r in self.readers.get(out, []):
+            if r in members:
+                continue
+            if r in self.group_of or self.function.bindings[r].call.op not in OPS:
+                return True
+            if any(self._leaves(o, members) for o in self.function.bindings[r].outs):
+                return True
+        return False

@@ -1,0 +1,185 @@
+"""A primitive Function headed by an operator with a loop program of its own becomes a PrimFunc.
+
+Operators that move values (slices of a stacked projection, biases added to it) are substituted
+into the program's loads, as in any other kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from sterna.base.artifact import QUERY_TILE
+from sterna.base.dtype import F32
+from sterna.base.errors import InvalidIR
+from sterna.ir.compute import Compute
+from sterna.ir.expr import Buffer, Expr, Load, Var, const_value, wrap
+from sterna.ir.graph import Attr, Binding, Function, Value
+from sterna.ir.loop import PrimFunc, Stmt, Store
+from sterna.ir.rewrite import replace_loads, substitute, visit
+from sterna.ir.simplify import simplify_stmt
+from sterna.kernels.attention import AttentionSpec, attention_split, attention_tiles
+from sterna.kernels.kv_cache import CacheLayout, StepIndex, kv_append, rope_append
+from sterna.ops import Kind, op
+from sterna.passes.lower import computes_of, inputs
+from sterna.schedule.apply import inline_into
+
+PIECE = 128  # cached tokens that attention takes as one piece, at least
+MOST_PIECES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A loop program with the value or workspace behind each parameter.
+
+    `aliases` maps a result to the argument that it changes in place.
+    """
+
+    func: PrimFunc
+    args: tuple[Value | Buffer, ...]
+    aliases: Mapping[Value, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What loop programs need to know beyond their operands."""
+
+    dims: tuple[Var, ...]
+    page_size: int
+    context: int  # most cached tokens of a sequence
+    split: bool  # few queries: share the pieces of one among threads
+
+
+def is_opaque(function: Function) -> bool:
+    return any(op(b.call.op).kind is Kind.OPAQUE for b in function.bindings)
+
+
+def lower_opaque(function: Function, setting: Setting) -> Program:
+    """The loop program of a primitive Function whose last operator is opaque."""
+    *movers, head = function.bindings
+    logical = {v: Buffer(v.name, v.dtype, v.shape) for v in inputs(function)}
+    computes, known = computes_of(movers, logical)
+    outs = {o: Buffer(o.name, o.dtype, o.shape) for o in head.outs}
+    build = _BUILDERS.get(head.call.op)
+    if build is None:
+        raise InvalidIR(f"operator {head.call.op} has no loop program")
+    built = build(function.name, head, [known[a] for a in head.call.args], outs, setting)
+    func = PrimFunc(built.func.name, (), built.func.dims, _inline_movers(built.func.body, computes))
+    values = {b: v for v, b in logical.items()} | {outs[o]: o for o in built.written}
+    kept = _buffers(func.body)
+    params = [p for p in (*logical.values(), *built.func.params) if p in kept]
+    ordered = tuple(dict.fromkeys(params))
+    aliases = dict(built.changed)
+    args = tuple(values.get(p, p) for p in ordered)
+    return Program(PrimFunc(func.name, ordered, func.dims, func.body), args, aliases)
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    func: PrimFunc
+    written: tuple[Value, ...]  # results with a buffer of their own
+    changed: tuple[tuple[Value, Value], ...] = ()  # result, argument changed in place
+
+
+def _inline_movers(body: Stmt, computes: list[Compute]) -> Stmt:
+    producers: dict[Buffer, Compute] = {}
+    for compute in computes:
+        producers[compute.out] = inline_into(compute, producers)
+
+    def rule(load: Load) -> Expr | None:
+        producer = producers.get(load.buffer)
+        if producer is None:
+            return None
+        return substitute(
+            producer.body, {a.var: i for a, i in zip(producer.axes, load.index, strict=True)}
+        )
+
+    return simplify_stmt(replace_loads(body, rule))
+
+
+def _buffers(body: Stmt) -> set[Buffer]:
+    return {n.buffer for n in visit(body) if isinstance(n, Load | Store)}
+
+
+def _integer(attrs: Mapping[str, Attr], name: str) -> int:
+    value = attrs[name]
+    if not isinstance(value, int):
+        raise InvalidIR(f"attribute {name} must be an integer")
+    return value
+
+
+def _cache(buffer: Buffer, head_dim: int, setting: Setting) -> CacheLayout:
+    return CacheLayout(buffer, setting.page_size, head_dim)
+
+
+def _kv_append(
+    name: str, head: Binding, args: list[Buffer], outs: Mapping[Value, Buffer], setting: Setting
+) -> _Built:
+    k, v, cache, *index = args
+    dim = _integer(dict(head.call.attrs), "head_dim")
+    layout = _cache(cache, dim, setting)
+    func = kv_append(name, k, v, layout, StepIndex(*index), setting.dims)
+    return _Built(func, (), ((head.outs[0], head.call.args[2]),))
+
+
+def _rope_append(
+    name: str, head: Binding, args: list[Buffer], outs: Mapping[Value, Buffer], setting: Setting
+) -> _Built:
+    q, k, v, cosine, sine, cache, *index = args
+    dim = _integer(dict(head.call.attrs), "head_dim")
+    layout = _cache(cache, dim, setting)
+    rotated, changed = head.outs
+    func = rope_append(
+        name,
+        (q, k, v),
+        (cosine, sine),
+        outs[rotated],
+        layout,
+        StepIndex(*index),
+        setting.dims,
+    )
+    return _Built(func, (rotated,), ((changed, head.call.args[5]),))
+
+
+def _attention(
+    name: str, head: Binding, args: list[Buffer], outs: Mapping[Value, Buffer], setting: Setting
+) -> _Built:
+    attrs = dict(head.call.attrs)
+    q, cache, positions, page_indptr, page_table, start, size, seq = args
+    dim = _integer(attrs, "head_dim")
+    piece = piece_length(setting.context)
+    spec = AttentionSpec(
+        heads=int(const_value(q.shape[1]) or 0) // dim,
+        scale=float(attrs["scale"]),  # type: ignore[arg-type]
+        window=_integer(attrs, "window"),
+        sinks=_integer(attrs, "sinks"),
+        piece=piece,
+        pieces=-(-setting.context // piece),
+        q=q,
+        cache=_cache(cache, dim, setting),
+        positions=positions,
+        page_indptr=page_indptr,
+        page_table=page_table,
+        tile_start=start,
+        tile_size=size,
+        tile_seq=seq,
+        out=outs[head.outs[0]],
+    )
+    if not setting.split:
+        return _Built(attention_tiles(name, spec, setting.dims, QUERY_TILE), head.outs)
+    shape = (q.shape[0], wrap(spec.heads), wrap(spec.pieces), wrap(dim + 2))
+    partial = Buffer("partial", F32, shape)
+    return _Built(attention_split(name, spec, setting.dims, partial), head.outs)
+
+
+def piece_length(context: int) -> int:
+    """Tokens in a piece: a multiple of PIECE such that a context has MOST_PIECES or fewer."""
+    return PIECE * max(1, -(-context // (PIECE * MOST_PIECES)))
+
+
+_Builder = Callable[[str, Binding, list[Buffer], Mapping[Value, Buffer], Setting], _Built]
+_BUILDERS: Mapping[str, _Builder] = {
+    "kv_append": _kv_append,
+    "rope_append": _rope_append,
+    "attention": _attention,
+}

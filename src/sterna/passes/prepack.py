@@ -1,0 +1,40 @@
+"""Choose how weights lie in memory: rows interleaved so that a SIMD register holds one column.
+
+A matmul reads its weight a column of `ROW_TILE` output rows at a time; in the exchange format
+a row is contiguous. The layout is named here and made when a library is loaded; it is never
+visible in a model folder. Weights stored with rows last (KN) are columns already.
+
+The module is not changed: the result maps a weight's name to its tile, for `lower` to read by
+and for the manifest to carry.
+"""
+
+from __future__ import annotations
+
+from sterna.ir.graph import Binding, Function, IRModule, Value
+
+ROW_TILE = 64
+
+
+def prepack(module: IRModule) -> dict[str, int]:
+    """Row tile of every weight that a matmul reads row by row."""
+    tiles: dict[str, int] = {}
+    for function in module.functions.values():
+        made = {o: b for b in function.bindings for o in b.outs}
+        for binding in function.bindings:
+            if binding.call.op == "matmul":
+                for weight in _parts(function, made, binding.call.args[1]):
+                    tiles[weight.name] = ROW_TILE
+    return tiles
+
+
+def _parts(function: Function, made: dict[Value, Binding], value: Value) -> list[Value]:
+    """The stored tensors, rows first, that a matmul's weight argument is read from."""
+    if value in function.weights:
+        return [value]
+    binding = made.get(value)
+    if binding is None:
+        return []
+    call = binding.call
+    if call.op == "dequantize" and call.attr("layout") == "NK":
+        return [a for a in call.args if a in function.weights]
+    return _parts(function, made, call.args[0]) if call.op == "cast" else []

@@ -1,0 +1,244 @@
+"""A specialized module becomes an entry point: kernels, a launch program and a memory plan.
+
+In: an IRModule of primitive Functions. Out: the manifest's Entry and the kernels it launches,
+equal kernels once. Kernels are collected in a KernelTable that all entry points share. Knows the
+target only to hand it to schedule rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from sterna.base.artifact import Buffer as ManifestBuffer
+from sterna.base.artifact import Dim, Entry, Kernel, Launch, Repeat
+from sterna.base.target import Target
+from sterna.codegen.c import CSource, name, render
+from sterna.codegen.c_entry import KV_CACHE, KernelCode
+from sterna.ir.equal import digest
+from sterna.ir.expr import Buffer, const_value
+from sterna.ir.graph import Binding, Function, IRModule, Value
+from sterna.ir.loop import PrimFunc
+from sterna.ir.printer import to_text
+from sterna.passes.cost import Cost, attention_cost, group_cost, moving_cost
+from sterna.passes.lower import lower
+from sterna.passes.lower_opaque import Setting, is_opaque, lower_opaque
+from sterna.passes.plan_memory import MemoryPlan, Place, Run, Use, plan_memory
+from sterna.schedule.apply import apply
+from sterna.schedule.choose import choose
+from sterna.schedule.steps import to_text as schedule_text
+
+STEP_DIMS = ("n", "b", "p", "r", "t")
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """One kernel: its loop program, how it was scheduled, what it costs, its source."""
+
+    func: PrimFunc
+    op: str
+    schedule: str
+    cost: Cost
+    source: CSource
+
+
+@dataclass(slots=True)
+class KernelTable:
+    """Every distinct kernel of a library, by name; `known` finds equal ones."""
+
+    target: Target
+    kernels: dict[str, Compiled] = field(default_factory=dict)
+    known: dict[str, str] = field(default_factory=dict)
+
+    def add(self, func: PrimFunc, op: str, schedule: str, cost: Cost) -> str:
+        """The name of the kernel that computes `func`, rendered now if it is new."""
+        identity = digest(func)
+        if identity not in self.known:
+            title = _unused(op, self.kernels)
+            func = replace(func, name=title)
+            self.kernels[title] = Compiled(func, op, schedule, cost, render(func))
+            self.known[identity] = title
+        return self.known[identity]
+
+    def code(self) -> dict[str, KernelCode]:
+        return {
+            title: KernelCode(
+                k.source,
+                tuple(name(p.name) for p in k.func.params),
+                tuple(name(d.name) for d in k.func.dims),
+            )
+            for title, k in self.kernels.items()
+        }
+
+    def manifest(self) -> tuple[Kernel, ...]:
+        return tuple(
+            Kernel(
+                name=title,
+                op=k.op,
+                schedule=k.schedule,
+                flops=k.cost.flops,
+                bytes=k.cost.bytes,
+                items=" + ".join(k.source.items),
+            )
+            for title, k in self.kernels.items()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPoint:
+    """An Entry and the scheduled loop programs behind it, by primitive Function."""
+
+    entry: Entry
+    groups: Mapping[str, str]  # primitive Function -> text of its Group, for dumps
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    kernel: str
+    args: tuple[Place, ...]
+    use: Use
+
+
+def build_entry(
+    title: str, module: IRModule, tiles: Mapping[str, int], setting: Setting, table: KernelTable
+) -> EntryPoint:
+    """Lower, schedule and render every kernel of `module`, and plan its memory."""
+    builder = _Builder(module, tiles, setting, table)
+    entry = module.functions[module.entry]
+    steps = builder.steps(entry)
+    fixed = (*entry.params, *entry.results)
+    plan = plan_memory([_timed(s) for s in steps], fixed)
+    names = _Names(plan, entry)
+    scratch = [table.kernels[k].source.scratch_bytes for k in builder.used]
+    return EntryPoint(
+        Entry(
+            name=title,
+            symbol=f"sterna_entry_{title}",
+            dims=tuple(_dim(d.name, d.lo, d.hi) for d in module.dims if d.name in STEP_DIMS),
+            inputs=tuple(_buffer(v.name, v) for v in entry.params if v.name != KV_CACHE),
+            outputs=(_buffer("logits", entry.results[0]),),
+            arena=names.arena(),
+            arena_bytes=plan.total,
+            scratch_bytes=max(scratch, default=0),
+            steps=tuple(names.step(s) for s in steps),
+        ),
+        builder.groups,
+    )
+
+
+@dataclass(slots=True)
+class _Repeated:
+    """A function run for every layer."""
+
+    binding: Binding
+    function: Function
+    count: int
+    body: list[_Launch]
+
+
+@dataclass(slots=True)
+class _Builder:
+    module: IRModule
+    tiles: Mapping[str, int]
+    setting: Setting
+    table: KernelTable
+    groups: dict[str, str] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+
+    def steps(self, function: Function) -> list[_Launch | _Repeated]:
+        result: list[_Launch | _Repeated] = []
+        for binding in function.bindings:
+            callee = self.module.functions[binding.call.op]
+            if callee.primitive:
+                result.append(self.launch(callee))
+            else:
+                count = dict(binding.call.attrs).get("repeat", 1)
+                body = [self.launch(self.module.functions[b.call.op]) for b in callee.bindings]
+                result.append(_Repeated(binding, callee, int(count), body))  # type: ignore[arg-type]
+        return result
+
+    def launch(self, function: Function) -> _Launch:
+        """The kernel of a primitive Function; its values are those of the caller."""
+        op = "_".join(b.call.op for b in function.bindings if b.call.op not in _QUIET)
+        if is_opaque(function):
+            program = lower_opaque(function, self.setting)
+            kernel = self.table.add(program.func, op, "by hand", _opaque_cost(function))
+            self.groups[function.name] = to_text(program.func)
+            args, aliases = program.args, program.aliases
+            workspaces = tuple(a for a in args if isinstance(a, Buffer))
+        else:
+            lowered = lower(function, self.tiles)
+            schedule = choose(lowered.group, self.table.target)
+            func = apply(lowered.group, schedule)
+            cost = group_cost(lowered.group)
+            kernel = self.table.add(func, op, schedule_text(schedule), cost)
+            self.groups[function.name] = to_text(lowered.group)
+            args, aliases, workspaces = (*lowered.inputs, *lowered.outputs), {}, ()
+        self.used.add(kernel)
+        weights = set(function.weights)
+        results = tuple(r for r in function.results if r not in aliases)
+        reads = tuple(
+            a for a in args if isinstance(a, Value) and a not in weights and a not in results
+        )
+        return _Launch(kernel, tuple(args), Use(reads, (*results, *workspaces), aliases))
+
+
+_QUIET = ("dequantize", "slice", "cast")
+
+
+def _opaque_cost(function: Function) -> Cost:
+    head = function.bindings[-1]
+    if head.call.op != "attention":
+        return moving_cost(function)
+    dim = int(dict(head.call.attrs)["head_dim"])  # type: ignore[arg-type]
+    cache = head.call.args[1]
+    heads = int(const_value(head.call.args[0].shape[1]) or 0) // dim
+    return attention_cost(function, heads, dim, Buffer("cache", cache.dtype, cache.shape))
+
+
+def _timed(step: _Launch | _Repeated) -> Use | Run:
+    if isinstance(step, _Launch):
+        return step.use
+    return Run(step.binding, step.function, tuple(launch.use for launch in step.body))
+
+
+class _Names:
+    """What places are called in the manifest: inputs, outputs and weights by their own names."""
+
+    def __init__(self, plan: MemoryPlan, entry: Function) -> None:
+        self.plan = plan
+        self.fixed = {plan.home(v): v.name for v in entry.params}
+        self.fixed[plan.home(entry.results[0])] = "logits"
+        self.given: dict[Place, str] = {}
+        for place in plan.offsets:
+            self.given[place] = _unused(name(place.name), self.given.values())
+
+    def of(self, place: Place) -> str:
+        home = self.plan.home(place)
+        return self.fixed.get(home) or self.given.get(home) or place.name
+
+    def arena(self) -> tuple[ManifestBuffer, ...]:
+        return tuple(_buffer(self.given[p], p, offset) for p, offset in self.plan.offsets.items())
+
+    def step(self, step: _Launch | _Repeated) -> Launch | Repeat:
+        if isinstance(step, _Launch):
+            return Launch(kernel=step.kernel, args=tuple(self.of(a) for a in step.args))
+        body = tuple(self.step(launch) for launch in step.body)
+        return Repeat(var="i", count=step.count, body=body)  # type: ignore[arg-type]
+
+
+def _unused(wanted: str, taken: object) -> str:
+    title, i = wanted, 1
+    while title in taken:  # type: ignore[operator]
+        i += 1
+        title = f"{wanted}_{i}"
+    return title
+
+
+def _dim(title: str, lo: int | None, hi: int | None) -> Dim:
+    return Dim(name=title, lo=lo or 0, hi=hi or 0)
+
+
+def _buffer(title: str, place: Place, offset: int = 0) -> ManifestBuffer:
+    shape = tuple(to_text(d) for d in place.shape)
+    return ManifestBuffer(name=title, dtype=place.dtype.name, shape=shape, offset=offset)
