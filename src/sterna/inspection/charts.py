@@ -1,0 +1,254 @@
+"""The charts of a page, as SVG with nothing outside it: roofline, memory, weights, arena.
+
+In: costs, plans and weights. Out: an <svg> element as text, drawn for a light background. Every
+mark has a title, which a browser shows under the pointer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from html import escape
+from math import ceil, floor, log10, prod
+
+from sterna.base.artifact import Entry, Launch, Manifest
+from sterna.base.dtype import dtype
+from sterna.inspection.costs import KernelCost, StepCost
+from sterna.inspection.document import decimal, one_line, size
+from sterna.inspection.peaks import Peaks
+from sterna.inspection.weights import GROUPS, Weight, split
+from sterna.runtime.memory import MemoryPlan, largest_shape
+
+WIDTH = 900
+_COLOURS = (
+    "#1f6f8b",
+    "#d1603d",
+    "#5b8c5a",
+    "#8a5a9e",
+    "#b8892b",
+    "#6b7280",
+)  # of entries, purposes
+_INK, _SOFT, _GRID = "#1c2733", "#5f6b7a", "#e3e8ee"
+_MAX_BUFFERS = 400
+
+
+def roofline(costs: tuple[StepCost, ...], peaks: Peaks) -> str:
+    """Kernels at their intensity under the roofs, log by log; circles by share of the step."""
+    numbered = list(_numbered(costs))
+    drawn = [(i, number, c) for i, number, c in numbered if c.flops and c.bytes]
+    intensities = [c.flops / c.bytes for _, _, c in drawn] + [peaks.ridge]
+    x0, x1 = floor(log10(min(intensities)) - 0.2), ceil(log10(max(intensities)) + 0.2)
+    lowest = peaks.bandwidth * 10.0**x0
+    y0, y1 = floor(log10(lowest)), ceil(log10(peaks.flops) + 0.1)
+    plot = _Plot(70, 20, WIDTH - 90, 400, (x0, x1), (y0, y1))
+    marks = [*_axes(plot, "FLOP/byte", "FLOP/s"), _roof(plot, peaks)]
+    marks += _points(plot, costs, drawn, peaks)
+    marks += _legend(((cost.entry.name, i) for i, cost in enumerate(costs)), 90, 40)
+    return _svg(470, marks)
+
+
+def memory_bars(manifest: Manifest, empty: MemoryPlan) -> str:
+    """Total memory at an empty cache and at quarters of the window, by purpose."""
+    window, kv = max(0, manifest.model.context_window_size), manifest.kv_cache
+    contexts = sorted({window * i // 4 for i in range(5)})
+    caches = [-(-context // kv.page_size) * kv.page_bytes for context in contexts]
+    working = empty.arena + empty.scratch + empty.io
+    names = ("weights", "KV cache", "arena, scratch, inputs and outputs")
+    bars = [
+        (f"{context:,} tokens", list(zip(names, (empty.weights, cache, working), strict=True)))
+        for context, cache in zip(contexts, caches, strict=True)
+    ]
+    longest = max(sum(part for _, part in parts) for _, parts in bars)
+    marks: list[str] = []
+    for row, (label, parts) in enumerate(bars):
+        marks += _stacked(40 + 34 * row, label, parts, longest)
+    marks += _legend(zip(names, range(3), strict=True), 130, 14)
+    return _svg(50 + 34 * len(bars), marks)
+
+
+def weight_bars(weights: list[Weight]) -> str:
+    """Bytes of each group over the bytes that fp16 would take, an outline."""
+    groups = sorted(split(weights, lambda w: w.group).items(), key=lambda g: GROUPS.index(g[0]))
+    bars = [(g, sum(w.bytes for w in ws), sum(w.fp16_bytes for w in ws)) for g, ws in groups]
+    longest = max((max(stored, fp16) for _, stored, fp16 in bars), default=0) or 1
+    marks: list[str] = []
+    for row, (group, stored, fp16) in enumerate(bars):
+        y, scale = 10 + 34 * row, (WIDTH - 330) / longest
+        title = f"{group}: {size(stored)}, in fp16 {size(fp16)}"
+        marks.append(_text(120, y + 17, group, anchor="end"))
+        marks.append(_rect(130, y + 4, stored * scale, 18, _COLOURS[0], title))
+        marks.append(_outline(130, y, fp16 * scale, 26, title))
+        end = 138 + max(stored, fp16) * scale
+        marks.append(_text(end, y + 17, f"{size(stored)} of {size(fp16)}", colour=_SOFT))
+    return _svg(20 + 34 * len(bars), marks)
+
+
+def arena_map(entry: Entry) -> str:
+    """Buffers of an arena: places along, launches down; a repeat's body is drawn once."""
+    lives = _lives(entry)
+    buffers = [buffer for buffer in entry.arena if buffer.name in lives][:_MAX_BUFFERS]
+    steps = 1 + max((last for _, last in lives.values()), default=0)
+    height, total = max(120, min(480, 14 * steps)), max(1, entry.arena_bytes)
+    across, down = (WIDTH - 90) / total, height / steps
+    marks = [_outline(70, 10, WIDTH - 90, height, f"arena, {size(entry.arena_bytes)}")]
+    for i, buffer in enumerate(buffers):
+        nbytes = prod(largest_shape(buffer, entry)) * dtype(buffer.dtype).bytes
+        first, last = lives[buffer.name]
+        x, y, width = 70 + buffer.offset * across, 10 + first * down, nbytes * across
+        title = f"{buffer.name}: {size(nbytes)} at {size(buffer.offset)}, launches {first}-{last}"
+        tall = (last - first + 1) * down
+        marks.append(_rect(x, y, width, tall, _COLOURS[i % len(_COLOURS)], title, opacity=0.75))
+        if width > 9 * len(buffer.name) and tall >= 12:
+            marks.append(_text(x + width / 2, y + tall / 2 + 4, buffer.name, "middle", "#ffffff"))
+    marks.append(_text(70, height + 28, "0 B", colour=_SOFT))
+    marks.append(_text(WIDTH - 20, height + 28, size(entry.arena_bytes), "end", _SOFT))
+    marks.append(_text(60, 22, "first", "end", _SOFT))
+    marks.append(_text(60, height + 6, "last", "end", _SOFT))
+    return _svg(height + 40, marks)
+
+
+class _Plot:
+    """A logarithmic frame; `x` and `y` map values to places in it."""
+
+    def __init__(
+        self, left: float, top: float, width: float, height: float,
+        xs: tuple[int, int], ys: tuple[int, int],
+    ) -> None:  # fmt: skip
+        self.left, self.top, self.right, self.bottom = left, top, left + width, top + height
+        self.xs, self.ys = xs, ys
+
+    def x(self, value: float) -> float:
+        along = (log10(value) - self.xs[0]) / (self.xs[1] - self.xs[0])
+        return self.left + along * (self.right - self.left)
+
+    def y(self, value: float) -> float:
+        up = (log10(value) - self.ys[0]) / (self.ys[1] - self.ys[0])
+        return self.bottom - up * (self.bottom - self.top)
+
+
+def _numbered(costs: tuple[StepCost, ...]) -> Iterator[tuple[int, int, KernelCost]]:
+    """(index of the entry, number in the tables, cost) of every kernel."""
+    number = 1
+    for i, cost in enumerate(costs):
+        for kernel in cost.kernels:
+            yield i, number, kernel
+            number += 1
+
+
+def _axes(plot: _Plot, x_title: str, y_title: str) -> Iterator[str]:
+    for power in range(plot.xs[0], plot.xs[1] + 1):
+        x = plot.x(10.0**power)
+        yield _stroke(x, plot.top, x, plot.bottom, _GRID)
+        yield _text(x, plot.bottom + 18, f"{10.0**power:g}", "middle", _SOFT)
+    for power in range(plot.ys[0], plot.ys[1] + 1):
+        y = plot.y(10.0**power)
+        yield _stroke(plot.left, y, plot.right, y, _GRID)
+        yield _text(plot.left - 8, y + 4, decimal(10.0**power), "end", _SOFT)
+    yield _text((plot.left + plot.right) / 2, plot.bottom + 38, x_title, "middle")
+    yield _text(plot.left, plot.top - 6, y_title, "end")
+
+
+def _roof(plot: _Plot, peaks: Peaks) -> str:
+    start = 10.0 ** plot.xs[0]
+    corners = [(start, start * peaks.bandwidth), (peaks.ridge, peaks.flops)]
+    corners.append((10.0 ** plot.xs[1], peaks.flops))
+    path = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in corners)
+    return f'<polyline points="{path}" fill="none" stroke="{_INK}" stroke-width="2"/>'
+
+
+def _points(
+    plot: _Plot,
+    costs: tuple[StepCost, ...],
+    drawn: Iterable[tuple[int, int, KernelCost]],
+    peaks: Peaks,
+) -> Iterator[str]:
+    """Circles on the roof; their numbers stand below, each where no other number does."""
+    steps = [sum(_least(peaks, one) for one in cost.kernels) for cost in costs]
+    taken: list[tuple[float, float]] = []
+    for i, number, cost in sorted(drawn, key=lambda point: point[2].flops / point[2].bytes):
+        intensity, share = cost.flops / cost.bytes, _least(peaks, cost) / steps[i]
+        bound = min(peaks.flops, intensity * peaks.bandwidth)
+        x, y = plot.x(intensity), plot.y(bound)
+        title = (
+            f"{number} {costs[i].entry.name} {cost.kernel.name}: {intensity:.2f} FLOP/byte, "
+            f"at most {decimal(bound)}FLOP/s, {share:.1%} of the step"
+        )
+        label = y + 24
+        while any(abs(x - a) < 22 and abs(label - b) < 13 for a, b in taken):
+            label += 13
+        taken.append((x, label))
+        colour = _COLOURS[i % len(_COLOURS)]
+        yield _stroke(x, y, x, label - 10, colour)
+        yield (
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{4 + 14 * share**0.5:.1f}" fill="{colour}" '
+            f'fill-opacity="0.65" stroke="{colour}">{_title(title)}</circle>'
+        )
+        yield _text(x, label, str(number), "middle", colour)
+
+
+def _least(peaks: Peaks, cost: KernelCost) -> float:
+    return cost.launches * peaks.seconds(cost.flops, cost.bytes)
+
+
+def _lives(entry: Entry) -> dict[str, tuple[int, int]]:
+    """(first, last) launch that names a buffer."""
+    launches: list[Launch] = []
+    for step in entry.steps:
+        launches += (step,) if isinstance(step, Launch) else step.body
+    found: dict[str, tuple[int, int]] = {}
+    for i, launch in enumerate(launches):
+        for name in launch.args:
+            found[name] = (found.get(name, (i, i))[0], i)
+    return found
+
+
+def _stacked(y: float, label: str, parts: list[tuple[str, int]], longest: int) -> Iterator[str]:
+    scale, x = (WIDTH - 230) / max(1, longest), 130.0
+    yield _text(120, y + 15, label, "end")
+    for i, (name, count) in enumerate(parts):
+        yield _rect(x, y, count * scale, 22, _COLOURS[i], f"{label}: {name} {size(count)}")
+        x += count * scale
+    yield _text(x + 8, y + 15, size(sum(count for _, count in parts)), colour=_SOFT)
+
+
+def _legend(names: Iterable[tuple[str, int]], x: float, y: float) -> Iterator[str]:
+    for name, i in names:
+        yield _rect(x, y - 10, 12, 12, _COLOURS[i % len(_COLOURS)], name)
+        yield _text(x + 18, y, name)
+        x += 40 + 7.5 * len(name)
+
+
+def _svg(height: float, marks: Iterable[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
+        f'font-family="system-ui, sans-serif" font-size="13">{"".join(marks)}</svg>'
+    )
+
+
+def _title(text: str) -> str:
+    return f"<title>{escape(one_line(text))}</title>"
+
+
+def _rect(
+    x: float, y: float, width: float, height: float, colour: str, title: str, opacity: float = 1.0
+) -> str:
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}" '
+        f'fill-opacity="{opacity}" stroke="#ffffff" stroke-width="0.5">{_title(title)}</rect>'
+    )
+
+
+def _outline(x: float, y: float, width: float, height: float, title: str) -> str:
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="none" '
+        f'stroke="{_SOFT}">{_title(title)}</rect>'
+    )
+
+
+def _stroke(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line {ends} stroke="{colour}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = _INK) -> str:
+    shown = escape(one_line(text))
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{shown}</text>'
