@@ -20,7 +20,8 @@ COMPILE = floors(
     "nn schedule codegen",
     "quantize kernels",
     "models passes",
-    "compiler convert",
+    "program convert",
+    "compiler",
 )
 RUN = floors("runtime text", "engine", "serve")
 ABOVE = floors("inspection jit tune", "local", "cli", "__init__ __main__")

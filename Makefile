@@ -1,0 +1,30 @@
+# Python >= 3.11 is all that has to be there: everything else goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test
+.DELETE_ON_ERROR:
+
+demo: .venv/installed
+	$(BIN)/sterna chat --prompt "What is 12 + 30?"
+
+test: .venv/installed-for-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Sterna needs Python 3.11 or newer; name one with make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# Not editable: what answers is what a user installs. After `make test` the sources are linked
+# instead, and that is as good.
+.venv/installed: $(BIN)/python pyproject.toml $(shell find src -type f -not -name '*.pyc')
+	test -e .venv/installed-for-tests || $(BIN)/python -m pip install --quiet .
+	touch $@
+
+.venv/installed-for-tests: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
