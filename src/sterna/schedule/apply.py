@@ -179,9 +179,8 @@ class _Placed:
             self._add_loop(stage, axis.var, wrap(0), axis.extent, reduces=True)
         if at is not None:
             shape = tuple(extent for _, extent in region)
-            stage.buffer = Buffer(
-                compute.name.replace(".", "_"), compute.out.dtype, shape, at.scope
-            )
+            stored = Buffer(compute.name.replace(".", "_"), compute.out.dtype, shape, at.scope)
+            stage.buffer = None if at.scope == "global" else stored
         self.stages[compute.name] = stage
         self.owner[compute.out] = stage
         for step in steps:
@@ -301,7 +300,9 @@ class _Placed:
     def _guarded(self, stage: _Stage, stmt: Stmt, *, reduces: bool) -> Stmt:
         """`stmt` under the guards that concern it: reduction guards only where `reduces`."""
         over = {loop.var for loop in stage.loops if loop.reduces}
-        for index, bound in stage.guards:
+        lanes = {loop.var for loop in stage.loops if loop.kind is ForKind.VECTOR}
+        # A guard on the lane stands outermost, where the renderer can test all lanes at once.
+        for index, bound in sorted(stage.guards, key=lambda g: bool(free_vars(g[0]) & lanes)):
             if reduces or not (free_vars(index) & over):
                 stmt = If(index < bound, stmt)
         return stmt
@@ -358,7 +359,7 @@ def _span(index: Expr, fixed: set[Var], around: dict[Var, _Loop], at: At) -> tup
     index = simplify(index)
     inner = {v: around[v] for v in free_vars(index) if v in around and v not in fixed}
     for node in visit(index):
-        falls = isinstance(node, Binary) and node.op in ("-", "%", "min")
+        falls = isinstance(node, Binary) and node.op in ("-", "%")
         if isinstance(node, Load) or (falls and free_vars(node) & set(inner)):
             raise ScheduleError(f"{at}: the index {index!r} has no simple region")
     first = simplify(substitute(index, {v: wrap(0) for v in inner}))
