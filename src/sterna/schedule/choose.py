@@ -1,0 +1,68 @@
+"""The schedule of a Group for a target: a rule found by the Group's structure, numbers by a table.
+
+In: a Group and a Target. Out: a Schedule. The rules know no target; the tables, one file a kind
+of target and one row a vector width, hold every number that was measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import msgspec
+
+from sterna.base.errors import ScheduleError
+from sterna.base.target import Target
+from sterna.ir.bounds import bounds
+from sterna.ir.compute import Group
+from sterna.schedule.rules.elementwise import ElementwiseKnobs, elementwise
+from sterna.schedule.rules.matmul import (
+    MatmulKnobs,
+    MatvecKnobs,
+    Product,
+    matmul,
+    matvec,
+    product,
+)
+from sterna.schedule.rules.norm import NormKnobs, norm
+from sterna.schedule.steps import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """One row of a table. `few_rows`: up to so many rows of x, a product is a matvec."""
+
+    few_rows: int
+    matvec: MatvecKnobs
+    matmul: MatmulKnobs
+    norm: NormKnobs
+    elementwise: ElementwiseKnobs
+
+
+def choose(group: Group, target: Target) -> Schedule:
+    """A schedule that runs every stage of `group`; ScheduleError when no rule knows its form."""
+    knobs = table(target.table).get(target.lanes())
+    if knobs is None:
+        raise ScheduleError(
+            f"the schedule table {target.table!r} has no row for {target.lanes()} lanes"
+        )
+    found = product(group)
+    if found is not None:
+        few = _most_rows(found) <= knobs.few_rows
+        return matvec(found, knobs.matvec) if few else matmul(found, knobs.matmul)
+    if any(c.over for c in group.computes):
+        return norm(group, knobs.norm)
+    return elementwise(group, knobs.elementwise)
+
+
+def _most_rows(found: Product) -> float:
+    most = bounds(found.out.axes[0].extent)[1]
+    return float("inf") if most is None else most
+
+
+@cache
+def table(name: str) -> dict[int, Knobs]:
+    """The rows of a schedule table by f32 lanes of a register."""
+    text = (files("sterna.schedule") / "tables" / f"{name}.json").read_text(encoding="utf-8")
+    return msgspec.json.decode(text, type=dict[int, Knobs])

@@ -1,0 +1,224 @@
+"""Schedules for a Group headed by a matrix product with a weight stage.
+
+In: a Group whose stages are `weight` [k, n], sums over k and one output [m, n] with its epilogue.
+Out: steps. For few rows (`matvec`) weights are read once and used at once; for many (`matmul`) a
+panel of weights is unpacked once and used by all rows. Both leave the order of each sum alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd, lcm
+
+from sterna.base.dtype import U32
+from sterna.ir.compute import Compute, Group
+from sterna.ir.expr import Binary, Expr, Var, const_value
+from sterna.ir.rewrite import free_vars, loads, substitute, visit
+from sterna.ir.simplify import simplify
+from sterna.schedule.steps import (
+    At,
+    Inline,
+    Parallel,
+    Reorder,
+    Schedule,
+    Split,
+    Step,
+    Unroll,
+    Vectorize,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MatvecKnobs:
+    """`lanes` a register; `rows` of the weight a work item, halved while items are too few."""
+
+    lanes: int
+    rows: int = 64
+    least_rows: int = 16
+    items: int = 4
+    unroll: int = 8  # steps of k written out; a whole period of packed words where that is more
+
+
+@dataclass(frozen=True, slots=True)
+class MatmulKnobs:
+    """A tile of accumulators: `tokens` rows of x by `vectors` registers of `lanes`."""
+
+    lanes: int
+    tokens: int = 6
+    vectors: int = 2
+    unroll: int = 8  # steps of k written out while the panel is unpacked
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """The stages of a matrix product; `partial` sums one group of k where weights have groups."""
+
+    weight: Compute
+    partial: Compute | None
+    total: Compute
+    out: Compute
+
+
+def product(group: Group) -> Product | None:
+    """The matrix product that heads a group, if one does."""
+    sums = [c for c in group.computes if c.over]
+    read = {load.buffer for c in sums for load in loads(c.body)}
+    weights = [
+        c for c in group.computes if not c.over and len(c.axes) == 2 and c.out in read
+        and c.out not in group.outputs
+    ]  # fmt: skip
+    outs = [c for c in group.computes if c.out in group.outputs]
+    if len(weights) != 1 or len(outs) != 1 or len(sums) > 2 or len(outs[0].axes) != 2:
+        return None
+    return Product(weights[0], sums[0] if len(sums) == 2 else None, sums[-1], outs[0])
+
+
+def matvec(found: Product, knobs: MatvecKnobs) -> Schedule:
+    """parallel blocks of n { rows m { k or groups { registers of n } } }, weights inlined."""
+    out, total, partial = found.out, found.total, found.partial
+    row, n = out.axes[0].name, _names(out)
+    steps: list[Step] = [
+        Inline(found.weight.name),
+        Split(out.name, n.axis, n.block, n.inside, _block(out, knobs)),
+        Split(out.name, n.inside, n.register, n.lane, knobs.lanes),
+        Reorder(out.name, (n.block, row, n.register, n.lane)),
+        Parallel(out.name, n.block),
+        *_annotate(out),
+        At(total.name, out.name, row, "register"),
+    ]
+    if partial is None:
+        return (*steps, *_sum_by_word(total, found.weight, knobs))
+    return (
+        *steps,
+        *_sum(total, knobs.lanes),
+        At(partial.name, total.name, total.over[0].name, "register"),
+        *_sum_by_word(partial, found.weight, knobs),
+    )
+
+
+def matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
+    """parallel blocks of n { unpack a panel; blocks of m { k { a tile of registers } } }."""
+    out, total, partial, weight = found.out, found.total, found.partial, found.weight
+    row, n = out.axes[0].name, _names(out)
+    tile, each = f"{row}_tile", f"{row}_inside"
+    steps: list[Step] = [
+        Split(out.name, n.axis, n.block, n.inside, knobs.lanes * knobs.vectors),
+        Split(out.name, n.inside, n.register, n.lane, knobs.lanes),
+        Split(out.name, row, tile, each, knobs.tokens),
+        Reorder(out.name, (n.block, tile, each, n.register, n.lane)),
+        Parallel(out.name, n.block),
+        Unroll(out.name, each),
+        *_annotate(out),
+        At(weight.name, out.name, n.block, "scratch"),
+        *_panel(weight, knobs),
+        At(total.name, out.name, tile, "register"),
+        *_sum(total, knobs.lanes),
+    ]
+    if partial is not None:
+        steps += [
+            At(partial.name, total.name, total.over[0].name, "register"),
+            *_sum(partial, knobs.lanes),
+        ]
+    return tuple(steps)
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The loops that the axis n of a stage is split into."""
+
+    axis: str
+    block: str
+    inside: str
+    register: str
+    lane: str
+
+
+def _names(stage: Compute) -> _Names:
+    n = stage.axes[1].name
+    return _Names(n, f"{n}_block", f"{n}_inside", f"{n}_register", f"{n}_lane")
+
+
+def _annotate(stage: Compute) -> tuple[Step, ...]:
+    n = _names(stage)
+    return (Unroll(stage.name, n.register), Vectorize(stage.name, n.lane))
+
+
+def _sum(stage: Compute, lanes: int) -> tuple[Step, ...]:
+    """A sum [m, n] over k with all accumulators at once: k { m { registers } }."""
+    m, n, k = stage.axes[0].name, _names(stage), stage.over[0].name
+    return (
+        Split(stage.name, n.axis, n.register, n.lane, lanes),
+        Reorder(stage.name, (k, m, n.register, n.lane)),
+        Unroll(stage.name, m),
+        *_annotate(stage),
+    )
+
+
+def _sum_by_word(stage: Compute, weight: Compute, knobs: MatvecKnobs) -> tuple[Step, ...]:
+    """A sum that reads packed words: each word's codes are used up, one register after another."""
+    n, k = _names(stage), stage.over[0]
+    codes = _whole_periods(knobs.unroll, _period(weight), k.extent)
+    if codes is None:
+        return _sum(stage, knobs.lanes)
+    word, code = f"{k.name}_word", f"{k.name}_code"
+    return (
+        Split(stage.name, n.axis, n.register, n.lane, knobs.lanes),
+        Split(stage.name, k.name, word, code, codes),
+        Reorder(stage.name, (word, n.register, code, n.lane)),
+        Unroll(stage.name, code),
+        *_annotate(stage),
+    )
+
+
+def _panel(weight: Compute, knobs: MatmulKnobs) -> tuple[Step, ...]:
+    """Unpack [k, n] in vectors along n; a word's codes are stored together."""
+    k, n = weight.axes[0], _names(weight)
+    steps: list[Step] = [Split(weight.name, n.axis, n.register, n.lane, knobs.lanes)]
+    codes = _whole_periods(knobs.unroll, _period(weight), k.extent)
+    if codes is None:
+        return (*steps, *_annotate(weight))
+    word, code = f"{k.name}_word", f"{k.name}_code"
+    return (
+        *steps,
+        Split(weight.name, k.name, word, code, codes),
+        Reorder(weight.name, (word, n.register, code, n.lane)),
+        Unroll(weight.name, code),
+        *_annotate(weight),
+    )
+
+
+def _block(out: Compute, knobs: MatvecKnobs) -> int:
+    """Rows of the weight in a work item."""
+    columns, rows = const_value(out.axes[1].extent), knobs.rows
+    while columns is not None and rows > knobs.least_rows and columns < rows * knobs.items:
+        rows //= 2
+    return rows
+
+
+def _period(weight: Compute) -> int:
+    """Steps of k after which the codes of packed weights start at a word's border again; else 1.
+
+    Packed words are read at (k * bits) // 32 or at k // codes.
+    """
+    k, period = weight.axes[0].var, 1
+    words = [load for load in loads(weight.body) if load.buffer.dtype == U32]
+    for node in (n for load in words for i in load.index for n in visit(i)):
+        if isinstance(node, Binary) and node.op == "//" and k in free_vars(node.a):
+            step, divisor = _step(node.a, k), const_value(node.b)
+            if step is not None and divisor is not None:
+                period = lcm(period, int(divisor) // gcd(int(divisor), step))
+    return period
+
+
+def _step(index: Expr, k: Var) -> int | None:
+    """How far the index moves with each step of k."""
+    value = const_value(simplify(substitute(index, {k: k + 1}) - index))
+    return None if value is None else int(value)
+
+
+def _whole_periods(wanted: int, period: int, extent: Expr) -> int | None:
+    """Codes to write out: whole periods, about `wanted` codes; None where nothing is packed."""
+    steps = const_value(extent)
+    if period == 1 or (steps is not None and steps < period):
+        return None
+    return period * max(1, wanted // period)
