@@ -52,7 +52,8 @@ class KernelTable:
 
     def add(self, func: PrimFunc, op: str, schedule: str, cost: Cost) -> str:
         """The name of the kernel that computes `func`, rendered now if it is new."""
-        identity = digest(func)
+        # A launch passes dims by name, so kernels over different dims stay apart.
+        identity = " ".join([digest(func), *(d.name for d in func.dims)])
         if identity not in self.known:
             title = _unused(op, self.kernels)
             func = replace(func, name=title)
