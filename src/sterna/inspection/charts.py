@@ -34,16 +34,16 @@ _MAX_BUFFERS = 400
 def roofline(costs: tuple[StepCost, ...], peaks: Peaks) -> str:
     """Kernels at their intensity under the roofs, log by log; circles by share of the step."""
     numbered = list(_numbered(costs))
-    drawn = [(i, number, c) for i, number, c in numbered if c.flops and c.bytes]
+    drawn = [(i, number, c) for i, number, c in numbered if c.launches * c.flops * c.bytes]
     intensities = [c.flops / c.bytes for _, _, c in drawn] + [peaks.ridge]
     x0, x1 = floor(log10(min(intensities)) - 0.2), ceil(log10(max(intensities)) + 0.2)
     lowest = peaks.bandwidth * 10.0**x0
     y0, y1 = floor(log10(lowest)), ceil(log10(peaks.flops) + 0.1)
-    plot = _Plot(70, 20, WIDTH - 90, 400, (x0, x1), (y0, y1))
+    plot = _Plot(70, 30, WIDTH - 90, 400, (x0, x1), (y0, y1))
     marks = [*_axes(plot, "FLOP/byte", "FLOP/s"), _roof(plot, peaks)]
     marks += _points(plot, costs, drawn, peaks)
-    marks += _legend(((cost.entry.name, i) for i, cost in enumerate(costs)), 90, 40)
-    return _svg(470, marks)
+    marks += _legend(((cost.entry.name, i) for i, cost in enumerate(costs)), 90, 50)
+    return _svg(480, marks)
 
 
 def memory_bars(manifest: Manifest, empty: MemoryPlan) -> str:
@@ -142,9 +142,15 @@ def _axes(plot: _Plot, x_title: str, y_title: str) -> Iterator[str]:
     for power in range(plot.ys[0], plot.ys[1] + 1):
         y = plot.y(10.0**power)
         yield _stroke(plot.left, y, plot.right, y, _GRID)
-        yield _text(plot.left - 8, y + 4, decimal(10.0**power), "end", _SOFT)
+        yield _text(plot.left - 8, y + 4, _tick(power), "end", _SOFT)
     yield _text((plot.left + plot.right) / 2, plot.bottom + 38, x_title, "middle")
-    yield _text(plot.left, plot.top - 6, y_title, "end")
+    yield _text(plot.left - 62, plot.top - 10, y_title)
+
+
+def _tick(power: int) -> str:
+    thousands, rest = divmod(power, 3)
+    prefixes = ("", "k", "M", "G", "T", "P")
+    return f"{10**rest} {prefixes[thousands]}" if 0 <= thousands < 6 else f"1e{power}"
 
 
 def _roof(plot: _Plot, peaks: Peaks) -> str:
@@ -164,6 +170,7 @@ def _points(
     """Circles on the roof; their numbers stand below, each where no other number does."""
     steps = [sum(_least(peaks, one) for one in cost.kernels) for cost in costs]
     taken: list[tuple[float, float]] = []
+    labels: list[str] = []  # drawn last, so that no line crosses a number
     for i, number, cost in sorted(drawn, key=lambda point: point[2].flops / point[2].bytes):
         intensity, share = cost.flops / cost.bytes, _least(peaks, cost) / steps[i]
         bound = min(peaks.flops, intensity * peaks.bandwidth)
@@ -182,7 +189,8 @@ def _points(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{4 + 14 * share**0.5:.1f}" fill="{colour}" '
             f'fill-opacity="0.65" stroke="{colour}">{_title(title)}</circle>'
         )
-        yield _text(x, label, str(number), "middle", colour)
+        labels.append(_text(x, label, str(number), "middle", colour, halo=True))
+    yield from labels
 
 
 def _least(peaks: Peaks, cost: KernelCost) -> float:
@@ -249,6 +257,9 @@ def _stroke(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
     return f'<line {ends} stroke="{colour}"/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = _INK) -> str:
-    shown = escape(one_line(text))
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{shown}</text>'
+def _text(
+    x: float, y: float, text: str, anchor: str = "start", colour: str = _INK, halo: bool = False
+) -> str:
+    at = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    around = ' stroke="#ffffff" stroke-width="4" paint-order="stroke"' if halo else ""
+    return f'<text {at} fill="{colour}"{around}>{escape(one_line(text))}</text>'

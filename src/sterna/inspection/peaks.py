@@ -14,7 +14,7 @@ import numpy as np
 
 _COPY_BYTES = 64 << 20  # beyond the caches of most machines
 _MATRIX = 768
-_REPEATS = 4
+_REPEATS = 8
 
 
 @dataclass(frozen=True, slots=True)
