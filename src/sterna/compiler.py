@@ -13,7 +13,7 @@ model of equal shape.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ from sterna import models
 from sterna.base.artifact import FORMAT, Manifest, Param, encode
 from sterna.base.artifact import KVCache as ManifestCache
 from sterna.base.artifact import Model as ManifestModel
+from sterna.base.cache import key, lookup, store, write_atomic
 from sterna.base.errors import UsageError
 from sterna.base.target import Target
-from sterna.base.version import __version__
+from sterna.base.version import __version__, source_state
 from sterna.checkpoint.model_folder import ModelFolder, open_model
 from sterna.codegen.c_entry import constants_source, entry_source
 from sterna.codegen.c_math import prelude
 from sterna.codegen.embed import manifest_source, pool_source
-from sterna.codegen.toolchain import compile_library
+from sterna.codegen.toolchain import compile_library, toolchain_version
 from sterna.ir.graph import IRModule, Value
 from sterna.ir.printer import to_text
 from sterna.nn.decoder import CausalLM, Limits, trace_causal_lm
@@ -42,6 +43,11 @@ from sterna.quantize.scheme import Scheme, scheme
 
 VERIFY_TOKENS = 32  # most tokens of a verify step, and most logit rows of any step
 
+# Whose files shape a library; see library_key.
+_ROOMS = (
+    *("base", "ir", "ops", "nn", "schedule", "codegen", "quantize", "kernels", "models"),
+    *("passes", "checkpoint", "compiler.py", "program.py"),
+)
 ENTRIES = ("prefill", "decode", "verify")
 
 Progress = Callable[[str], None]
@@ -86,22 +92,49 @@ def compile_model(
     *,
     options: CompileOptions | None = None,
     debug_dump: Path | None = None,
+    cached: bool = True,
     progress: Progress | None = None,
 ) -> Path:
     """Compile the model in `folder` for `target` into the library `output`, atomically.
 
     `debug_dump` names a folder for the module after every phase, the kernels' schedules and the
-    C source. Raises CheckpointError, CompileError and their kin.
+    C source. A library that was made before from the same inputs by the same Sterna is copied
+    from the cache, unless a dump is asked for or `cached` is false. Raises CheckpointError,
+    CompileError and their kin.
     """
     say = progress or _silent
     opened = open_model(folder, weights=False)
+    options = options or CompileOptions()
+    identity = library_key(opened, target, options)
+    found = lookup("libraries", identity) if cached and debug_dump is None else None
+    if found is not None:
+        say(f"found {output.name} in the cache")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(output, found)
+        return output
     dump = _Dump(debug_dump)
     say(f"compiling {opened.model_type} {opened.quantization} for {target.spec}")
-    source = compile_source(opened, target, options or CompileOptions(), dump)
+    source = compile_source(opened, target, options, dump)
     dump.kernels(source)
     say(f"{len(source.table.kernels)} kernels; running the C compiler")
     compile_library(source.text, target, output)
+    if cached:
+        store("libraries", identity, output.read_bytes())
     return output
+
+
+def library_key(folder: ModelFolder, target: Target, options: CompileOptions) -> str:
+    """A hash of all that shapes a library: model, options, target, toolchain, Sterna itself."""
+    return key(
+        folder.fingerprint,
+        repr(sorted(folder.config.items())),
+        repr(sorted(folder.chat_config.items())),
+        folder.quantization,
+        repr(target),
+        repr(astuple(options)),
+        toolchain_version(target),
+        *source_state(*_ROOMS),
+    )
 
 
 def compile_source(

@@ -8,25 +8,22 @@ compiler and Sterna itself, so an upgrade never runs something stale.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import astuple
+from collections.abc import Callable
 from pathlib import Path
 
 from sterna import demo
 from sterna.base.cache import cache_dir, key
 from sterna.base.errors import UsageError
 from sterna.base.target import Target, parse_target
-from sterna.base.version import __version__
+from sterna.base.version import file_state, source_state
 from sterna.checkpoint.config import read_config, read_errors
 from sterna.checkpoint.hub import SCHEME, parse_repo, resolve
 from sterna.checkpoint.mlc import CONFIG
-from sterna.checkpoint.model_folder import ModelFolder, open_model
-from sterna.codegen.toolchain import toolchain_version
-from sterna.compiler import CompileOptions, compile_model
+from sterna.checkpoint.model_folder import open_model
+from sterna.compiler import CompileOptions, compile_model, library_key
 from sterna.convert import ConvertProgress, convert_weight, gen_config
 from sterna.engine.loader import Located
 from sterna.quantize.scheme import scheme
@@ -39,10 +36,6 @@ _LOG = logging.getLogger("sterna")
 _DEMO = "sterna-demo"
 _KEY_DIGITS = 16
 _CONVERTING = ("base", "checkpoint", "quantize", "models", "nn", "convert", "convert.py")
-_COMPILING = (
-    *("base", "ir", "ops", "nn", "schedule", "codegen", "quantize", "kernels", "models"),
-    *("passes", "checkpoint", "compiler.py"),
-)
 
 
 def log(stage: str, detail: str, done: int, total: int) -> None:
@@ -113,7 +106,7 @@ def library(folder: Path, target: Target, options: CompileOptions, progress: Rep
     """The library of a converted folder, compiled into the cache unless it is there."""
     model = open_model(folder)
     stem = _plain(f"{model.folder.name}-{target.spec.replace(':', '-')}")
-    name = f"{stem}-{_library_key(model, target, options)}{target.suffix}"
+    name = f"{stem}-{library_key(model, target, options)[:_KEY_DIGITS]}{target.suffix}"
     path = cache_dir("libraries") / name
     if not path.is_file():
         compile_model(
@@ -121,6 +114,7 @@ def library(folder: Path, target: Target, options: CompileOptions, progress: Rep
             target,
             path,
             options=options,
+            cached=False,  # this path is the cache
             progress=lambda text: progress("compile", text, 0, 0),
         )
         progress("compile", f"made {path}", 0, 0)
@@ -169,38 +163,6 @@ def _plain(name: str) -> str:
 def _source_key(source: Path, quantization: str) -> str:
     with read_errors(source):
         files = sorted(path for path in source.iterdir() if path.is_file())
-        state = [_state(path, path.name) for path in files]
+        state = [file_state(path, path.name) for path in files]
     where = os.fsencode(source.resolve())
-    return key(where, *state, quantization, *_own_state(_CONVERTING))[:_KEY_DIGITS]
-
-
-def _library_key(model: ModelFolder, target: Target, options: CompileOptions) -> str:
-    tensors = [f"{name} {ref.dtype} {ref.shape}" for name, ref in model.tensors.items()]
-    return key(
-        model.fingerprint,
-        repr(sorted(model.chat_config.items())),
-        "\n".join(tensors),
-        repr(target),
-        repr(astuple(options)),
-        toolchain_version(target),
-        *_own_state(_COMPILING),
-    )[:_KEY_DIGITS]
-
-
-def _state(path: Path, name: str) -> str:
-    stat = path.stat()
-    return f"{name} {stat.st_size} {stat.st_mtime_ns}"
-
-
-@functools.cache
-def _own_state(rooms: tuple[str, ...]) -> tuple[str, ...]:
-    """Sterna's version and the state of these rooms' files: a checkout changes without one."""
-    root = Path(__file__).parent
-    files = sorted(file for room in rooms for file in _files(root / room))
-    return __version__, *(_state(file, file.relative_to(root).as_posix()) for file in files)
-
-
-def _files(path: Path) -> Iterable[Path]:
-    kinds = (".py", ".h", ".json")
-    every = path.rglob("*") if path.is_dir() else [path]
-    return (file for file in every if file.suffix in kinds and file.is_file())
+    return key(where, *state, quantization, *source_state(*_CONVERTING))[:_KEY_DIGITS]
