@@ -52,6 +52,8 @@ def _types(lanes: int) -> str:
         lines.append(
             f"STERNA_MAYBE {name}@ splat_{name}@({name} x) {{ return x - ({name}@){{0}}; }}"
         )
+    numbers = ", ".join(map(str, range(lanes)))
+    lines.append(f"STERNA_MAYBE i32@ lane_numbers@(void) {{ return (i32@){{{numbers}}}; }}")
     return "\n".join(lines)
 
 
@@ -59,7 +61,12 @@ _COMMON = """
 typedef float f32;
 #if defined(__clang__)
 #pragma clang fp contract(off)
+#else
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
+// Kernels are written from schedules: a value may be bound that no one reads.
+#pragma GCC diagnostic ignored "-Wunused-variable"
+#pragma GCC diagnostic ignored "-Wunused-but-set-variable"
 #if defined(__FMA__) || defined(__aarch64__)
 #define STERNA_FMA 1
 #else
