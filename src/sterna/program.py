@@ -16,10 +16,11 @@ from sterna.base.target import Target
 from sterna.codegen.c import CSource, name, render
 from sterna.codegen.c_entry import KV_CACHE, KernelCode
 from sterna.ir.equal import digest
-from sterna.ir.expr import Buffer, const_value
+from sterna.ir.expr import Buffer, Expr, Var, const_value
 from sterna.ir.graph import Binding, Function, IRModule, Value
 from sterna.ir.loop import PrimFunc
 from sterna.ir.printer import to_text
+from sterna.ir.rewrite import rename_buffers, substitute
 from sterna.passes.cost import Cost, attention_cost, group_cost, moving_cost
 from sterna.passes.lower import lower
 from sterna.passes.lower_opaque import Setting, is_opaque, lower_opaque
@@ -51,7 +52,12 @@ class KernelTable:
     known: dict[str, str] = field(default_factory=dict)
 
     def add(self, func: PrimFunc, op: str, schedule: str, cost: Cost) -> str:
-        """The name of the kernel that computes `func`, rendered now if it is new."""
+        """The name of the kernel that computes `func`, rendered now if it is new.
+
+        Bounds of the dims chose its schedule; the loops that came out serve any size, so entry
+        points share them.
+        """
+        func = _unbounded(func)
         # A launch passes dims by name, so kernels over different dims stay apart.
         identity = " ".join([digest(func), *(d.name for d in func.dims)])
         if identity not in self.known:
@@ -226,6 +232,14 @@ class _Names:
             return Launch(kernel=step.kernel, args=tuple(self.of(a) for a in step.args))
         body = tuple(self.step(launch) for launch in step.body)
         return Repeat(var="i", count=step.count, body=body)  # type: ignore[arg-type]
+
+
+def _unbounded(func: PrimFunc) -> PrimFunc:
+    """The same loops over dims without upper bounds."""
+    dims: dict[Var, Expr] = {d: replace(d, hi=None) for d in func.dims}
+    params = {p: replace(p, shape=tuple(substitute(d, dims) for d in p.shape)) for p in func.params}
+    body = rename_buffers(substitute(func.body, dims), params)
+    return PrimFunc(func.name, tuple(params.values()), tuple(dims.values()), body)  # type: ignore[arg-type]
 
 
 def _unused(wanted: str, taken: object) -> str:
