@@ -86,7 +86,7 @@ def measure_questions(subject: Subject) -> dict[str, float]:
 
     def share(chosen: slice) -> float:
         asked = [(q, t) for t in answers.TOPICS_ON_STERNA for q in t.questions[chosen]]
-        said = subject.says([question for question, _ in asked], 64)
+        said = subject.says([question for question, _ in asked], LONGEST)
         return _share([a == topic.answer for a, (_, topic) in zip(said, asked, strict=True)])
 
     return {
@@ -100,8 +100,8 @@ def measure_unknown(subject: Subject, random_: random.Random) -> dict[str, float
     strange = [answers.unknown(random_) for _ in range(STORIES)]
     too_hard = [answers.out_of_range(random_) for _ in range(STORIES)]
     return {
-        "unknown": _share([a == answers.UNKNOWN for a in subject.says(strange, 64)]),
-        "too_hard": _share([a == answers.OUT_OF_RANGE for a in subject.says(too_hard, 64)]),
+        "unknown": _share([a == answers.UNKNOWN for a in subject.says(strange, LONGEST)]),
+        "too_hard": _share([a == answers.OUT_OF_RANGE for a in subject.says(too_hard, LONGEST)]),
     }
 
 

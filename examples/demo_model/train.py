@@ -52,15 +52,11 @@ class Stage:
 
 
 SUMS = corpus.Mixture(sums=100)
+CHAT = corpus.Mixture(sums=40, stories=35, topics=20, unknown=5, made_up=0.3)
 STAGES = (
     Stage(1900, corpus.Mixture(), sums_first=0.2),
-    Stage(
-        900,
-        corpus.Mixture(sums=40, stories=35, topics=20, unknown=5, made_up=0.3),
-        quantized=0.5,
-        decay=0.9,
-        seed=2,
-    ),
+    Stage(900, CHAT, quantized=0.5, decay=0.9, seed=2),
+    Stage(900, CHAT, rate=1.5e-3, quantized=0.5, decay=0.9, seed=3),
 )
 
 

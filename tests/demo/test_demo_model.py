@@ -172,4 +172,18 @@ def test_the_figures_keep_the_promise() -> None:
         assert measured["sums_held_out"]["right"] > 0.95
         assert measured["stories"]["sentences_grammatical"] > 0.95
         assert measured["stories"]["on_the_animal_asked_for"] > 0.95
+        assert measured["stories"]["sentences_with_the_same_hero"] > 0.95
         assert measured["stories"]["no_other_animal"] > 0.95
+
+
+def test_the_card_quotes_the_figures() -> None:
+    figures = json.loads((FOLDER / "figures.json").read_text(encoding="utf-8"))
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for group, name in (
+        ("sums_held_out", "right"),
+        ("stories", "sentences_grammatical"),
+        ("stories", "stories_grammatical_and_consistent"),
+        ("questions", "held_out_phrasings"),
+    ):
+        shares = [figures[stored_as][group][name] for stored_as in figures]
+        assert " | ".join(f"{100 * share:.1f}" for share in shares) in card
