@@ -123,9 +123,11 @@ def sample(**changes: Any) -> Manifest:
 
 
 def write(path: Path, manifest: Manifest | None = None) -> Path:
-    """A file that holds the manifest as a library does, between other bytes."""
+    """A file with the header of a library that ends where it ends, and the manifest inside."""
     data = encode(sample() if manifest is None else manifest)
-    path.write_bytes(
-        b"\x7fELF" + bytes(100) + MANIFEST_MARK + len(data).to_bytes(8, "little") + data + bytes(50)
-    )
+    body = MANIFEST_MARK + len(data).to_bytes(8, "little") + data + bytes(50)
+    header = bytearray(64)
+    header[:6], header[18] = b"\x7fELF\x02\x01", 62
+    header[40:48] = (len(header) + len(body)).to_bytes(8, "little")  # where its sections begin
+    path.write_bytes(bytes(header) + body)
     return path

@@ -149,12 +149,13 @@ def test_long_names_wrap_in_their_column(tmp_path):
     [
         (b"", "empty, not a library"),
         (b"\x7fELF" + bytes(500), "is not a library that `sterna compile` made"),
-        ("cut", "damaged or truncated"),
+        (1000, "damaged or truncated"),
+        (-10, "is truncated: it has"),
     ],
 )
 def test_files_that_are_no_library(data, sentence, tmp_path):
     path = tmp_path / "M.so"
-    path.write_bytes(write(path).read_bytes()[:1000] if data == "cut" else data)
+    path.write_bytes(write(path).read_bytes()[:data] if isinstance(data, int) else data)
     with pytest.raises(ArtifactError, match=sentence):
         inspection.report(path)
 

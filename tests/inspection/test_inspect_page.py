@@ -9,7 +9,8 @@ import pytest
 from sample_library import sample, write
 
 from sterna import inspection
-from sterna.inspection.charts import roofline
+from sterna.base.artifact import Buffer, Launch, Repeat
+from sterna.inspection.charts import arena_map, roofline
 from sterna.inspection.costs import step_costs
 from sterna.inspection.peaks import Peaks, measure_peaks
 
@@ -79,6 +80,20 @@ def test_kernels_stand_at_their_bound():
     found = next(t for t in bounds if t.startswith("7 decode qkv_proj"))
     assert f"{intensity:.2f} FLOP/byte, at most {intensity * 10:.1f} GFLOP/s" in found
     assert any("at most 100 GFLOP/s" in t for t in bounds)
+
+
+def test_what_a_repeat_reads_each_time_lives_to_its_end():
+    steps = (
+        Launch("a", ("early", "once")),
+        Repeat("i", 3, (Launch("b", ("early", "own")), Launch("c", ("own",)), Launch("d", ()))),
+        Launch("e", ("late",)),
+    )
+    arena = tuple(Buffer(n, "f32", ("1",)) for n in ("early", "once", "own", "late", "unused"))
+    entry = msgspec.structs.replace(sample().entries[0], steps=steps, arena=arena)
+    titles = texts(ET.fromstring(arena_map(entry)), "title")[1:]
+    assert [(t.split(":")[0], t.split()[-1]) for t in titles] == [
+        ("early", "0-3"), ("once", "0-0"), ("own", "1-2"), ("late", "4-4"),
+    ]  # fmt: skip
 
 
 def test_names_from_a_file_cannot_become_markup(tmp_path):

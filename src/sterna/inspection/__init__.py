@@ -15,7 +15,7 @@ from sterna.inspection.library import library_report
 from sterna.inspection.page import to_page
 from sterna.inspection.peaks import measure_peaks
 from sterna.inspection.text import to_text
-from sterna.runtime.library import read_manifest
+from sterna.runtime.library import read_header, read_manifest
 
 __all__ = ["html", "report"]
 
@@ -46,6 +46,7 @@ def _report(path: Path, context: int | None, *, charts: bool) -> Report:
             )
         return folder_report(path, charts=charts)
     manifest = read_manifest(path)
+    read_header(path)  # what was cut behind the manifest is refused as well
     try:
         peaks = measure_peaks() if charts else None
         return library_report(path, manifest, context, peaks)

@@ -29,6 +29,7 @@ _COLOURS = (
 )  # of entries, purposes
 _INK, _SOFT, _GRID = "#1c2733", "#5f6b7a", "#e3e8ee"
 _MAX_BUFFERS = 400
+_NAMED_SHARE = 0.02  # of a step: smaller circles have no number, only a title
 
 
 def roofline(costs: tuple[StepCost, ...], peaks: Peaks) -> str:
@@ -170,7 +171,7 @@ def _points(
     """Circles on the roof; their numbers stand below, each where no other number does."""
     steps = [sum(_least(peaks, one) for one in cost.kernels) for cost in costs]
     taken: list[tuple[float, float]] = []
-    labels: list[str] = []  # drawn last, so that no line crosses a number
+    labels: list[str] = []  # drawn last, so that no circle hides a number
     for i, number, cost in sorted(drawn, key=lambda point: point[2].flops / point[2].bytes):
         intensity, share = cost.flops / cost.bytes, _least(peaks, cost) / steps[i]
         bound = min(peaks.flops, intensity * peaks.bandwidth)
@@ -179,17 +180,18 @@ def _points(
             f"{number} {costs[i].entry.name} {cost.kernel.name}: {intensity:.2f} FLOP/byte, "
             f"at most {decimal(bound)}FLOP/s, {share:.1%} of the step"
         )
-        label = y + 24
+        radius = 4 + 14 * share**0.5
+        label = y + radius + 14
         while any(abs(x - a) < 22 and abs(label - b) < 13 for a, b in taken):
             label += 13
-        taken.append((x, label))
         colour = _COLOURS[i % len(_COLOURS)]
-        yield _stroke(x, y, x, label - 10, colour)
         yield (
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{4 + 14 * share**0.5:.1f}" fill="{colour}" '
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{colour}" '
             f'fill-opacity="0.65" stroke="{colour}">{_title(title)}</circle>'
         )
-        labels.append(_text(x, label, str(number), "middle", colour, halo=True))
+        if share >= _NAMED_SHARE and label < plot.bottom:
+            taken.append((x, label))
+            labels.append(_text(x, label, str(number), "middle", colour))
     yield from labels
 
 
@@ -198,14 +200,16 @@ def _least(peaks: Peaks, cost: KernelCost) -> float:
 
 
 def _lives(entry: Entry) -> dict[str, tuple[int, int]]:
-    """(first, last) launch that names a buffer."""
-    launches: list[Launch] = []
-    for step in entry.steps:
-        launches += (step,) if isinstance(step, Launch) else step.body
+    """(first, last) launch that a buffer is kept for; what a repeat reads anew lives to its end."""
     found: dict[str, tuple[int, int]] = {}
-    for i, launch in enumerate(launches):
-        for name in launch.args:
-            found[name] = (found.get(name, (i, i))[0], i)
+    at = 0
+    for step in entry.steps:
+        body = (step,) if isinstance(step, Launch) else step.body
+        for i, launch in enumerate(body):
+            for name in launch.args:
+                first = found[name][0] if name in found else at + i
+                found[name] = (first, at + i if first >= at else at + len(body) - 1)
+        at += len(body)
     return found
 
 
@@ -257,9 +261,6 @@ def _stroke(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
     return f'<line {ends} stroke="{colour}"/>'
 
 
-def _text(
-    x: float, y: float, text: str, anchor: str = "start", colour: str = _INK, halo: bool = False
-) -> str:
+def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = _INK) -> str:
     at = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    around = ' stroke="#ffffff" stroke-width="4" paint-order="stroke"' if halo else ""
-    return f'<text {at} fill="{colour}"{around}>{escape(one_line(text))}</text>'
+    return f'<text {at} fill="{colour}">{escape(one_line(text))}</text>'

@@ -128,11 +128,12 @@ def _ratio(flops: int, moved: int) -> str:
 
 def _roof(peaks: Peaks) -> str:
     return (
-        f"Measured just now on this machine with numpy: a copy moved {decimal(peaks.bandwidth)}B/s,"
-        f" a float32 matrix product did {decimal(peaks.flops)}FLOP/s. Left of {peaks.ridge:.1f} "
+        "Measured just now on this machine, with numpy on all cores: copies moved "
+        f"{decimal(peaks.bandwidth)}B/s,"
+        f" float32 matrix products did {decimal(peaks.flops)}FLOP/s. Left of {peaks.ridge:.1f} "
         "FLOP/byte a kernel waits for memory. Each kernel stands at its bound, not at a measured "
         "speed; the larger its circle, the larger its share of the step; numbers are those of the "
-        "tables; kernels without arithmetic are left out."
+        "tables, from 2 % of a step on; kernels without arithmetic are left out."
     )
 
 
@@ -175,7 +176,8 @@ def _memory(manifest: Manifest, context: int, *, charts: bool) -> Section:
         largest = max(manifest.entries, key=lambda entry: entry.arena_bytes)
         caption = (
             f"The arena of {one_line(largest.name)}: each buffer at its place, from the "
-            "launch that first names it to the last"
+            "launch that first names it to the last, or to the end of a repeat that reads it "
+            "each time"
         )
         parts.append(Chart(arena_map(largest), caption))
     return Section("Memory", tuple(parts))
