@@ -26,7 +26,7 @@ def _same_stmt(stmt: Stmt) -> Stmt:
     return stmt
 
 
-class _Rewriter:
+class Rewriter:
     """One traversal: rules applied after the children."""
 
     def __init__(self, expr_rule: ExprRule, stmt_rule: StmtRule) -> None:
@@ -109,7 +109,7 @@ def rewrite(node: Expr, expr_rule: ExprRule = ..., stmt_rule: StmtRule = ...) ->
 def rewrite(node: Stmt, expr_rule: ExprRule = ..., stmt_rule: StmtRule = ...) -> Stmt: ...
 def rewrite(node: Node, expr_rule: ExprRule = _same_expr, stmt_rule: StmtRule = _same_stmt) -> Node:
     """Apply the rules bottom-up to every expression and statement below (and including) node."""
-    walker = _Rewriter(expr_rule, stmt_rule)
+    walker = Rewriter(expr_rule, stmt_rule)
     return walker.expr(node) if isinstance(node, Expr) else walker.stmt(node)
 
 
@@ -125,7 +125,7 @@ def substitute(node: Node, values: Mapping[Var, Expr]) -> Node:
 
     if not values:
         return node
-    walker = _Rewriter(rule, _same_stmt)
+    walker = Rewriter(rule, _same_stmt)
     return walker.expr(node) if isinstance(node, Expr) else walker.stmt(node)
 
 

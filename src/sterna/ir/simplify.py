@@ -32,7 +32,7 @@ from sterna.ir.folding import converted, fold_float, wrapped
 from sterna.ir.linear import Sum
 from sterna.ir.loop import For, Let, Stmt
 from sterna.ir.matcher import compile_rules
-from sterna.ir.rewrite import _Rewriter, visit
+from sterna.ir.rewrite import Rewriter, visit
 from sterna.ir.rules import RULES
 from sterna.ir.structure import simplify_structure
 
@@ -59,7 +59,7 @@ class Simplifier:
     ) -> None:
         self.values = dict(values or {})
         self.interval = Intervals(ranges)
-        self.walker = _Rewriter(self.rule, simplify_structure)
+        self.walker = Rewriter(self.rule, simplify_structure)
         self.interned: dict[Hashable, Expr] = {}
         self.done: dict[Expr, Expr] = {}
         self.sums: dict[Expr, Sum] = {}
