@@ -10,7 +10,6 @@ MAX_FUNCTION = 60
 
 # Path, or path:function -> why it is longer. An entry that is no longer needed fails.
 REASONS = {
-    "codegen/c.py": "one renderer, whose methods follow the nodes of the loop IR one by one",
     "kernels/attention.py": "the two attention kernels share every stage; apart they would drift",
     "kernels/attention.py:attention_split": "one loop nest, read top to bottom like the C it makes",
 }
