@@ -212,12 +212,33 @@ class _Placed:
                     _span(substitute(i, values), fixed, self._loops_of(reader), at)
                     for i in load.index
                 ]
+                if at.scope == "global":
+                    need = self._whole_output(compute, need, at)
                 if found is not None and not _same_region(found, need):
                     raise ScheduleError(f"{at}: readers need different regions")
                 found = need
         if found is None:
             raise ScheduleError(f"{at}: nothing reads stage {compute.name!r}")
         return found
+
+    def _whole_output(
+        self, compute: Compute, region: list[tuple[Expr, Expr]], at: At
+    ) -> list[tuple[Expr, Expr]]:
+        """The region, cut to the tensor; all iterations together must cover the tensor."""
+        around = self._loops_of(self.stages[at.of])
+        result = []
+        for axis, (base, extent) in zip(compute.axes, region, strict=True):
+            everything = (
+                const_value(base) == 0 and const_value(simplify(extent < axis.extent)) is False
+            )
+            loop = around.get(base) if isinstance(base, Var) else None
+            each = loop is not None and const_value(simplify(loop.extent - axis.extent)) == 0
+            if not everything and not (each and const_value(extent) == 1):
+                raise ScheduleError(
+                    f"{at}: its readers there do not need all of axis {axis.name!r}"
+                )
+            result.append((base, axis.extent if everything else extent))
+        return result
 
     def _loops_of(self, stage: _Stage) -> dict[Var, _Loop]:
         """Every loop around a stage's body, own and enclosing."""

@@ -1,0 +1,141 @@
+"""Every rule on every scheme: the same numbers as the Group's meaning, the same bits as each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from schedule_groups import (
+    gated_group,
+    norm_group,
+    product_arrays,
+    product_group,
+    rows,
+    take_group,
+)
+from schedule_library import Library, build
+
+from sterna.base.dtype import F32
+from sterna.base.target import host_target
+from sterna.ir.compute import Group
+from sterna.ir.evaluate import evaluate_group
+from sterna.quantize.pack import dequantize, quantize
+from sterna.quantize.scheme import MLC_SCHEMES, SCHEMES
+from sterna.schedule.choose import choose
+from sterna.schedule.steps import Schedule
+
+FEW, MANY = 8, 512  # upper bounds of the rows: a matvec, a tiled product
+ROWS = (1, 3, 7, 65)
+KINDS = {name: s for name, s in SCHEMES.items() if "f32" not in name and "bf16" not in name}
+KINDS |= {"q0f32": SCHEMES["q0f32"], "q0bf16": SCHEMES["q0bf16"], "q4bf16_1": SCHEMES["q4bf16_1"]}
+KINDS |= {"q4f32_1z": SCHEMES["q4f32_1z"], "q3f16_0": MLC_SCHEMES["q3f16_0"]}
+RAGGED = (172, 172)
+CASES = [(name, RAGGED) for name in KINDS]
+CASES += [("q4f16_1", (64, 64)), ("q0f16", (64, 64)), ("q4f16_0", (8, 256)), ("q0f32", (300, 5))]
+WIDTHS = (64, 172, 20, 7)
+
+
+def title(name: str, shape: tuple[int, int], most: int) -> str:
+    return f"{name}_{shape[0]}_{shape[1]}_{most}"
+
+
+def groups() -> Iterator[Group]:
+    for name, shape in CASES:
+        for most in (FEW, MANY):
+            yield product_group(title(name, shape, most), shape, KINDS[name], most)
+    for width in WIDTHS:
+        yield norm_group(f"norm_{width}", width, MANY, residual=False)
+        yield norm_group(f"sum_norm_{width}", width, MANY, residual=True)
+    for name in ("q4f16_1", "q3f16_1", "q0f16", "q4f16_1z"):
+        yield take_group(f"take_{name}", (50, 72), KINDS[name], MANY)
+    yield gated_group("gated_1", (rows(5000),))
+    yield gated_group("gated_2", (rows(MANY), 100))
+    yield gated_group("gated_3", (rows(MANY), 3, 20))
+    yield gated_group("gated_fixed", (37,))
+
+
+@pytest.fixture(scope="module")
+def scheduled() -> dict[str, tuple[Group, Schedule]]:
+    return {g.name: (g, choose(g, host_target())) for g in groups()}
+
+
+@pytest.fixture(scope="module")
+def library(
+    scheduled: dict[str, tuple[Group, Schedule]], tmp_path_factory: pytest.TempPathFactory
+) -> Library:
+    return build(scheduled, host_target(), tmp_path_factory.mktemp("schedule"))
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_matvec_and_matmul_give_the_same_bits(
+    scheduled: dict[str, tuple[Group, Schedule]],
+    library: Library,
+    name: str,
+    shape: tuple[int, int],
+) -> None:
+    arrays = product_arrays(shape, KINDS[name], max(ROWS))
+    (wide,) = library.run(title(name, shape, MANY), arrays, n=max(ROWS)).values()
+    group = scheduled[title(name, shape, MANY)][0]
+    dim = next(d for d in group.inputs[0].shape if d not in shape)
+    inputs = {b.name: arrays[b.name] for b in group.inputs}
+    (expected,) = evaluate_group(group, inputs, {dim: max(ROWS)}).values()
+    assert np.abs(wide - expected).max() <= 2e-6 * np.abs(expected).max()
+    for count in ROWS:
+        for most in (FEW, MANY):
+            (part,) = library.run(title(name, shape, most), arrays, n=count).values()
+            assert np.array_equal(part.view(np.uint32), wide[:count].view(np.uint32)), (count, most)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("residual", [False, True])
+def test_norm(
+    scheduled: dict[str, tuple[Group, Schedule]], library: Library, width: int, residual: bool
+) -> None:
+    name = f"sum_norm_{width}" if residual else f"norm_{width}"
+    rng = np.random.default_rng(width)
+    arrays = {k: rng.standard_normal((65, width)).astype(np.float32) for k in ("x", "r")}
+    arrays["layer_w"] = rng.standard_normal(width).astype(np.float32)
+    group = scheduled[name][0]
+    wanted = {b.name: arrays[b.name] for b in group.inputs}
+    whole = library.run(name, wanted, n=65)
+    expected = evaluate_group(group, wanted, {group.outputs[0].shape[0]: 65})
+    assert set(whole) == set(expected)
+    for k, array in expected.items():
+        np.testing.assert_allclose(whole[k], array, rtol=1e-6, atol=1e-6)
+    single = library.run(name, wanted, n=1)
+    assert all(np.array_equal(single[k], whole[k][:1]) for k in whole)
+
+
+@pytest.mark.parametrize("name", ["q4f16_1", "q3f16_1", "q0f16", "q4f16_1z"])
+def test_take_reads_packed_rows(library: Library, name: str) -> None:
+    rng = np.random.default_rng(0)
+    full = rng.standard_normal((50, 72)).astype(np.float32)
+    packed = quantize(full, KINDS[name])
+    ids = np.array([0, 49, 7, 7, 31], np.int32)
+    arrays = {f"layer_{k}": a for k, a in packed.items()} | {"ids": ids}
+    (found,) = library.run(f"take_{name}", arrays, n=5).values()
+    assert np.array_equal(found, dequantize(packed, KINDS[name], (50, 72))[ids])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("gated_1", (1,)), ("gated_1", (4999,)), ("gated_2", (3, 100)),
+        ("gated_3", (2, 3, 20)), ("gated_fixed", (37,)),
+    ],
+)  # fmt: skip
+def test_elementwise(
+    scheduled: dict[str, tuple[Group, Schedule]],
+    library: Library,
+    name: str,
+    shape: tuple[int, ...],
+) -> None:
+    rng = np.random.default_rng(1)
+    arrays = {k: rng.standard_normal(shape).astype(np.float32) for k in "ab"}
+    group = scheduled[name][0]
+    dims = {} if name == "gated_fixed" else {group.outputs[0].shape[0]: shape[0]}
+    (expected,) = evaluate_group(group, arrays, dims).values()
+    (found,) = library.run(name, arrays, n=shape[0]).values()
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-7)
+    assert found.dtype == F32.numpy
