@@ -32,6 +32,8 @@ from sterna.codegen.embed import manifest_source, pool_source
 from sterna.codegen.toolchain import compile_library, toolchain_version
 from sterna.ir.graph import IRModule, Value
 from sterna.ir.printer import to_text
+from sterna.models.rope_scaling import longest_context
+from sterna.models.stored_scheme import stored_scheme
 from sterna.nn.decoder import CausalLM, Limits, trace_causal_lm
 from sterna.passes.fuse import fuse
 from sterna.passes.lower_opaque import Setting
@@ -39,7 +41,7 @@ from sterna.passes.pipeline import graph_passes, run
 from sterna.passes.prepack import prepack
 from sterna.passes.specialize import specialize
 from sterna.program import STEP_DIMS, EntryPoint, KernelTable, build_entry
-from sterna.quantize.scheme import Scheme, scheme
+from sterna.quantize.scheme import Scheme
 
 VERIFY_TOKENS = 32  # most tokens of a verify step, and most logit rows of any step
 
@@ -48,6 +50,8 @@ _ROOMS = (
     *("base", "ir", "ops", "nn", "schedule", "codegen", "quantize", "kernels", "models"),
     *("passes", "checkpoint", "compiler.py", "program.py"),
 )
+_PREFILL_CHUNK, _MAX_BATCH = 512, 8  # where the folder's configuration is silent
+
 ENTRIES = ("prefill", "decode", "verify")
 
 Progress = Callable[[str], None]
@@ -142,9 +146,9 @@ def compile_source(
 ) -> Source:
     """The front end: all but the C compiler."""
     dump = dump or _Dump(None)
-    quantization = scheme(folder.quantization)
-    sizes = _sizes(folder, options)
+    quantization = stored_scheme(folder)
     config = folder.config | _attention_overrides(options)
+    sizes = _sizes(folder, config, options)
     model = models.build(config, quantization, sizes.context)
     module = trace_causal_lm(model, _limits(model, sizes))
     module = run(module, graph_passes(models.family(config).FUSED), dump.phase)
@@ -195,17 +199,23 @@ def _limits(model: CausalLM, sizes: Sizes) -> Limits:
     return Limits(sizes.chunk, sizes.batch, pages * sizes.batch)
 
 
-def _sizes(folder: ModelFolder, options: CompileOptions) -> Sizes:
+def _sizes(folder: ModelFolder, model_config: dict[str, Any], options: CompileOptions) -> Sizes:
     config = folder.chat_config
-    longest = int(folder.config.get("max_position_embeddings") or 2048)
-    context = options.context_window_size or _positive(config, "context_window_size", longest)
+    read = models.family(model_config).read_config(model_config)
+    stated = read.max_position_embeddings
+    longest = longest_context(read.rope, stated)
+    context = _first(options.context_window_size, _positive(config, "context_window_size", stated))
     if context > longest:
         raise UsageError(
             f"context_window_size {context} is longer than the model's {longest} positions"
         )
-    chunk = options.prefill_chunk_size or _positive(config, "prefill_chunk_size", min(512, context))
-    batch = options.max_batch_size or _positive(
-        config.get("model_config") or {}, "max_batch_size", 8
+    chunk = _first(
+        options.prefill_chunk_size,
+        min(context, _positive(config, "prefill_chunk_size", _PREFILL_CHUNK)),
+    )
+    batch = _first(
+        options.max_batch_size,
+        _positive(config.get("model_config") or {}, "max_batch_size", _MAX_BATCH),
     )
     for title, value in (("context_window_size", context), ("prefill_chunk_size", chunk),
                          ("max_batch_size", batch)):  # fmt: skip
@@ -213,9 +223,27 @@ def _sizes(folder: ModelFolder, options: CompileOptions) -> Sizes:
             raise UsageError(f"{title} must be positive, not {value}")
     if chunk > context:
         raise UsageError(f"prefill_chunk_size {chunk} is more than the context of {context} tokens")
-    window = options.sliding_window_size or _positive(config, "sliding_window_size", -1)
-    sinks = options.attention_sink_size or max(0, _positive(config, "attention_sink_size", 0))
-    return Sizes(context, max(chunk, batch), batch, window, sinks)
+    _check_window(folder, options, read.sliding_window, read.attention_sinks)
+    return Sizes(context, max(chunk, batch), batch, read.sliding_window, read.attention_sinks)
+
+
+def _check_window(folder: ModelFolder, options: CompileOptions, window: int, sinks: int) -> None:
+    """Overrides of the attention must all have taken effect."""
+    asked = options.sliding_window_size
+    if asked not in (None, window):
+        raise UsageError(
+            f"sliding_window_size {asked} was asked for, but {folder.model_type} models have no "
+            "sliding window; leave the option out"
+        )
+    if sinks and window < 0:
+        raise UsageError(
+            f"attention_sink_size {sinks} was asked for, but the model has no sliding window for "
+            "the sinks to stay outside of; give sliding_window_size too"
+        )
+
+
+def _first(asked: int | None, stated: int) -> int:
+    return stated if asked is None else asked
 
 
 def _positive(config: dict[str, Any], key: str, default: int) -> int:
@@ -251,7 +279,7 @@ def _manifest(
         features=target.features,
         model=ManifestModel(
             model_type=folder.model_type,
-            quantization=quantization.name,
+            quantization=folder.quantization,
             fingerprint=folder.fingerprint,
             vocab_size=_vocabulary(module),
             context_window_size=sizes.context,
