@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import tiny
+from source_folder import REPO, Make, contents, edit_config
 
-from conftest import REPO, Make, contents, edit_config
 from sterna.base.errors import CheckpointError, UsageError
 from sterna.checkpoint.mlc import check_md5, read_mlc_folder
 from sterna.checkpoint.model_folder import open_model

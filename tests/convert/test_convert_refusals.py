@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from source_folder import Make, contents, edit_config
 
-from conftest import Make, contents, edit_config
 from sterna.base.errors import (
     CheckpointError,
     Error,

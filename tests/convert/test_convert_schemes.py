@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from source_folder import ROUND, Make, contents
 
-from conftest import ROUND, Make, contents
 from sterna.base.dtype import F32
 from sterna.checkpoint.mlc import check_md5, read_mlc_folder
 from sterna.checkpoint.model_folder import open_model

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import tiny
+from source_folder import Make, edit_config
 
-from conftest import Make, edit_config
 from sterna.base.errors import CheckpointError, TokenizerError, UsageError
 from sterna.convert import ChatOptions, gen_config
 from sterna.text import conv_template as conversations

@@ -23,7 +23,7 @@ COMPILE = floors(
     "program convert",
     "compiler",
 )
-RUN = floors("runtime text", "engine", "serve")
+RUN = floors("runtime text", "engine quality", "serve")
 ABOVE = floors("inspection jit tune", "local", "cli", "__init__ __main__")
 GROUND = {"base", "demo"}  # demo is data: the model that ships with the package
 # The converter checks the tokenizer and chat template that the run wing will read.
@@ -40,7 +40,7 @@ def may_import(reader: str, read: str) -> bool:
     if reader in ABOVE:
         return read not in ABOVE or ABOVE[read] < ABOVE[reader]
     wing = COMPILE if reader in COMPILE else RUN
-    return read in wing and reader not in GROUND and wing[read] < wing[reader]
+    return read in wing and wing[read] < wing.get(reader, 0)
 
 
 def names(node: ast.AST) -> list[str]:
