@@ -251,12 +251,15 @@ def _positive(config: dict[str, Any], key: str, default: int) -> int:
     return value if isinstance(value, int) and value > 0 else default
 
 
-def _attention_overrides(options: CompileOptions) -> dict[str, int]:
-    given = {
-        "sliding_window": options.sliding_window_size,
-        "attention_sink_size": options.attention_sink_size,
-    }
-    return {key: value for key, value in given.items() if value is not None}
+def _attention_overrides(options: CompileOptions) -> dict[str, int | None]:
+    """As config.json would state them; a window of -1 is none."""
+    given: dict[str, int | None] = {}
+    if options.sliding_window_size is not None:
+        window = options.sliding_window_size
+        given["sliding_window"] = None if window == -1 else window
+    if options.attention_sink_size is not None:
+        given["attention_sink_size"] = options.attention_sink_size or None
+    return given
 
 
 def _manifest(

@@ -22,6 +22,7 @@ from sterna.convert.conv_templates import as_json, make_conv_template
 from sterna.convert.output import found_in, sterna_json
 from sterna.convert.source import Source, read_source
 from sterna.convert.tokenizer_info import tokenizer_info
+from sterna.models.rope_scaling import longest_context
 from sterna.text.chat_template import ChatTemplate
 from sterna.text.tokenizer import Tokenizer
 
@@ -139,7 +140,7 @@ def _sizes(read: Any, asked: ChatOptions) -> _Sizes:
 
 def _context(read: Any, asked: int | None) -> int:
     """The context length: what the model was made for, or less; never more."""
-    longest = _longest_context(read)
+    longest = longest_context(read.rope, read.max_position_embeddings)
     context = _positive("context_window_size", asked, read.max_position_embeddings)
     if context > longest:
         raise UsageError(
@@ -147,16 +148,6 @@ def _context(read: Any, asked: int | None) -> int:
             f"(max_position_embeddings {read.max_position_embeddings} in config.json)"
         )
     return context
-
-
-def _longest_context(read: Any) -> int:
-    """Positions that the rotary embedding reaches: interpolation multiplies what was trained."""
-    rope, stated = read.rope, int(read.max_position_embeddings)
-    if rope.type in ("linear", "dynamic"):
-        return int(stated * rope.factor)
-    if rope.type == "yarn":
-        return max(stated, int(rope.original_length * rope.factor))
-    return stated
 
 
 def _chunk(asked: int | None, context: int) -> int:

@@ -70,6 +70,18 @@ def inv_freq(
     return frequencies, options.attention_factor
 
 
+def longest_context(options: RopeOptions, stated: int) -> int:
+    """Positions that the embedding reaches in a model of `stated` max_position_embeddings.
+
+    Where the config states what was trained, interpolation multiplies it.
+    """
+    if options.type in ("linear", "dynamic"):
+        return int(stated * options.factor)
+    if options.type == "yarn":
+        return max(stated, int(options.original_length * options.factor))
+    return stated
+
+
 def _powers(theta: float, head_dim: int) -> NDArray[np.float32]:
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     powers: NDArray[np.float32] = np.power(np.float32(theta), exponents)
