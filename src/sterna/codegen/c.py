@@ -169,6 +169,7 @@ class _Writer:
         text, lanes = self.out.value(value)
         self.out.ranges[var] = Intervals(self.out.ranges)(value)
         self.line(f"const {c_type(value.dtype, lanes)} {self.declare(var)} = {text};")
+        self.out.wide.pop(var, None)
         if lanes > 1:
             self.out.wide[var] = lanes
         self.stmt(stmt.body, last=last)
@@ -185,7 +186,8 @@ class _Writer:
             self.serial(loop)
 
     def turn(self, loop: For, i: int) -> None:
-        self.stmt(simplify_stmt(substitute(loop.body, {loop.var: wrap(i)})), last=False)
+        body = substitute(loop.body, {loop.var: wrap(i)})
+        self.stmt(self.out.simplifier.walker.stmt(body), last=False)
 
     def loop_variable(self, loop: For) -> str:
         _, most = Intervals(self.out.ranges)(loop.extent)

@@ -30,8 +30,9 @@ from sterna.ir.expr import (
     const_value,
     wrap,
 )
+from sterna.ir.linear import Sum
 from sterna.ir.rewrite import free_vars, substitute
-from sterna.ir.simplify import simplify
+from sterna.ir.simplify import Simplifier, simplify
 
 _INDEX = (I32, I64)
 _HALF = (F16, BF16)
@@ -72,6 +73,8 @@ class ExprWriter:
     ranges: dict[Var, Interval] = field(default_factory=dict)
     lane: Var | None = None
     lanes: int = 1
+    simplifier: Simplifier = field(default_factory=Simplifier)
+    variables: dict[Expr, set[Var]] = field(default_factory=dict)  # of atoms of indices
 
     def text(self, e: Expr, lanes: int = 1) -> str:
         """C text of `e` with exactly `lanes` lanes."""
@@ -218,19 +221,38 @@ class ExprWriter:
         flat: Expr = wrap(0)
         for d, i in zip(buffer.shape, index, strict=True):
             flat = flat * d + (i if i.dtype in _INDEX else Cast(I32, i))
-        return simplify(flat)
+        return self.simplifier.expr(flat)
 
     def at_lane(self, e: Expr, i: int) -> Expr:
-        return e if self.lane is None else simplify(substitute(e, {self.lane: wrap(i)}))
+        """An index in one lane."""
+        if self.lane is None:
+            return e
+        terms = self.simplifier.sum(e)
+        if self.linear_in_lane(terms):
+            step = terms.terms.get(self.lane, 0)
+            return self.simplifier.build(terms.drop(self.lane).plus(Sum({}, i * step)), e.dtype)
+        return self.simplifier.expr(substitute(e, {self.lane: wrap(i)}))
+
+    def linear_in_lane(self, terms: Sum) -> bool:
+        return all(atom is self.lane or self.lane not in self.reads(atom) for atom in terms.terms)
+
+    def reads(self, e: Expr) -> set[Var]:
+        found = self.variables.get(e)
+        if found is None:
+            found = self.variables[e] = free_vars(e)
+        return found
 
     def stride(self, flat: Expr) -> int | None:
         """Distance between the elements of neighbouring lanes; None when it varies."""
-        used = free_vars(flat)
-        if any(v in self.wide for v in used):
-            raise CodegenError(f"an index that differs from lane to lane by a Let: {flat!r}")
-        if self.lane is None or self.lane not in used:
+        if self.lane is None:
             return 0
-        step = const_value(simplify(substitute(flat, {self.lane: self.lane + 1}) - flat))
+        terms = self.simplifier.sum(flat)
+        if any(v in self.wide for atom in terms.terms for v in self.reads(atom)):
+            raise CodegenError(f"an index that differs from lane to lane by a Let: {flat!r}")
+        if self.linear_in_lane(terms):
+            return terms.terms.get(self.lane, 0)
+        following = substitute(flat, {self.lane: self.lane + 1})
+        step = const_value(self.simplifier.expr(following - flat))
         return None if step is None else int(step)
 
     def register(self, buffer: Buffer, flat: Expr, stride: int | None) -> Value:
@@ -242,7 +264,8 @@ class ExprWriter:
             if at is not None and int(at) % held == 0:
                 return f"{text}_{int(at) // held}", held
         elif stride == 0:
-            variable, rest = const_value(simplify(first // held)), simplify(first % held)
+            variable = const_value(self.simplifier.expr(first // held))
+            rest = self.simplifier.expr(first % held)
             if variable is not None:
                 lane = "" if held == 1 else f"[{self.scalar(rest)}]"
                 return f"{text}_{int(variable)}{lane}", 1
