@@ -1,7 +1,7 @@
 """The demo model that ships with Sterna: a Hugging Face folder, found beside this file.
 
-Out: `FOLDER`, its path, and `QUANTIZATION`, the scheme it runs in. It reads nothing: whoever opens the folder checks it like any other.
-How it was made: `examples/demo_model/`.
+Out: `FOLDER`, its path, and `QUANTIZATION`, the scheme it runs in. It reads nothing:
+whoever opens the folder checks it like any other. How it was made: `examples/demo_model/`.
 """
 
 from pathlib import Path
