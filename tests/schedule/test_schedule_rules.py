@@ -1,4 +1,4 @@
-"""Every rule on every scheme: the same numbers as the Group's meaning, the same bits as each other."""
+"""Every rule on every scheme: the numbers that a Group means, and the same bits from each rule."""
 
 from __future__ import annotations
 

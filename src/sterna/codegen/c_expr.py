@@ -13,6 +13,7 @@ import numpy as np
 
 from sterna.base.dtype import BF16, BOOL, F16, F32, I32, I64, U32, U64, DType
 from sterna.base.errors import CodegenError
+from sterna.codegen.c_codes import Code, packed_code
 from sterna.codegen.c_math import C_NAMES
 from sterna.ir.bounds import Interval, Intervals
 from sterna.ir.expr import (
@@ -145,6 +146,9 @@ class ExprWriter:
         return choose(cond, a, b, e.a.dtype, cond_lanes), cond_lanes
 
     def binary(self, e: Binary) -> Value:
+        code = packed_code(e) if self.lane is not None else None
+        if code is not None:
+            return self.code(code)
         (x, y), lanes = self.together(e.a, e.b)
         dtype, op = e.a.dtype, e.op
         if dtype in _HALF or (lanes > 1 and dtype.bits > 32) or dtype not in C_NAMES:
@@ -157,6 +161,14 @@ class ExprWriter:
         x, y = converted(x, dtype, wider, lanes), converted(y, dtype, wider, lanes)
         text = self.operation(op, x, y, e, wider, lanes)
         return (text if BINARY[op].compares else converted(text, wider, dtype, lanes)), lanes
+
+    def code(self, c: Code) -> Value:
+        """A packed code as f32; see c_codes."""
+        word, lanes = self.value(c.word)
+        wide = suffix(lanes)
+        if c.moved:
+            word = f"({word} >> {c.moved})"
+        return f"(bits_f32{wide}(({word} & {c.mask}u) | {c.exponent}u) - {c.offset}.0f)", lanes
 
     def operation(self, op: str, x: str, y: str, e: Binary, dtype: DType, lanes: int) -> str:
         if op in ("//", "%"):

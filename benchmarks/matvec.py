@@ -1,0 +1,206 @@
+"""How near a 4-bit decode matvec comes to the machine's read bandwidth.
+
+    python benchmarks/matvec.py [--scheme q4f16_1] [--size 4096] [--threads 1 2] [--out FILE]
+
+Both are compiled by the same toolchain and run on the same pool in the same rounds, turn about:
+a loop that reads memory and adds it up, and the kernel that the schedule rules give for one row.
+Each call takes the next of a ring of matrices too large for any cache. Prints JSON; a figure is
+that of the 10th percentile of the calls' wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import mmap
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.base.dtype import F32, I32
+from sterna.base.target import host_target
+from sterna.codegen.c import CSource, render
+from sterna.codegen.c_math import prelude
+from sterna.codegen.embed import pool_source
+from sterna.codegen.toolchain import compile_library
+from sterna.ir.compute import Group
+from sterna.ir.expr import Var
+from sterna.nn.trace import Trace
+from sterna.passes.lower import lower
+from sterna.quantize.pack import dequantize, packed_spec, quantize
+from sterna.quantize.scheme import Scheme, scheme
+from sterna.runtime.threads import POOL_BYTES, Team
+from sterna.schedule.apply import apply
+from sterna.schedule.choose import choose
+
+_TILE = 64
+_RING_BYTES = 400_000_000
+_READ_BYTES = 8 << 20  # of one read
+_ROUNDS = 8
+
+_READ = """
+struct read_args { Pool *pool; const u64 *from; u64 *sums; };
+typedef u64 u64x4 __attribute__((vector_size(32)));
+enum { READ_WORDS = 8192 }; // of one work item
+static void read_items(const void *args, i64 begin, i64 end, i32 tid) {
+    const struct read_args *a = args;
+    u64x4 s0 = {0}, s1 = {0}, s2 = {0}, s3 = {0};
+    const u64x4 *from = (const u64x4 *)(a->from + begin * READ_WORDS);
+    for (i64 i = 0; i < (end - begin) * READ_WORDS / 4; i += 4) {
+        s0 += from[i], s1 += from[i + 1], s2 += from[i + 2], s3 += from[i + 3];
+    }
+    s0 += s1 + s2 + s3;
+    a->sums[tid * 8] += s0[0] + s0[1] + s0[2] + s0[3];
+}
+EXPORT void run_read(const struct read_args *a, i64 items);
+EXPORT void run_read(const struct read_args *a, i64 items) {
+    parallel(a->pool, read_items, a, items, 1);
+}
+"""
+
+
+def product_group(size: int, packing: Scheme) -> Group:
+    """y[n, size] = x[n, size] @ weight.T for a few rows."""
+    trace, n = Trace("matvec"), Var("n", I32, 1, 8)
+    x = trace.param("x", (n, size), F32)
+    parts = [
+        trace.weight(f"layer.{k}", s, d) for k, (s, d) in packed_spec((size, size), packing).items()
+    ]
+    weight = trace.emit(
+        "dequantize", *parts, bits=packing.bits, group=packing.group, bias=packing.bias,
+        layout=packing.layout, packing=packing.packing, rows=size, depth=size,
+    ) if packing.is_quantized else parts[0]  # fmt: skip
+    tiles = dict.fromkeys(trace.weights, _TILE) if packing.layout == "NK" else {}
+    return lower(trace.function(trace.emit("matmul", x, weight)), tiles).group
+
+
+def library(source: CSource, folder: Path) -> ctypes.CDLL:
+    call = f"""
+EXPORT void run_matvec(const struct {source.name}_args *a);
+EXPORT void run_matvec(const struct {source.name}_args *a) {{
+    parallel(a->pool, {source.phases[0]}, a, {source.items[0]}, 1);
+}}
+"""
+    text = pool_source() + prelude(set(source.widths)) + source.text + call + _READ
+    target = host_target()
+    path = folder / f"matvec{target.suffix}"
+    compile_library(text, target, path)
+    return ctypes.CDLL(str(path))
+
+
+def ring(arrays: list[NDArray[Any]]) -> tuple[NDArray[np.uint8], list[list[int]]]:
+    """Copies of the arrays, one set after another in huge pages: the memory, and the addresses."""
+    each = sum(-(-a.nbytes // 4096) * 4096 + 4096 for a in arrays)
+    count = _RING_BYTES // each + 1
+    memory = mmap.mmap(-1, count * each + (2 << 20))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    data = np.frombuffer(memory, np.uint8)
+    data = data[-data.ctypes.data % (2 << 20) :]
+    at, sets = 0, []
+    for _ in range(count):
+        addresses = []
+        for a in arrays:
+            data[at : at + a.nbytes] = a.reshape(-1).view(np.uint8)
+            addresses.append(data.ctypes.data + at)
+            at += -(-a.nbytes // 4096) * 4096 + 4096
+        sets.append(addresses)
+    return data[:at], sets
+
+
+def tiled(array: NDArray[Any], packing: Scheme) -> NDArray[Any]:
+    if packing.layout == "KN":
+        return array
+    return np.ascontiguousarray(array.reshape(-1, _TILE, array.shape[1]).transpose(0, 2, 1))
+
+
+def timed(calls: list[Callable[[], None]]) -> list[float]:
+    seconds = []
+    for call in calls:
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def measure(
+    lib: ctypes.CDLL, threads: int, arrays: list[NDArray[Any]], x: NDArray[Any], out: NDArray[Any]
+) -> dict[str, float]:
+    pool = np.zeros(POOL_BYTES + 64, np.uint8)
+    pool = pool[-pool.ctypes.data % 64 :][:POOL_BYTES]
+    lib.sterna_work.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+    team = Team(lib.sterna_work, pool, threads, 0, 0)
+    data, sets = ring(arrays)
+    sums = np.zeros(8 * threads, np.uint64)
+    kernel_args = [
+        np.array([pool.ctypes.data, x.ctypes.data, *s, out.ctypes.data, 1], np.int64) for s in sets
+    ]
+    read_args = [
+        np.array([pool.ctypes.data, data.ctypes.data + at, sums.ctypes.data], np.int64)
+        for at in range(0, len(data) - _READ_BYTES, _READ_BYTES)
+    ]
+    items = ctypes.c_int64(_READ_BYTES // 65536)
+    kernel_calls = [lambda a=a: lib.run_matvec(ctypes.c_void_p(a.ctypes.data)) for a in kernel_args]
+    read_calls = [
+        lambda a=a: lib.run_read(ctypes.c_void_p(a.ctypes.data), items) for a in read_args
+    ]
+    kernel: list[float] = []
+    read: list[float] = []
+    team.begin()
+    for _ in range(_ROUNDS):
+        read += timed(read_calls)
+        kernel += timed(kernel_calls)
+    team.end()
+    team.stop()
+    rates = {
+        "read": _READ_BYTES / np.percentile(read, 10) / 1e9,
+        "matvec": sum(a.nbytes for a in arrays) / np.percentile(kernel, 10) / 1e9,
+    }
+    return {k: round(float(v), 2) for k, v in rates.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--scheme", default="q4f16_1")
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    packing, size = scheme(options.scheme), options.size
+    group = product_group(size, packing)
+    rng = np.random.default_rng(0)
+    packed = quantize(rng.standard_normal((size, size)).astype(np.float32), packing)
+    x = rng.standard_normal((1, size)).astype(np.float32)
+    out = np.zeros((1, size + _TILE), np.float32)
+    arrays = [tiled(a, packing) for a in packed.values()]
+    with tempfile.TemporaryDirectory() as folder:
+        lib = library(render(apply(group, choose(group, host_target()))), Path(folder))
+        rates = {n: measure(lib, n, arrays, x, out) for n in options.threads}
+    exact = x.astype(np.float64) @ dequantize(packed, packing, (size, size)).astype(np.float64).T
+    error = np.abs(out[:, :size] - exact).max() / np.abs(exact).max()
+    best = max(r["read"] for r in rates.values())
+    result = {
+        "scheme": options.scheme,
+        "size": size,
+        "target": host_target().spec,
+        "error": float(error),
+        "gigabytes_per_second": {f"{n} threads": r for n, r in rates.items()},
+        "matvec_of_read": {
+            f"{n} threads": round(r["matvec"] / r["read"], 3) for n, r in rates.items()
+        },
+        "best_matvec_of_best_read": round(max(r["matvec"] for r in rates.values()) / best, 3),
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
