@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from sterna.ir.expr import Buffer, Var
 from sterna.ir.loop import PrimFunc
 
 Array = NDArray[Any]
+SANITIZE = "STERNA_TEST_SANITIZE"  # names of sanitizers to build kernels with
 SLACK = 64  # elements behind each argument that may be read
 
 
@@ -51,7 +53,6 @@ class KernelLibrary:
         self,
         funcs: Sequence[PrimFunc],
         target: Target | None = None,
-        sanitize: Sequence[str] = (),
         cc: str | None = None,
     ) -> None:
         self.funcs = {f.name: f for f in funcs}
@@ -62,6 +63,7 @@ class KernelLibrary:
             parts += [self.sources[f.name].text, entry(self.sources[f.name], f)]
         self.text = "\n".join(parts)
         target = target or host_target()
+        sanitize = os.environ.get(SANITIZE, "").split()
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             path = Path(folder) / f"kernels{target.suffix}"
             compile_library(self.text, target, path, cc=cc, sanitize=sanitize)
