@@ -42,7 +42,8 @@ class Compiled:
         return cpu.load(self.library, tensors, num_pages=num_pages, threads=threads)
 
 
-Variant = Callable[..., Compiled]  # of a name in tiny.VARIANTS, a scheme, and CompileOptions
+Tiny = Callable[..., Compiled]  # of a config, a scheme, and CompileOptions
+Variant = Callable[..., Compiled]  # of a name in tiny.VARIANTS, and CompileOptions
 Stories = Callable[[str], Compiled]  # of a scheme
 
 

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from compiled import Compiled, Stories, Variant, build, build_tiny, tiny
+from compiled import Compiled, Stories, Tiny, Variant, build, build_tiny, tiny
 
 SMALL = {"prefill_chunk_size": 64, "max_batch_size": 8}
 
 
 @pytest.fixture(scope="session")
-def variant(tmp_path_factory: pytest.TempPathFactory) -> Variant:
-    """Compile a variant of `tiny`: `variant("llama1", "q0f32", context_window_size=70)`."""
-    made: dict[object, Compiled] = {}
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Compile random weights of a config: `tiny_model(config, "q0f32", max_batch_size=2)`."""
+    made: dict[str, Compiled] = {}
 
-    def get(name: str, quantization: str = "q0f32", **options: int) -> Compiled:
-        key = (name, quantization, *sorted(options.items()))
+    def get(config: Mapping[str, object], quantization: str, **options: int) -> Compiled:
+        key = json.dumps([config, quantization, options], sort_keys=True)
         if key not in made:
-            root = tmp_path_factory.mktemp(f"{name}-{quantization}")
-            made[key] = build_tiny(root, tiny.VARIANTS[name], quantization, **SMALL | options)
+            root = tmp_path_factory.mktemp(quantization)
+            made[key] = build_tiny(root, config, quantization, **SMALL | options)
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def variant(tiny_model: Tiny) -> Variant:
+    """Compile a variant of `tiny` in q0f32: `variant("llama1", context_window_size=70)`."""
+    return lambda name, **options: tiny_model(tiny.VARIANTS[name], "q0f32", **options)
 
 
 @pytest.fixture(scope="session")
