@@ -218,7 +218,8 @@ class _Names:
         self.fixed[plan.home(entry.results[0])] = "logits"
         self.given: dict[Place, str] = {}
         for place in plan.offsets:
-            self.given[place] = _unused(name(place.name), self.given.values())
+            taken = {*self.fixed.values(), *self.given.values()}
+            self.given[place] = _unused(name(place.name), taken)
 
     def of(self, place: Place) -> str:
         home = self.plan.home(place)

@@ -86,14 +86,13 @@ def _size(buffer: Buffer) -> Expr:
 
 
 def _read(buffer: Buffer, group: Group) -> Expr:
-    """A table read at rows that data chooses moves only those rows."""
+    """A table read where data says moves only what each of those reads spans."""
     for compute in group.computes:
         for load in loads(compute.body):
-            gathered = load.buffer is buffer and any(
-                isinstance(n, Load) for i in load.index for n in visit(i)
-            )
-            if gathered:
-                rows = compute.axes[0].extent
-                columns = buffer.shape[1]
-                return rows * columns * buffer.dtype.bytes
+            chosen = [any(isinstance(n, Load) for n in visit(i)) for i in load.index]
+            if load.buffer is buffer and any(chosen):
+                moved: Expr = compute.axes[0].extent * buffer.dtype.bytes
+                for extent, by_data in zip(buffer.shape, chosen, strict=True):
+                    moved = moved if by_data else moved * extent
+                return moved
     return _size(buffer)

@@ -5,17 +5,13 @@ stored. An element-wise operator joins the kernel that makes its input, as its e
 that input's only reader; a sum that a norm reads joins the norm's kernel and is stored beside it.
 Operators with a loop program of their own head a kernel and take movers in.
 
-Before:
-    v0 = dequantize(q_weight, q_scale, ...)
-    v1 = matmul(x, v0)
-    v2 = add(r, v1)
-After:
-    v2 = matmul_add(x, r)
+In: a module after the passes over operators. Out: the same values, by calls of primitive
+Functions alone. It knows how operators fuse, not what kernels cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from sterna.ir.graph import Binding, Call, Function, IRModule, Value
@@ -26,9 +22,63 @@ NORMS = ("rms_norm",)
 
 
 def fuse(module: IRModule) -> IRModule:
-    """Replace the operators of every Function by calls of primitive Functions."""
+    """Replace the operators of every Function by calls of primitive Functions.
+
+    Before:
+        n = dim(1, 64)
+
+        @function
+        def layer(x: f32[n, 64], y: f32[n, 32]):
+            q_weight = weight('o.q_weight', u32[64, 4])
+            q_scale = weight('o.q_scale', f16[64, 1])
+            norm = weight('norm.weight', f16[64])
+            w: f32[64, 32] = dequantize(q_weight, q_scale, bias=7, bits=4, depth=32,
+                                        group=32, layout='NK', packing='word', rows=64)
+            o: f32[n, 64] = matmul(y, w)
+            gated: f32[n, 64] = multiply(o, x)
+            sum: f32[n, 64] = add(x, gated)
+            scale: f32[64] = cast(norm, dtype='f32')
+            out: f32[n, 64] = rms_norm(sum, scale, eps=1e-05)
+            return out, sum
+
+        entry('layer')
+    After:
+        n = dim(1, 64)
+
+        @function
+        def layer(x: f32[n, 64], y: f32[n, 32]):
+            q_weight = weight('o.q_weight', u32[64, 4])
+            q_scale = weight('o.q_scale', f16[64, 1])
+            norm = weight('norm.weight', f16[64])
+            gated: f32[n, 64] = layer_0_matmul_multiply(y, x)
+            sum, out = outs(layer_1_add_rms_norm(x, gated), f32[n, 64], f32[n, 64])
+            return out, sum
+
+        @primitive
+        def layer_0_matmul_multiply(y: f32[n, 32], x: f32[n, 64]):
+            q_weight = weight('o.q_weight', u32[64, 4])
+            q_scale = weight('o.q_scale', f16[64, 1])
+            w: f32[64, 32] = dequantize(q_weight, q_scale, bias=7, bits=4, depth=32,
+                                        group=32, layout='NK', packing='word', rows=64)
+            o: f32[n, 64] = matmul(y, w)
+            gated: f32[n, 64] = multiply(o, x)
+            return gated
+
+        @primitive
+        def layer_1_add_rms_norm(x: f32[n, 64], gated: f32[n, 64]):
+            norm = weight('norm.weight', f16[64])
+            sum: f32[n, 64] = add(x, gated)
+            scale: f32[64] = cast(norm, dtype='f32')
+            out: f32[n, 64] = rms_norm(sum, scale, eps=1e-05)
+            return sum, out
+
+        entry('layer')
+    """
     functions: dict[str, Function] = {}
     for function in module.functions.values():
+        if function.primitive:
+            functions[function.name] = function
+            continue
         fused = _Fusion(function)
         functions[function.name] = fused.caller()
         functions.update({p.name: p for p in fused.primitives})
@@ -75,8 +125,9 @@ class _Fusion:
         call = self.function.bindings[i].call
         if call.op in NORMS:
             source = self.maker.get(call.args[0])
+            home = self.group_of.get(source) if source is not None else None
             joined = source is not None and self._for_norm(source)
-            return self.group_of.get(source) if joined and source is not None else None
+            return home if joined and home is not None and self._may_wait(home, i) else None
         if op(call.op).kind is not Kind.ELEMENTWISE or self._for_norm(i):
             return None
         for arg in call.args:
@@ -84,6 +135,12 @@ class _Fusion:
             if source is not None and source in self.group_of and self._joins(source, arg):
                 return self.group_of[source]
         return None
+
+    def _may_wait(self, home: int, i: int) -> bool:
+        """Whether a group may run as late as binding i: no other kernel needs its values sooner."""
+        members = self.groups[home]
+        outs = (o for m in members for o in self.function.bindings[m].outs)
+        return not any(r < i for o in outs for r in self._outside(o, members))
 
     def _joins(self, source: int, value: Value) -> bool:
         """Whether the only reader of `value`, made by `source`, may become its epilogue."""
@@ -147,14 +204,17 @@ class _Fusion:
         return found
 
     def _leaves(self, out: Value, members: list[int]) -> bool:
-        """Whether a member's result is read outside its group, through movers as well."""
-        if out in self.function.results:
-            return True
-        for r in self.readers.get(out, []):
+        """Whether a member's result is read outside its group."""
+        return out in self.function.results or any(True for _ in self._outside(out, members))
+
+    def _outside(self, value: Value, members: list[int]) -> Iterator[int]:
+        """Bindings other than `members` that read a value, movers' readers in their place."""
+        for r in self.readers.get(value, []):
+            binding = self.function.bindings[r]
             if r in members:
                 continue
-            if r in self.group_of or self.function.bindings[r].call.op not in OPS:
-                return True
-            if any(self._leaves(o, members) for o in self.function.bindings[r].outs):
-                return True
-        return False
+            if binding.call.op in OPS and self._moves(r):
+                for out in binding.outs:
+                    yield from self._outside(out, members)
+            else:
+                yield r

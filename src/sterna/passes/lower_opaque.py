@@ -63,15 +63,35 @@ def lower_opaque(function: Function, setting: Setting) -> Program:
     build = _BUILDERS.get(head.call.op)
     if build is None:
         raise InvalidIR(f"operator {head.call.op} has no loop program")
-    built = build(function.name, head, [known[a] for a in head.call.args], outs, setting)
+    args = [known[a] for a in head.call.args]
+    built = build(_Request(function.name, head, args, outs, setting))
     func = PrimFunc(built.func.name, (), built.func.dims, _inline_movers(built.func.body, computes))
     values = {b: v for v, b in logical.items()} | {outs[o]: o for o in built.written}
     kept = _buffers(func.body)
     params = [p for p in (*logical.values(), *built.func.params) if p in kept]
     ordered = tuple(dict.fromkeys(params))
     aliases = dict(built.changed)
-    args = tuple(values.get(p, p) for p in ordered)
-    return Program(PrimFunc(func.name, ordered, func.dims, func.body), args, aliases)
+    bound = tuple(values.get(p, p) for p in ordered)
+    return Program(PrimFunc(func.name, ordered, func.dims, func.body), bound, aliases)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """An opaque operator's binding with buffers for what it reads and makes."""
+
+    name: str
+    head: Binding
+    args: list[Buffer]
+    outs: Mapping[Value, Buffer]
+    setting: Setting
+
+    @property
+    def attrs(self) -> dict[str, Attr]:
+        return dict(self.head.call.attrs)
+
+    def cache(self, buffer: Buffer) -> CacheLayout:
+        head_dim = _integer(self.attrs, "head_dim")
+        return CacheLayout(buffer, self.setting.page_size, head_dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,44 +128,31 @@ def _integer(attrs: Mapping[str, Attr], name: str) -> int:
     return value
 
 
-def _cache(buffer: Buffer, head_dim: int, setting: Setting) -> CacheLayout:
-    return CacheLayout(buffer, setting.page_size, head_dim)
-
-
-def _kv_append(
-    name: str, head: Binding, args: list[Buffer], outs: Mapping[Value, Buffer], setting: Setting
-) -> _Built:
-    k, v, cache, *index = args
-    dim = _integer(dict(head.call.attrs), "head_dim")
-    layout = _cache(cache, dim, setting)
-    func = kv_append(name, k, v, layout, StepIndex(*index), setting.dims)
+def _kv_append(request: _Request) -> _Built:
+    k, v, cache, *index = request.args
+    layout, head = request.cache(cache), request.head
+    func = kv_append(request.name, k, v, layout, StepIndex(*index), request.setting.dims)
     return _Built(func, (), ((head.outs[0], head.call.args[2]),))
 
 
-def _rope_append(
-    name: str, head: Binding, args: list[Buffer], outs: Mapping[Value, Buffer], setting: Setting
-) -> _Built:
-    q, k, v, cosine, sine, cache, *index = args
-    dim = _integer(dict(head.call.attrs), "head_dim")
-    layout = _cache(cache, dim, setting)
-    rotated, changed = head.outs
+def _rope_append(request: _Request) -> _Built:
+    q, k, v, cosine, sine, cache, *index = request.args
+    rotated, changed = request.head.outs
     func = rope_append(
-        name,
+        request.name,
         (q, k, v),
         (cosine, sine),
-        outs[rotated],
-        layout,
+        request.outs[rotated],
+        request.cache(cache),
         StepIndex(*index),
-        setting.dims,
+        request.setting.dims,
     )
-    return _Built(func, (rotated,), ((changed, head.call.args[5]),))
+    return _Built(func, (rotated,), ((changed, request.head.call.args[5]),))
 
 
-def _attention(
-    name: str, head: Binding, args: list[Buffer], outs: Mapping[Value, Buffer], setting: Setting
-) -> _Built:
-    attrs = dict(head.call.attrs)
-    q, cache, positions, page_indptr, page_table, start, size, seq = args
+def _attention(request: _Request) -> _Built:
+    attrs, setting, head = request.attrs, request.setting, request.head
+    q, cache, positions, page_indptr, page_table, start, size, seq = request.args
     dim = _integer(attrs, "head_dim")
     piece = piece_length(setting.context)
     spec = AttentionSpec(
@@ -156,20 +163,20 @@ def _attention(
         piece=piece,
         pieces=-(-setting.context // piece),
         q=q,
-        cache=_cache(cache, dim, setting),
+        cache=request.cache(cache),
         positions=positions,
         page_indptr=page_indptr,
         page_table=page_table,
         tile_start=start,
         tile_size=size,
         tile_seq=seq,
-        out=outs[head.outs[0]],
+        out=request.outs[head.outs[0]],
     )
     if not setting.split:
-        return _Built(attention_tiles(name, spec, setting.dims, QUERY_TILE), head.outs)
+        return _Built(attention_tiles(request.name, spec, setting.dims, QUERY_TILE), head.outs)
     shape = (q.shape[0], wrap(spec.heads), wrap(spec.pieces), wrap(dim + 2))
     partial = Buffer("partial", F32, shape)
-    return _Built(attention_split(name, spec, setting.dims, partial), head.outs)
+    return _Built(attention_split(request.name, spec, setting.dims, partial), head.outs)
 
 
 def piece_length(context: int) -> int:
@@ -177,8 +184,7 @@ def piece_length(context: int) -> int:
     return PIECE * max(1, -(-context // (PIECE * MOST_PIECES)))
 
 
-_Builder = Callable[[str, Binding, list[Buffer], Mapping[Value, Buffer], Setting], _Built]
-_BUILDERS: Mapping[str, _Builder] = {
+_BUILDERS: Mapping[str, Callable[[_Request], _Built]] = {
     "kv_append": _kv_append,
     "rope_append": _rope_append,
     "attention": _attention,

@@ -53,7 +53,12 @@ class MemoryPlan:
 
 
 def plan_memory(timeline: Sequence[Use | Run], fixed: Sequence[Value]) -> MemoryPlan:
-    """Offsets for all places of an entry point but the `fixed` ones (inputs, outputs, cache)."""
+    """Offsets for all places of an entry point but the `fixed` ones (inputs, outputs, cache).
+
+    Raises CompileError where a value is read after its memory was given to another: an argument
+    changed in place, or carried through a repeat.
+    """
+    _check_spent(timeline)
     planner = _Planner()
     for item in timeline:
         planner.unite(item)
@@ -117,8 +122,36 @@ class _Planner:
         self.spans[root] = (min(a, lo), max(b, hi))
 
 
+def _check_spent(timeline: Sequence[Use | Run]) -> None:
+    spent: set[Place] = set()
+    for item in timeline:
+        if isinstance(item, Use):
+            read, changed = item.reads, tuple(item.aliases.values())
+        else:
+            _check_spent(item.uses)
+            read, changed = item.binding.call.args, _carried(item)
+        for place in read:
+            if place in spent or (place in changed and read.count(place) > 1):
+                raise CompileError(
+                    f"{place.name} is read after its memory was given to another value; "
+                    "what is changed in place or carried through a repeat must be read no more"
+                )
+        spent.update(changed)
+
+
+def _carried(run: Run) -> tuple[Value, ...]:
+    """Arguments whose memory a repeat writes: those that every layer gives anew."""
+    triples = zip(run.binding.call.args, run.function.params, run.function.results, strict=False)
+    return tuple(outer for outer, param, result in triples if result is not param)
+
+
 def _check_carried(run: Run, param: Value, result: Value) -> None:
     """A layer's result may take its input's place once that was read for the last time."""
+    if result is not param and result in run.function.params:
+        raise CompileError(
+            f"{run.function.name} gives its input {result.name} on as {param.name}; "
+            "a carried value must keep its place"
+        )
     written = [i for i, use in enumerate(run.uses) if result in use.writes]
     read = [i for i, use in enumerate(run.uses) if param in use.reads]
     if written and read and max(read) >= min(written):

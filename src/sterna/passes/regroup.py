@@ -6,13 +6,8 @@ instead of one a weight, and inside a group the products can later be exact inte
 changes the order of the sum, so it is done here, once, for every schedule and target alike:
 afterwards the order is part of the kernel's meaning.
 
-Before:
-    weight[k, n] = (code[k, n] - 7) * scale[n, k // 32]
-    acc[m, n] = sum over k of x[m, k] * weight[k, n]
-After:
-    weight[k, n] = code[k, n] - 7
-    group[m, n, g] = sum over i of x[m, g * 32 + i] * weight[g * 32 + i, n]
-    acc[m, n] = sum over g of group[m, n, g] * scale[n, g]
+In: a Group of operators' Computes. Out: a Group of equal meaning but for rounding. It knows no
+packing: any factor that depends on k through k // g alone counts as constant over a group of g.
 """
 
 from __future__ import annotations
@@ -38,7 +33,23 @@ from sterna.ir.simplify import simplify
 
 
 def regroup(group: Group) -> Group:
-    """Rewrite every reduction of the group that reads a weight stage with grouped factors."""
+    """Rewrite every reduction of the group that reads a weight stage with grouped factors.
+
+    Before:
+        @group
+        def matmul(x: f32[n, 64], code: i8[128, 64], scale: f16[128, 2], *, n: dim(1, 8)):
+            weight[k:64, n_1:128]: f32 = (f32(code[n_1, k]) - 7.0) * f32(scale[n_1, k // 32])
+            acc[m:n, n_1:128]: f32 = sum(x[m, k] * weight[k, n_1] for k in range(64))
+            return acc
+    After:
+        @group
+        def matmul(x: f32[n, 64], code: i8[128, 64], scale: f16[128, 2], *, n: dim(1, 8)):
+            weight[k:64, n_1:128]: f32 = f32(code[n_1, k]) - 7.0
+            part[m:n, n_1:128, g:2]: f32 = sum(
+                x[m, g * 32 + i] * weight[g * 32 + i, n_1] for i in range(32))
+            acc[m:n, n_1:128]: f32 = sum(part[m, n_1, g] * f32(scale[n_1, g]) for g in range(2))
+            return acc
+    """
     computes: list[Compute] = []
     for compute in group.computes:
         weight = _weight_stage(compute, computes)
