@@ -8,17 +8,18 @@ from functools import partial
 import pytest
 
 from sterna.ir.equal import equal
-from sterna.ir.graph import IRModule
-from sterna.ir.parser import parse_module
+from sterna.ir.parser import parse_group, parse_module
 from sterna.ir.printer import to_text
-from sterna.ir.verify import verify
+from sterna.ir.verify import verify, verify_group
+from sterna.passes.fuse import fuse
 from sterna.passes.pipeline import graph_passes, infer
+from sterna.passes.regroup import regroup
 
 FUSED = {"gate_up": ("gate", "up")}  # the table that combine_matmul's example names
-PASSES = dict(graph_passes(FUSED))
+PASSES = dict(graph_passes(FUSED)) | {"fuse": fuse}
 
 
-def example(transform: Callable[[IRModule], IRModule]) -> tuple[str, str]:
+def example(transform: Callable[..., object]) -> tuple[str, str]:
     """The texts under Before and After."""
     function = transform.func if isinstance(transform, partial) else transform
     found = re.search(r"\nBefore:\n(.*)\nAfter:\n(.*)", inspect.getdoc(function) or "", re.S)
@@ -47,3 +48,11 @@ def test_a_pass_does_not_change_what_it_is_given(name: str) -> None:
     text = to_text(before)
     PASSES[name](before)
     assert to_text(before) == text
+
+
+def test_regroup_does_what_its_docstring_shows() -> None:
+    before, after = map(parse_group, example(regroup))
+    done = regroup(before)
+    verify_group(done)
+    assert equal(done, after), to_text(done)
+    assert equal(regroup(done), after)
