@@ -1,0 +1,62 @@
+"""Which rule and which numbers a Group gets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from schedule_groups import gated_group, norm_group, product_group, rows
+
+from sterna.base.errors import ScheduleError
+from sterna.base.target import parse_target
+from sterna.quantize.scheme import SCHEMES
+from sterna.schedule.apply import apply
+from sterna.schedule.choose import choose, table
+from sterna.schedule.steps import At, Inline, Parallel, Split, Vectorize
+
+V3 = parse_target("cpu:x86-64-v3")
+TARGETS = ("cpu:x86-64-v2", "cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:aarch64-linux", "cpu:wasm32")
+Q4 = SCHEMES["q4f16_1"]
+
+
+def test_few_rows_read_weights_once_and_many_share_a_panel() -> None:
+    few = choose(product_group("few", (128, 64), Q4, 8), V3)
+    many = choose(product_group("many", (128, 64), Q4, 9), V3)
+    assert Inline("t1.weight") in few
+    assert any(isinstance(s, At) and s.stage == "t1.weight" and s.scope == "scratch" for s in many)
+
+
+@pytest.mark.parametrize(("columns", "block"), [(64, 16), (128, 32), (4096, 64), (20, 16)])
+def test_a_small_product_still_has_items_for_every_thread(columns: int, block: int) -> None:
+    schedule = choose(product_group("small", (columns, 64), Q4, 1), V3)
+    first = next(s for s in schedule if isinstance(s, Split))
+    assert first.factor == block
+
+
+@pytest.mark.parametrize("spec", TARGETS)
+def test_every_cpu_has_a_row_and_its_vectors_are_as_wide_as_its_registers(spec: str) -> None:
+    target = parse_target(spec)
+    for most in (1, 512):
+        group = product_group("any", (172, 172), Q4, most)
+        schedule = choose(group, target)
+        apply(group, schedule)
+        lanes = {s.stage: s.factor for s in schedule if isinstance(s, Split) and "lane" in s.inner}
+        assert set(lanes.values()) == {target.lanes()}
+    knobs = table(target.table)[target.lanes()]
+    assert 64 % knobs.matvec.rows == 0
+    assert 64 % knobs.matvec.least_rows == 0
+    assert 64 % (target.lanes() * knobs.matmul.vectors) == 0
+    assert knobs.matmul.tokens * knobs.matmul.vectors < target.vector_registers
+
+
+def test_norms_and_elementwise_groups_run_rows_in_parallel() -> None:
+    for group in (norm_group("norm", 64, 8, residual=True), gated_group("gated", (rows(8), 64))):
+        schedule = choose(group, V3)
+        assert sum(isinstance(s, Parallel) for s in schedule) == 1
+        assert any(isinstance(s, Vectorize) for s in schedule)
+
+
+def test_a_width_without_a_row_is_refused() -> None:
+    wide = replace(V3, vector_bytes=128)
+    with pytest.raises(ScheduleError, match="no row for 32 lanes"):
+        choose(gated_group("gated", (rows(8), 64)), wide)
