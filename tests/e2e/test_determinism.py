@@ -21,7 +21,8 @@ CONFIG = {
     "num_hidden_layers": 2,
     "vocab_size": 157,
 }
-SCHEMES = ("q0f32", "q4f16_1", "q8f16_1", "q3f16_1", "q4f16_0", "q4f16_1z")
+QUICK = ("q0f32", "q4f16_1")
+SCHEMES = (*QUICK, "q8f16_1", "q3f16_1", "q4f16_0", "q4f16_1z")
 LENGTH = 300  # crosses two borders of attention's pieces of 128 tokens
 LENGTHS = (1, 15, 16, 17, 40, 5, 33, 64)  # around pages of 16 and query tiles of 16
 PAGES = 96
@@ -33,7 +34,11 @@ PROMPTS = [GENERATOR.integers(3, 157, length).tolist() for length in LENGTHS]
 SHUFFLED = GENERATOR.permutation(PAGES).tolist()
 
 
-@pytest.fixture(scope="module", params=SCHEMES)
+def params() -> list[object]:
+    return [s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in SCHEMES]
+
+
+@pytest.fixture(scope="module", params=params())
 def compiled(request: pytest.FixtureRequest, tiny_model: Tiny) -> Compiled:
     return tiny_model(CONFIG, request.param, context_window_size=320, prefill_chunk_size=320)
 

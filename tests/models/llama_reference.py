@@ -2,7 +2,8 @@
 
 In: a config, weights under checkpoint names, token ids, frequencies. Out: logits at every position.
 It is an oracle independent of torch and of our own graph: whole prefill, no cache, no batching.
-Only the rotary angles are float32, as they are in every implementation.
+Only the rotary angles are float32, as they are in every implementation, and keys and values are
+rounded where the caller says in what dtype a cache would hold them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import tiny
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[np.float64]
 
@@ -21,6 +22,7 @@ def forward(
     weights: tiny.Weights,
     prompt: tuple[int, ...],
     frequencies: tuple[NDArray[np.float32], float],
+    cached_as: DTypeLike = np.float64,
 ) -> Array:
     """Return logits, float64 (len(prompt), vocab)."""
     w = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
@@ -30,7 +32,8 @@ def forward(
     x = w["model.embed_tokens.weight"][list(prompt)]
     for layer in range(config["num_hidden_layers"]):
         at = f"model.layers.{layer}."
-        x = x + _attention(config, w, at, _norm(config, x, w[f"{at}input_layernorm.weight"]), turn)
+        y = _norm(config, x, w[f"{at}input_layernorm.weight"])
+        x = x + _attention(config, w, at, y, turn, cached_as)
         y = _norm(config, x, w[f"{at}post_attention_layernorm.weight"])
         gate = _linear(w, f"{at}mlp.gate_proj", y)
         y = gate / (1 + np.exp(-gate)) * _linear(w, f"{at}mlp.up_proj", y)
@@ -40,14 +43,22 @@ def forward(
 
 
 def _attention(
-    config: Mapping[str, object], w: Mapping[str, Array], at: str, x: Array, turn: NDArray
+    config: Mapping[str, object],
+    w: Mapping[str, Array],
+    at: str,
+    x: Array,
+    turn: NDArray,
+    cached_as: DTypeLike,
 ) -> Array:
     tokens, size = len(x), tiny.head_dim(config)
     q, k, v = (
         _linear(w, f"{at}self_attn.{name}_proj", x).reshape(tokens, -1, size) for name in "qkv"
     )
     group = q.shape[1] // k.shape[1]
-    q, k, v = _rotate(q, turn), np.repeat(_rotate(k, turn), group, 1), np.repeat(v, group, 1)
+    q = _rotate(q, turn)
+    k, v = (
+        np.repeat(x.astype(cached_as).astype(np.float64), group, 1) for x in (_rotate(k, turn), v)
+    )
     scores = np.einsum("ihd,jhd->hij", q, k) * size**-0.5
     behind = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]  # query minus key position
     window = config.get("sliding_window") or tokens
