@@ -48,6 +48,8 @@ class _Run:
     def call(self, binding: Binding, args: list[Array], layer: int) -> list[Array]:
         call = binding.call
         called = self.module.functions.get(call.op)
+        if called is not None and called.primitive:
+            return self.function(called, args, layer)
         if called is not None:
             carried, rest = args[: len(binding.outs)], args[len(binding.outs) :]
             for i in range(dict(call.attrs).get("repeat", 1)):
