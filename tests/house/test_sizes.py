@@ -1,4 +1,7 @@
-"""Files of at most 500 lines and functions of at most 60, unless a reason stands here."""
+"""Files of at most 500 lines and functions of at most 60, unless a reason stands here.
+
+A docstring does not count in a function: those of passes hold IR before and after.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -10,7 +13,6 @@ MAX_FUNCTION = 60
 
 # Path, or path:function -> why it is longer. An entry that is no longer needed fails.
 REASONS = {
-    "kernels/attention.py": "the two attention kernels share every stage; apart they would drift",
     "kernels/attention.py:attention_split": "one loop nest, read top to bottom like the C it makes",
 }
 
@@ -21,7 +23,13 @@ def sizes() -> Iterator[tuple[str, int, int]]:
         yield path, len((PACKAGE / path).read_text().splitlines()), MAX_FILE
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield f"{path}:{node.name}", (node.end_lineno or 0) - node.lineno + 1, MAX_FUNCTION
+                yield f"{path}:{node.name}", lines_of(node), MAX_FUNCTION
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    told = function.body[0] if ast.get_docstring(function) is not None else None
+    docstring = (told.end_lineno or 0) - told.lineno + 1 if told else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
 
 
 def test_nothing_is_too_long_without_a_reason() -> None:
