@@ -40,7 +40,7 @@ from sterna.passes.lower_opaque import Setting
 from sterna.passes.pipeline import graph_passes, run
 from sterna.passes.prepack import prepack
 from sterna.passes.specialize import specialize
-from sterna.program import STEP_DIMS, EntryPoint, KernelTable, build_entry
+from sterna.program import STEP_DIMS, EntryPoint, KernelTable, build_entry, self_contained
 from sterna.quantize.scheme import Scheme
 
 VERIFY_TOKENS = 32  # most tokens of a verify step, and most logit rows of any step
@@ -364,5 +364,5 @@ class _Dump:
             self.phase(f"06_{e.entry.name}_groups", "\n\n".join(e.groups.values()))
         table = source.table.kernels.items()
         self.phase("07_schedules", "\n\n".join(f"# {n}\n{k.schedule}" for n, k in table))
-        self.phase("08_loops", "\n\n".join(to_text(k.func) for _, k in table))
+        self.phase("08_loops", "\n\n".join(to_text(self_contained(k.func)) for _, k in table))
         (self.folder / "09_library.c").write_text(source.text, encoding="utf-8")

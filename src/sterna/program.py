@@ -19,7 +19,7 @@ from sterna.ir.equal import digest
 from sterna.ir.expr import Buffer, Expr, Var, const_value
 from sterna.ir.graph import Binding, Function, IRModule, Value
 from sterna.ir.loop import PrimFunc
-from sterna.ir.printer import to_text
+from sterna.ir.printer import first_vars, to_text
 from sterna.ir.rewrite import rename_buffers, substitute
 from sterna.passes.cost import Cost, attention_cost, group_cost, moving_cost
 from sterna.passes.lower import lower
@@ -170,7 +170,7 @@ class _Builder:
         if is_opaque(function):
             program = lower_opaque(function, self.setting)
             kernel = self.table.add(program.func, op, "by hand", _opaque_cost(function))
-            self.groups[function.name] = to_text(program.func)
+            self.groups[function.name] = to_text(self_contained(program.func))
             args, aliases = program.args, program.aliases
             workspaces = tuple(a for a in args if isinstance(a, Buffer))
         else:
@@ -241,6 +241,15 @@ def _unbounded(func: PrimFunc) -> PrimFunc:
     params = {p: replace(p, shape=tuple(substitute(d, dims) for d in p.shape)) for p in func.params}
     body = rename_buffers(substitute(func.body, dims), params)
     return PrimFunc(func.name, tuple(params.values()), tuple(dims.values()), body)  # type: ignore[arg-type]
+
+
+def self_contained(func: PrimFunc) -> PrimFunc:
+    """The kernel as text that reads back: all sizes in the shapes of its parameters are dims.
+
+    The number of cached pages is none of a compiled kernel's dims: no address depends on it.
+    """
+    used = first_vars(extent for p in func.params for extent in p.shape)
+    return replace(func, dims=(*func.dims, *(v for v in used if v not in func.dims)))
 
 
 def _unused(wanted: str, taken: object) -> str:
