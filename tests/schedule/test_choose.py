@@ -26,7 +26,7 @@ def test_few_rows_read_weights_once_and_many_share_a_panel() -> None:
     assert any(isinstance(s, At) and s.stage == "t1.weight" and s.scope == "scratch" for s in many)
 
 
-@pytest.mark.parametrize(("columns", "block"), [(64, 16), (128, 32), (4096, 64), (20, 16)])
+@pytest.mark.parametrize(("columns", "block"), [(64, 16), (128, 32), (4096, 32), (20, 16)])
 def test_a_small_product_still_has_items_for_every_thread(columns: int, block: int) -> None:
     schedule = choose(product_group("small", (columns, 64), Q4, 1), V3)
     first = next(s for s in schedule if isinstance(s, Split))

@@ -33,10 +33,10 @@ class MatvecKnobs:
     """`lanes` a register; `rows` of the weight a work item, halved while items are too few."""
 
     lanes: int
-    rows: int = 64
+    rows: int = 32
     least_rows: int = 16
     items: int = 4
-    unroll: int = 8  # steps of k written out; a whole period of packed words where that is more
+    unroll: int = 16  # steps of k written out; a whole period of packed words where that is more
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ def _sum(stage: Compute, lanes: int) -> tuple[Step, ...]:
 
 
 def _sum_by_word(stage: Compute, weight: Compute, knobs: MatvecKnobs) -> tuple[Step, ...]:
-    """A sum that reads packed words: each word's codes are used up, one register after another."""
+    """A sum that reads packed words, a few at a time: each code of all registers in turn."""
     n, k = _names(stage), stage.over[0]
     codes = _whole_periods(knobs.unroll, _period(weight), k.extent)
     if codes is None:
@@ -164,7 +164,7 @@ def _sum_by_word(stage: Compute, weight: Compute, knobs: MatvecKnobs) -> tuple[S
     return (
         Split(stage.name, n.axis, n.register, n.lane, knobs.lanes),
         Split(stage.name, k.name, word, code, codes),
-        Reorder(stage.name, (word, n.register, code, n.lane)),
+        Reorder(stage.name, (word, code, n.register, n.lane)),
         Unroll(stage.name, code),
         *_annotate(stage),
     )
