@@ -41,7 +41,6 @@ from sterna.passes.pipeline import graph_passes, run
 from sterna.passes.prepack import prepack
 from sterna.passes.specialize import specialize
 from sterna.program import STEP_DIMS, EntryPoint, KernelTable, build_entry, self_contained
-from sterna.quantize.scheme import Scheme
 
 VERIFY_TOKENS = 32  # most tokens of a verify step, and most logit rows of any step
 
@@ -160,7 +159,7 @@ def compile_source(
         _entry(title, module, tiles, model, sizes, table)
         for title in ("prefill", "decode", "verify")
     )
-    manifest = _manifest(folder, quantization, target, module, tiles, model, sizes, table, entries)
+    manifest = _manifest(folder, target, module, tiles, model, sizes, table, entries)
     return Source(manifest, _c_source(manifest, module, table), table, entries)
 
 
@@ -264,7 +263,6 @@ def _attention_overrides(options: CompileOptions) -> dict[str, int | None]:
 
 def _manifest(
     folder: ModelFolder,
-    quantization: Scheme,
     target: Target,
     module: IRModule,
     tiles: dict[str, int],
