@@ -25,9 +25,7 @@ def specialize(module: IRModule, most: Mapping[str, int]) -> IRModule:
     return replace(module, functions=functions, dims=dims)
 
 
-def _function(
-    function: Function, dims: Mapping[Var, Expr], values: dict[Value, Value]
-) -> Function:
+def _function(function: Function, dims: Mapping[Var, Expr], values: dict[Value, Value]) -> Function:
     def narrow(value: Value) -> Value:
         if value not in values:
             shape = tuple(substitute(d, dims) for d in value.shape)
