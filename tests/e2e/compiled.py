@@ -118,16 +118,19 @@ def cut(length: int, chunk: int) -> list[int]:
 
 def greedy(executable: Executable, prompt: Sequence[int], count: int) -> list[int]:
     """The `count` most likely next tokens, one after another."""
+    return [int(row.argmax()) for row in greedy_logits(executable, prompt, count)]
+
+
+def greedy_logits(executable: Executable, prompt: Sequence[int], count: int) -> Logits:
+    """Logits of `count` steps, each of which takes the most likely token of the one before."""
     page_size = executable.manifest.kv_cache.page_size
     pages = range(-(-(len(prompt) + count) // page_size))
-    new: list[int] = []
+    found: list[Logits] = []
     part = Part(prompt, 0, pages)
     for _ in range(count):
-        row = executable.step(step_input([part], page_size))[0]
-        start = part.start + len(part.tokens)
-        new.append(int(row.argmax()))
-        part = Part(new[-1:], start, pages)
-    return new
+        found.append(executable.step(step_input([part], page_size))[0].copy())
+        part = Part([int(found[-1].argmax())], part.start + len(part.tokens), pages)
+    return np.array(found)
 
 
 def ints(values: object) -> NDArray[np.int32]:

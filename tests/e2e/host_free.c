@@ -1,5 +1,5 @@
 // Makes a library for aarch64 Linux its own program: no loader, no libc. Reads an image of memory
-// from stdin (see host_free.py), runs its steps, writes the tokens they gave to stdout.
+// from stdin (see host_free.py), runs its steps, writes the logits that they gave to stdout.
 typedef struct {
     i64 entry, dims, buffers, count, tokens; // offsets in the image; tokens: where the last one goes
 } ImageStep;
@@ -46,8 +46,9 @@ EXPORT void start(void) {
         i32 failed = step->entry ? sterna_entry_decode(pool, table, base + image->arena, dims)
                                  : sterna_entry_prefill(pool, table, base + image->arena, dims);
         if (failed) call_system(93, 1, 0, 0, 0, 0); // exit
-        token = largest((const float *)(base + image->logits), image->vocab);
-        call_system(64, 1, (i64)&token, 4, 0, 0); // write
+        const float *logits = (const float *)(base + image->logits);
+        token = largest(logits, image->vocab);
+        call_system(64, 1, (i64)logits, 4 * image->vocab, 0, 0); // write
     }
     call_system(93, 0, 0, 0, 0, 0);
 }

@@ -1,6 +1,7 @@
 """A compiled model run on another machine's processor, emulated, with nothing but its own code.
 
-In: a model folder, a target and a prompt. Out: greedy tokens. The memory that a runtime would
+In: a model folder, a target and a prompt. Out: the logits of greedy
+decoding. The memory that a runtime would
 allocate and fill is laid out here as one image, in which pointers are offsets; `host_free.c`,
 compiled into the library, maps it and calls the entry points. Its prompt takes the prefill entry
 and every further token the decode entry.
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compiled import Part, step_input
+from compiled import Logits, Part, step_input
 
 from sterna.base.artifact import Entry, Manifest
 from sterna.base.dtype import dtype
@@ -40,8 +41,8 @@ def run_under_qemu(
     prompt: Sequence[int],
     count: int,
     scratch: Path,
-) -> list[int]:
-    """The `count` greedy tokens; skips where there is no emulator."""
+) -> Logits:
+    """The logits of `count` greedy steps; skips where there is no emulator."""
     emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     if emulator is None or shutil.which("readelf") is None:
         pytest.skip("needs qemu-aarch64 (package qemu-user) and readelf")
@@ -55,7 +56,7 @@ def run_under_qemu(
     with image.open("rb") as file:
         done = subprocess.run([emulator, program], stdin=file, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return list(struct.unpack(f"<{count}i", done.stdout))
+    return np.frombuffer(done.stdout, "<f4").reshape(count, source.manifest.model.vocab_size)
 
 
 def with_entry_point(library: Path, symbol: str) -> Path:
