@@ -143,8 +143,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=tokenizer.FOLDER)
     parser.add_argument("--output", type=Path, default=tokenizer.FOLDER / "figures.json")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
     figures = {}
     for name, bits in (("float16", None), ("4 bits", 4), ("3 bits", 3)):
         figures[name] = measure(args.model, bits, args.seed)
