@@ -5,7 +5,8 @@
 Both are compiled by the same toolchain and run on the same pool in the same rounds, turn about:
 a loop that reads memory and adds it up, and the kernel that the schedule rules give for one row.
 Each call takes the next of a ring of matrices too large for any cache. Prints JSON; a figure is
-that of the 10th percentile of the calls' wall time.
+the median over rounds, and the ratio is taken round by round: what else runs on a machine drifts,
+and takes from both.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from sterna.schedule.choose import choose
 _TILE = 64
 _RING_BYTES = 400_000_000
 _READ_BYTES = 8 << 20  # of one read
-_ROUNDS = 8
+_ROUNDS = 40
 
 _READ = """
 struct read_args { Pool *pool; const u64 *from; u64 *sums; };
@@ -131,7 +132,7 @@ def timed(calls: list[Callable[[], None]]) -> list[float]:
 
 def measure(
     lib: ctypes.CDLL, threads: int, arrays: list[NDArray[Any]], x: NDArray[Any], out: NDArray[Any]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     pool = np.zeros(POOL_BYTES + 64, np.uint8)
     pool = pool[-pool.ctypes.data % 64 :][:POOL_BYTES]
     lib.sterna_work.argtypes = [ctypes.c_void_p, ctypes.c_int32]
@@ -150,19 +151,21 @@ def measure(
     read_calls = [
         lambda a=a: lib.run_read(ctypes.c_void_p(a.ctypes.data), items) for a in read_args
     ]
-    kernel: list[float] = []
-    read: list[float] = []
+    rounds: list[tuple[float, float]] = []
     team.begin()
     for _ in range(_ROUNDS):
-        read += timed(read_calls)
-        kernel += timed(kernel_calls)
+        read = _READ_BYTES / np.median(timed(read_calls)) / 1e9
+        kernel = sum(a.nbytes for a in arrays) / np.median(timed(kernel_calls)) / 1e9
+        rounds.append((float(read), float(kernel)))
     team.end()
     team.stop()
-    rates = {
-        "read": _READ_BYTES / np.percentile(read, 10) / 1e9,
-        "matvec": sum(a.nbytes for a in arrays) / np.percentile(kernel, 10) / 1e9,
+    ratios = [kernel / read for read, kernel in rounds]
+    return {
+        "read": round(float(np.median([read for read, _ in rounds])), 2),
+        "matvec": round(float(np.median([kernel for _, kernel in rounds])), 2),
+        "matvec_of_read": round(float(np.median(ratios)), 3),
+        "quartiles": [round(float(q), 3) for q in np.percentile(ratios, [25, 75])],
     }
-    return {k: round(float(v), 2) for k, v in rates.items()}
 
 
 def main() -> None:
@@ -184,17 +187,12 @@ def main() -> None:
         rates = {n: measure(lib, n, arrays, x, out) for n in options.threads}
     exact = x.astype(np.float64) @ dequantize(packed, packing, (size, size)).astype(np.float64).T
     error = np.abs(out[:, :size] - exact).max() / np.abs(exact).max()
-    best = max(r["read"] for r in rates.values())
     result = {
         "scheme": options.scheme,
         "size": size,
         "target": host_target().spec,
         "error": float(error),
         "gigabytes_per_second": {f"{n} threads": r for n, r in rates.items()},
-        "matvec_of_read": {
-            f"{n} threads": round(r["matvec"] / r["read"], 3) for n, r in rates.items()
-        },
-        "best_matvec_of_best_read": round(max(r["matvec"] for r in rates.values()) / best, 3),
     }
     text = json.dumps(result, indent=2)
     print(text)
