@@ -34,13 +34,13 @@ from sterna.ir.compute import Group
 from sterna.ir.expr import Var
 from sterna.nn.trace import Trace
 from sterna.passes.lower import lower
+from sterna.passes.prepack import ROW_TILE
 from sterna.quantize.pack import dequantize, packed_spec, quantize
 from sterna.quantize.scheme import Scheme, scheme
 from sterna.runtime.threads import POOL_BYTES, Team
 from sterna.schedule.apply import apply
 from sterna.schedule.choose import choose
 
-_TILE = 64
 _RING_BYTES = 400_000_000
 _READ_BYTES = 8 << 20  # of one read
 _ROUNDS = 40
@@ -77,7 +77,7 @@ def product_group(size: int, packing: Scheme) -> Group:
         "dequantize", *parts, bits=packing.bits, group=packing.group, bias=packing.bias,
         layout=packing.layout, packing=packing.packing, rows=size, depth=size,
     ) if packing.is_quantized else parts[0]  # fmt: skip
-    tiles = dict.fromkeys(trace.weights, _TILE) if packing.layout == "NK" else {}
+    tiles = dict.fromkeys(trace.weights, ROW_TILE) if packing.layout == "NK" else {}
     return lower(trace.function(trace.emit("matmul", x, weight)), tiles).group
 
 
@@ -118,7 +118,7 @@ def ring(arrays: list[NDArray[Any]]) -> tuple[NDArray[np.uint8], list[list[int]]
 def tiled(array: NDArray[Any], packing: Scheme) -> NDArray[Any]:
     if packing.layout == "KN":
         return array
-    return np.ascontiguousarray(array.reshape(-1, _TILE, array.shape[1]).transpose(0, 2, 1))
+    return np.ascontiguousarray(array.reshape(-1, ROW_TILE, array.shape[1]).transpose(0, 2, 1))
 
 
 def timed(calls: list[Callable[[], None]]) -> list[float]:
@@ -180,7 +180,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     packed = quantize(rng.standard_normal((size, size)).astype(np.float32), packing)
     x = rng.standard_normal((1, size)).astype(np.float32)
-    out = np.zeros((1, size + _TILE), np.float32)
+    out = np.zeros((1, size + ROW_TILE), np.float32)
     arrays = [tiled(a, packing) for a in packed.values()]
     with tempfile.TemporaryDirectory() as folder:
         lib = library(render(apply(group, choose(group, host_target()))), Path(folder))

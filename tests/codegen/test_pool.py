@@ -34,15 +34,21 @@ def build(folder: Path, command: list[str], *flags: str) -> Run:
     return run
 
 
+def compiler() -> list[str]:
+    """What compiles libraries as well: it is always there."""
+    return list(find_compiler().command)
+
+
 def gcc() -> list[str]:
+    """The sanitizers' runtimes come with gcc."""
     if shutil.which("gcc") is None:
-        pytest.skip("needs gcc")
+        pytest.skip("needs gcc, which brings the sanitizers' runtimes")
     return ["gcc"]
 
 
 @pytest.fixture(scope="module")
 def optimized(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return build(tmp_path_factory.mktemp("pool"), gcc(), "-O2")
+    return build(tmp_path_factory.mktemp("pool"), compiler(), "-O2")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4, 13])
@@ -64,9 +70,12 @@ def test_under_sanitizers(tmp_path: Path, sanitizers: str) -> None:
     probe = tmp_path / "probe.c"
     probe.write_text("int main(void) { return 0; }\n")
     command = [*gcc(), f"-fsanitize={sanitizers}", str(probe), "-o", str(tmp_path / "probe")]
-    built = subprocess.run(command, capture_output=True)
-    if built.returncode or subprocess.run([tmp_path / "probe"], capture_output=True).returncode:
-        pytest.skip(f"needs a gcc whose {sanitizers} sanitizers work on this machine")
+    built = subprocess.run(command, capture_output=True, text=True)
+    if built.returncode:
+        pytest.skip(f"this gcc cannot link -fsanitize={sanitizers}: {built.stderr[-200:].strip()}")
+    ran = subprocess.run([tmp_path / "probe"], capture_output=True, text=True)
+    if ran.returncode:
+        pytest.skip(f"an empty program fails under {sanitizers} here: {ran.stderr[-200:].strip()}")
     run = build(tmp_path, gcc(), "-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover")
     for mode in ("plain", "late"):
         assert run(4, 500, mode) == "ok\n"
@@ -78,7 +87,7 @@ def test_a_lost_chunk_would_be_seen(tmp_path: Path) -> None:
     broken = text.replace("work(args, 0, items, 0);", "work(args, 0, items - 1, 0);")
     assert broken != text
     (tmp_path / "pool.h").write_text(broken)
-    run = build(tmp_path, gcc(), "-O1", f"-iquote{tmp_path}")
+    run = build(tmp_path, compiler(), "-O1", f"-iquote{tmp_path}")
     assert "fork" in run(1, 100, "plain")
 
 

@@ -92,8 +92,10 @@ def test_undefined_behaviour_traps_when_asked(tmp_path: Path) -> None:
 
 
 def test_the_host_library_needs_nothing(tmp_path: Path) -> None:
-    if host_target().suffix != ".so" or shutil.which("readelf") is None:
-        pytest.skip("needs readelf")
+    if host_target().suffix != ".so":
+        pytest.skip("looks at an ELF library, and this machine's are of another format")
+    if shutil.which("readelf") is None:
+        pytest.skip("needs readelf (package binutils)")
     library = _built(tmp_path)
     dynamic = subprocess.run(["readelf", "-d", library], capture_output=True, text=True).stdout
     symbols = subprocess.run(["readelf", "--dyn-syms", library], capture_output=True, text=True)
@@ -137,7 +139,7 @@ def qemu() -> str:
 def test_a_library_for_aarch64_runs_under_qemu(tmp_path: Path) -> None:
     emulator = qemu()
     if shutil.which("readelf") is None:
-        pytest.skip("needs readelf")
+        pytest.skip("needs readelf (package binutils)")
     library = tmp_path / "x.so"
     compile_library([UNITS[0] + START, UNITS[1]], parse_target("cpu:aarch64-linux"), library)
     symbols = subprocess.run(["readelf", "--dyn-syms", "-W", library], capture_output=True)
@@ -158,7 +160,7 @@ def test_a_library_for_aarch64_runs_under_qemu(tmp_path: Path) -> None:
 def test_the_pool_runs_on_aarch64_threads(tmp_path: Path) -> None:
     emulator, compiler = qemu(), find_compiler()
     if compiler.family != "zig":
-        pytest.skip("needs zig, which carries a libc for aarch64")
+        pytest.skip("STERNA_CC names another compiler; zig carries a libc for aarch64")
     here = Path(__file__).parent
     source, include = here / "pool_harness.c", here.parents[1] / "src" / "sterna" / "codegen"
     flags = ["-target", "aarch64-linux-musl", "-static", "-O2", "-std=gnu11", f"-I{include}"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sterna.base.dtype import BF16, BOOL, F16, F32, I8, I16, I32, I64, U8, U16, U32, U64, DType
+from sterna.base.dtype import BF16, BOOL, F16, F32, I8, I16, I32, I64, U8, U16, U32, U64
 
 # How a dtype is held in C. f16 and bf16 are carried as their bits until they are converted.
 C_NAMES = {
@@ -21,11 +21,6 @@ C_NAMES = {
     I32: "i32", U32: "u32", I64: "i64", U64: "u64", BOOL: "u8",
 }  # fmt: skip
 _SIZES = {"f32": 4, "i32": 4, "u32": 4, "i16": 2, "u16": 2, "i8": 1, "u8": 1}
-
-
-def vector_name(dtype: DType, lanes: int) -> str:
-    """The C type of `lanes` elements, e.g. f32x8; the scalar type for one lane."""
-    return C_NAMES[dtype] if lanes == 1 else f"{C_NAMES[dtype]}x{lanes}"
 
 
 def prelude(widths: Iterable[int]) -> str:

@@ -8,6 +8,7 @@ Function lists the names and types of those it reads, with "{i}" standing for th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -94,9 +95,9 @@ class IRModule:
     constants: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def map(self, transform: object) -> IRModule:
+    def map(self, transform: Callable[[Function], Function]) -> IRModule:
         """The module with `transform(function)` in place of each function."""
-        functions = {name: transform(f) for name, f in self.functions.items()}  # type: ignore[operator]
+        functions = {name: transform(f) for name, f in self.functions.items()}
         return replace(self, functions=functions)
 
 
