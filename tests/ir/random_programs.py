@@ -104,7 +104,8 @@ def statement(draw: Draw, known: Known, depth: int) -> Stmt:
     if kind == "for":
         var = Var(draw(st.sampled_from(NAMES)), draw(st.sampled_from([I32, I32, I64])))
         body = statement(draw, replace(known, vars=(*known.vars, var)), depth - 1)
-        return For(var, index(draw, known), body, draw(st.sampled_from(list(ForKind))))
+        kinds_of_loop = [kind for kind in ForKind if kind is not ForKind.THREAD]  # wants a number
+        return For(var, index(draw, known), body, draw(st.sampled_from(kinds_of_loop)))
     if kind == "let":
         dtype = draw(st.sampled_from([I32, F32, U32, BF16]))
         var = Var(draw(st.sampled_from(NAMES)), dtype)

@@ -286,9 +286,14 @@ def test_arguments_are_checked() -> None:
         evaluate_primfunc(PrimFunc("f", (), (N,), Seq(())), {}, {})
 
 
-def test_sync_is_refused() -> None:
-    with pytest.raises(InvalidIR, match="Sync"):
-        run(Sync(), {})
+def test_threads_are_done_before_what_follows() -> None:
+    x, y = buffer("x", 8), buffer("y", 8)
+    fill = For(T, wrap(8), store(x, T, cast(F32, T)), ForKind.THREAD)
+    back = Var("u", lo=0, hi=7)
+    turn = For(back, wrap(8), store(y, back, x[7 - back]), ForKind.THREAD)
+    values, out = f32(8), f32(8)
+    run(seq(fill, Sync(), turn), {x: values, y: out})
+    np.testing.assert_array_equal(out, np.arange(8, dtype=np.float32)[::-1])
 
 
 def test_gather_by_index() -> None:

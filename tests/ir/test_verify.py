@@ -23,7 +23,7 @@ from sterna.ir.expr import (
     wrap,
 )
 from sterna.ir.graph import Binding, Call, Function, IRModule, TensorType, Value, call
-from sterna.ir.loop import Alloc, For, If, Let, PrimFunc, Seq, Stmt, Store, Sync, store
+from sterna.ir.loop import Alloc, For, ForKind, If, Let, PrimFunc, Seq, Stmt, Store, Sync, store
 from sterna.ir.parser import parse_module
 from sterna.ir.verify import verify, verify_function, verify_group, verify_primfunc
 
@@ -83,6 +83,12 @@ BROKEN: list[tuple[Stmt, str]] = [
     (For(K, wrap(4), For(K, wrap(4), Seq(()))), "k is bound twice"),
     (For(N, wrap(4), Seq(())), "n is bound twice"),
     (For(Var("k", F32), wrap(4), Seq(())), "loop variable k must be an integer"),
+    (For(K, N, Seq(()), ForKind.THREAD), "thread loop k must have a number of turns"),
+    (For(K, wrap(4), Sync(), ForKind.THREAD), "a sync stands inside a thread loop"),
+    (
+        For(K, wrap(4), For(Var("p"), wrap(2), Seq(()), ForKind.PARALLEL), ForKind.THREAD),
+        "parallel loop p stands inside a thread loop",
+    ),
     (For(K, Const(4.0, F32), Seq(())), "the extent of loop k must be integers, not f32"),
     (For(Var("k", lo=3, hi=1), wrap(4), Seq(())), r"k has bounds 3\.\.1"),
     (store(LOST, 0, 1.0), r"buffer lost is used where it is not known, in: lost\[0\] = 1.0"),

@@ -212,7 +212,8 @@ class BlockParser:
         if name in _SINGLES:
             return Unary(_SINGLES[name], self.expr(arguments_of(node, 1)[0]))
         if name in INTRINSICS:
-            return Intrin(name, tuple(self.together(arguments_of(node, 3))))
+            arguments = arguments_of(node, INTRINSICS[name].arity)
+            return Intrin(name, tuple(self.together(arguments)))
         fail(node, f"{source(node.func)} is not a function of expressions")
 
     def conversion(self, node: ast.Call, dtype: DType) -> Expr:

@@ -78,8 +78,24 @@ BINARY: dict[str, Operator] = {
     "or": Operator("logical_or", np.logical_or, commutative=True),
 }
 
-# Intrin names and their meaning in numpy.
-INTRINSICS: dict[str, Callable[..., Any]] = {"fma": lambda a, b, c: a * b + c}
+
+@dataclass(frozen=True, slots=True)
+class Intrinsic:
+    """A row of the intrinsics: hardware has them, or they are made of what it has."""
+
+    arity: int
+    numpy: Callable[..., Any]
+
+
+def _half(pair: Any, shift: int) -> Any:
+    """The i16 at bit `shift` of an i32."""
+    return (((pair >> shift) & 0xFFFF) ^ 0x8000) - 0x8000
+
+
+INTRINSICS: dict[str, Intrinsic] = {
+    "fma": Intrinsic(3, lambda a, b, c: a * b + c),
+    "dot2": Intrinsic(2, lambda a, b: _half(a, 0) * _half(b, 0) + _half(a, 16) * _half(b, 16)),
+}
 
 
 class Expr:
@@ -234,7 +250,11 @@ class Load(Expr):
 
 @node
 class Intrin(Expr):
-    """A named operation of several arguments: `fma(a, b, c)` = a * b + c rounded once."""
+    """A named operation of several arguments, a row of INTRINSICS.
+
+    `fma(a, b, c)` = a * b + c rounded once. `dot2(a, b)` takes each i32 for two i16 and sums the
+    two products; it may be as large as 2**31, where it wraps.
+    """
 
     name: str
     args: tuple[Expr, ...]
@@ -250,7 +270,8 @@ def wrap(value: ExprLike, dtype: DType | None = None) -> Expr:
         return value
     if dtype is None:
         dtype = BOOL if isinstance(value, bool) else I32 if isinstance(value, int) else F32
-    return Const(float(value) if dtype.is_float else value, dtype)
+    kept = float(value) if dtype.is_float else int(value) if dtype.is_int else value
+    return Const(kept, dtype)
 
 
 def const_value(expr: Expr) -> int | float | bool | None:
@@ -359,6 +380,11 @@ def fma(a: ExprLike, b: ExprLike, c: ExprLike) -> Expr:
     """a * b + c with one rounding, on targets that have it; see Target.fma."""
     dtype = next(x.dtype for x in (a, b, c) if isinstance(x, Expr))
     return Intrin("fma", (wrap(a, dtype), wrap(b, dtype), wrap(c, dtype)))
+
+
+def dot2(a: Expr, b: Expr) -> Expr:
+    """Sum of the products of two pairs of i16, each pair in an i32."""
+    return Intrin("dot2", (a, b))
 
 
 def exp(a: Expr) -> Expr:

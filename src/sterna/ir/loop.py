@@ -4,8 +4,11 @@
           | If(cond, then, orelse) | Alloc(buffer, body) | Seq(stmts) | Sync
 
 A program is scalar throughout: a VECTOR or UNROLL loop says how the renderer may execute it, not
-what it means, so the interpreter runs every loop as a loop. Work items of a PARALLEL loop are
-independent and may run on any thread; a Sync separates work items of one group (GPUs).
+what it means, so the interpreter runs every loop as a loop. Turns of a PARALLEL loop are
+independent and may run anywhere in any order. On targets with work groups such a turn is a group,
+and the turns of a THREAD loop in it are the group's threads, side by side: they are independent
+too, and all are done before what follows the loop begins. So a program with threads needs no
+barrier to have a meaning; renderers insert them (Sync) where threads touch each other's memory.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ from sterna.ir.expr import Buffer, Expr, ExprLike, Var, node, wrap
 
 
 class ForKind(Enum):
-    """How a loop runs. PARALLEL: over threads; VECTOR: as one SIMD operation."""
+    """How a loop runs. PARALLEL: over threads or work groups; VECTOR: as one SIMD operation;
+    THREAD: over the threads of a work group."""
 
     SERIAL = "serial"
     PARALLEL = "parallel"
     VECTOR = "vector"
     UNROLL = "unroll"
+    THREAD = "thread"
 
 
 class Stmt:
@@ -78,7 +83,7 @@ class Seq(Stmt):
 
 @node
 class Sync(Stmt):
-    """All work items of a group arrive before any goes on."""
+    """All threads of a group arrive before any goes on; stands between THREAD loops."""
 
 
 @node

@@ -49,6 +49,7 @@ LOOPS = {
     ForKind.PARALLEL: "parallel",
     ForKind.VECTOR: "vector",
     ForKind.UNROLL: "unroll",
+    ForKind.THREAD: "thread",
 }
 _ATOM, _UNARY = 100, 90
 

@@ -201,13 +201,13 @@ class Values:
 
     def _intrin(self, expr: Intrin) -> Thunk:
         args, dtype = [self(arg) for arg in expr.args], expr.dtype
-        function = INTRINSICS.get(expr.name)
-        if function is None:
+        row = INTRINSICS.get(expr.name)
+        if row is None:
             raise InvalidIR(
                 f"intrinsic {expr.name!r} has no meaning; known: {', '.join(INTRINSICS)}"
             )
         if expr.name != "fma" or not dtype.is_float:
-            return lambda: function(*(arg() for arg in args))
+            return lambda: row.numpy(*(arg() for arg in args))
         a, b, c = args
 
         def fused() -> Any:

@@ -33,7 +33,7 @@ from sterna.ir.expr import (
     const_value,
 )
 from sterna.ir.graph import Binding, Call, Function, IRModule, TensorType, Value
-from sterna.ir.loop import Alloc, For, If, Let, PrimFunc, Seq, Stmt, Store, Sync
+from sterna.ir.loop import Alloc, For, ForKind, If, Let, PrimFunc, Seq, Stmt, Store, Sync
 from sterna.ir.printer import to_text
 from sterna.ir.simplify import simplify
 
@@ -54,6 +54,7 @@ class _Checker:
         self.ended: set[Var | Buffer] = set()  # was in scope once
         self.types: dict[Expr, DType] = {}  # of expressions checked in the scope that now holds
         self.implicit_dims = False
+        self.threads = 0  # THREAD loops around here
 
     def fail(self, rule: str, node: Expr | Stmt | None = None) -> InvalidIR:
         shown = "" if node is None else f", in: {_shown(node)}"
@@ -178,8 +179,9 @@ class _Checker:
     def intrin(self, expr: Intrin) -> DType:
         if expr.name not in INTRINSICS:
             raise self.fail(f"{expr.name!r} is not an intrinsic; known: {', '.join(INTRINSICS)}")
-        if expr.name == "fma" and len(expr.args) != 3:
-            raise self.fail(f"fma takes 3 arguments, not {len(expr.args)}")
+        arity = INTRINSICS[expr.name].arity
+        if len(expr.args) != arity:
+            raise self.fail(f"{expr.name} takes {arity} arguments, not {len(expr.args)}")
         return self.same(expr.args, expr)
 
     def access(self, buffer: Buffer, index: Sequence[Expr], whole: Expr | Stmt) -> None:
@@ -197,7 +199,7 @@ class _Checker:
             self.integers([stmt.extent], f"the extent of loop {stmt.var.name}")
             if not stmt.var.dtype.is_int:
                 raise self.fail(f"loop variable {stmt.var.name} must be an integer")
-            self.inside(stmt.var, stmt.body)
+            self.loop(stmt)
         elif isinstance(stmt, Store):
             self.store(stmt)
         elif isinstance(stmt, Seq):
@@ -216,6 +218,20 @@ class _Checker:
             self.inside(stmt.buffer, stmt.body)
         elif not isinstance(stmt, Sync):
             raise self.fail(f"{type(stmt).__name__} is not a statement")
+        elif self.threads:
+            raise self.fail("a sync stands inside a thread loop, whose turns cannot wait")
+
+    def loop(self, stmt: For) -> None:
+        threads = stmt.kind is ForKind.THREAD
+        if threads and const_value(stmt.extent) is None:
+            raise self.fail(
+                f"thread loop {stmt.var.name} must have a number of turns that is known"
+            )
+        if stmt.kind is ForKind.PARALLEL and self.threads:
+            raise self.fail(f"parallel loop {stmt.var.name} stands inside a thread loop")
+        self.threads += threads
+        self.inside(stmt.var, stmt.body)
+        self.threads -= threads
 
     def inside(self, item: Var | Buffer, body: Stmt) -> None:
         self.bind(item)
