@@ -108,4 +108,8 @@ class OutOfMemory(DeviceError):
 
 
 class RequestError(Error):
-    """A prompt or option the engine cannot serve."""
+    """A prompt or option the engine cannot serve. `param` is the field at fault, if it is one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param

@@ -1,7 +1,8 @@
 """What callers get back: the shapes of OpenAI's chat and text completions, as typed structs.
 
 Attribute access, `model_dump()` and `model_dump_json()` work as on openai's own objects. Beside
-those shapes there are `timings` and, on text completions, the token ids when asked for.
+those shapes there are `timings`, `reasoning_content` and, on text completions, the token ids when
+asked for. What callers send is in api_request.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Shape(msgspec.Struct, kw_only=True):
@@ -31,10 +32,28 @@ def _without_none(value: Any) -> Any:
     return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
+class Sparse(Shape, omit_defaults=True):
+    """A result whose absent fields are left out of its JSON, as OpenAI does for these."""
+
+
+class PromptTokensDetails(Shape):
+    """`cached_tokens`: how many of the prompt's tokens were reused, not computed."""
+
+    cached_tokens: int
+
+
+class CompletionTokensDetails(Shape):
+    """`reasoning_tokens`: how many of the answer's tokens were thinking, marks included."""
+
+    reasoning_tokens: int
+
+
 class Usage(Shape):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
 
 
 class Timings(Shape):
@@ -56,12 +75,33 @@ class TokenLogprob(TopLogprob):
 
 
 class ChoiceLogprobs(Shape):
+    """Of every token of an answer, those of its reasoning and tool calls too."""
+
     content: list[TokenLogprob]
+    refusal: None = None
 
 
-class Message(Shape):
-    role: str
-    content: str
+class FunctionCall(Shape):
+    """`arguments` is JSON text that satisfies the tool's schema."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Shape):
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class Message(Sparse):
+    """`content` is None where there are tool calls and nothing else was said."""
+
+    role: Literal["assistant"] = msgspec.field()
+    content: str | None = msgspec.field()
+    refusal: None = msgspec.field()
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class Choice(Shape):
@@ -78,13 +118,31 @@ class ChatCompletion(Shape):
     choices: list[Choice]
     usage: Usage
     timings: Timings
-    object: str = "chat.completion"
+    object: Literal["chat.completion"] = "chat.completion"
     system_fingerprint: str | None = None
 
 
-class ChoiceDelta(Shape):
-    role: str | None = None
+class FunctionDelta(Sparse):
+    """The name comes first and whole; arguments come in pieces."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallDelta(Sparse):
+    """A piece of the tool call number `index`; id and type come with its name."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta | None = None
+
+
+class ChoiceDelta(Sparse):
+    role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChunkChoice(Shape):
@@ -103,7 +161,7 @@ class ChatCompletionChunk(Shape):
     choices: list[ChunkChoice]
     usage: Usage | None = None
     timings: Timings | None = None
-    object: str = "chat.completion.chunk"
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     system_fingerprint: str | None = None
 
 
@@ -132,5 +190,5 @@ class Completion(Shape):
     choices: list[CompletionChoice]
     usage: Usage | None = None
     timings: Timings | None = None
-    object: str = "text_completion"
+    object: Literal["text_completion"] = "text_completion"
     system_fingerprint: str | None = None

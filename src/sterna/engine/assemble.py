@@ -45,6 +45,7 @@ class Totals:
     left: int
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
     timings: api.Timings | None = None
 
     def add(self, event: Finished) -> bool:
@@ -52,6 +53,7 @@ class Totals:
         self.left -= 1
         self.prompt_tokens += event.prompt_tokens
         self.completion_tokens += event.completion_tokens
+        self.cached_tokens += event.cached_tokens
         self.timings = event.timings
         return self.left == 0
 
@@ -61,6 +63,8 @@ class Totals:
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             total_tokens=total,
+            prompt_tokens_details=api.PromptTokensDetails(cached_tokens=self.cached_tokens),
+            completion_tokens_details=api.CompletionTokensDetails(reasoning_tokens=0),
         )
 
 
@@ -162,7 +166,7 @@ class Written:
         assert self.finish_reason is not None, "an answer without an end"
         return api.Choice(
             index=index,
-            message=api.Message(role="assistant", content=self.text),
+            message=api.Message(role="assistant", content=self.text, refusal=None),
             finish_reason=self.finish_reason,
             logprobs=chat_logprobs(reply.tokenizer, self.samples) if reply.logprobs else None,
         )

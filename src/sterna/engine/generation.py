@@ -33,6 +33,7 @@ class Finished:
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int  # of the prompt, reused and not computed
     timings: Timings
 
 
@@ -101,7 +102,8 @@ class Request:
         tokens = sum(answer.sequence.output_length for answer in self.answers)
         prompt = len(self.ask.prompt)
         timings = self.clock.timings(prompt, tokens, len(self.answers))
-        return Finished(prompt, tokens, timings)
+        cached = self.answers[0].sequence.reused or 0
+        return Finished(prompt, tokens, cached, timings)
 
 
 class Answer:

@@ -29,6 +29,13 @@ class Mode(StrEnum):
     SERVER = "server"
 
 
+class PrefillMode(StrEnum):
+    """Which steps run prompts; see `scheduler`."""
+
+    HYBRID = "hybrid"
+    CHUNKED = "chunked"
+
+
 def _option(
     default: Any, kind: type, help: str, lo: float | None = None, hi: float | None = None
 ) -> Any:
@@ -77,10 +84,11 @@ class SamplingOptions:
         object.__setattr__(self, "stop", _stops(self.stop))
         _check(self)
         if self.top_logprobs and not self.logprobs:
-            raise RequestError("top_logprobs needs logprobs=True")
+            raise RequestError("top_logprobs needs logprobs=True", "top_logprobs")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(
-                f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}"
+                f"min_tokens is {self.min_tokens}, more than max_tokens, {self.max_tokens}",
+                "min_tokens",
             )
 
 
@@ -100,14 +108,21 @@ class EngineOptions:
     context_window_size: int | None = _option(None, int, "longest prompt and answer together", 1)
     prefill_chunk_size: int | None = _option(None, int, "most tokens in one step", 1)
     threads: int | None = _option(None, int, "threads of a CPU device (default: all cores)", 1)
+    prefill_mode: PrefillMode | str = field(
+        default=PrefillMode.HYBRID,
+        metadata={
+            "kind": PrefillMode,
+            "help": "hybrid: prompts share steps with answers; chunked: they take turns",
+        },
+    )
+    prefix_cache: bool = _option(True, bool, "reuse the cache of earlier prompts that begin alike")
 
     def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "mode", Mode(self.mode))
-        except ValueError:
-            raise RequestError(
-                f"mode is {self.mode!r}, possible are {', '.join(mode.value for mode in Mode)}"
-            ) from None
+        for option in fields(self):
+            kind = option.metadata["kind"]
+            if issubclass(kind, StrEnum):
+                given = getattr(self, option.name)
+                object.__setattr__(self, option.name, _choice(option.name, kind, given))
         _check(self)
 
 
@@ -121,8 +136,16 @@ def override(defaults: SamplingOptions, given: Mapping[str, Any]) -> SamplingOpt
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]}?" if close else f"options are {', '.join(known)}"
-            raise RequestError(f"unknown or unsupported option {name!r}; {hint}")
+            raise RequestError(f"unknown or unsupported option {name!r}; {hint}", name)
     return replace(defaults, **{name: v for name, v in given.items() if v is not None})
+
+
+def _choice(name: str, kind: type[StrEnum], value: object) -> StrEnum:
+    try:
+        return kind(str(value))
+    except ValueError:
+        possible = ", ".join(choice.value for choice in kind)
+        raise RequestError(f"{name} is {value!r}, possible are {possible}") from None
 
 
 def _check(record: SamplingOptions | EngineOptions) -> None:
@@ -138,7 +161,9 @@ def _check_field(option: Field[Any], value: Any) -> None:
     accepted = {bool: bool, int: numbers.Integral, float: numbers.Real}[kind]
     fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
     if not fits or not _in_range(value, option.metadata["lo"], option.metadata["hi"]):
-        raise RequestError(f"{option.name} is {value!r}, possible is {_possible(option)}")
+        raise RequestError(
+            f"{option.name} is {value!r}, possible is {_possible(option)}", option.name
+        )
 
 
 def _in_range(value: Any, lo: float | None, hi: float | None) -> bool:
@@ -158,12 +183,16 @@ def _possible(option: Field[Any]) -> str:
 def _bias(value: object) -> dict[int, float]:
     """Check a map of token ids; JSON's keys are strings, so "12" is taken for 12."""
     if not isinstance(value, Mapping):
-        raise RequestError(f"logit_bias is {value!r}, possible is a map of token id to number")
+        raise RequestError(
+            f"logit_bias is {value!r}, possible is a map of token id to number", "logit_bias"
+        )
     bias: dict[int, float] = {}
     for key, number in value.items():
         real = isinstance(number, numbers.Real) and not isinstance(number, bool)
         if not real or not _in_range(number, -100, 100):
-            raise RequestError(f"logit_bias[{key!r}] is {number!r}, possible is -100 to 100")
+            raise RequestError(
+                f"logit_bias[{key!r}] is {number!r}, possible is -100 to 100", "logit_bias"
+            )
         bias[_token_id(key)] = float(number)
     return bias
 
@@ -173,15 +202,15 @@ def _token_id(key: object) -> int:
         return int(key)
     if isinstance(key, numbers.Integral) and not isinstance(key, bool) and int(key) >= 0:
         return int(key)
-    raise RequestError(f"logit_bias has the key {key!r}, possible are token ids")
+    raise RequestError(f"logit_bias has the key {key!r}, possible are token ids", "logit_bias")
 
 
 def _stops(value: object) -> tuple[str, ...]:
     stops = (value,) if isinstance(value, str) else value
     if not isinstance(stops, list | tuple) or not all(isinstance(s, str) and s for s in stops):
         raise RequestError(
-            f"stop is {value!r}, possible is one or more strings, none of them empty"
+            f"stop is {value!r}, possible is one or more strings, none of them empty", "stop"
         )
     if len(stops) > MAX_STOPS:
-        raise RequestError(f"stop has {len(stops)} strings, possible are up to {MAX_STOPS}")
+        raise RequestError(f"stop has {len(stops)} strings, possible are up to {MAX_STOPS}", "stop")
     return tuple(stops)
