@@ -1,9 +1,10 @@
-"""How near a 4-bit decode matvec comes to the machine's read bandwidth.
+"""How near a decode matvec from packed weights comes to the machine's read bandwidth.
 
     python benchmarks/matvec.py [--scheme q4f16_1] [--size 4096] [--threads 1 2] [--out FILE]
 
 Both are compiled by the same toolchain and run on the same pool in the same rounds, turn about:
-a loop that reads memory and adds it up, and the kernel that the schedule rules give for one row.
+a loop that reads memory and adds it up, and the product that the passes and the schedule rules
+give for one row. What quantizes the row is timed apart: it runs once for several products.
 Each call takes the next of a ring of matrices too large for any cache. Prints JSON; a figure is
 the median over rounds, and the ratio is taken round by round: what else runs on a machine drifts,
 and takes from both.
@@ -18,6 +19,7 @@ import mmap
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,13 @@ from sterna.codegen.embed import pool_source
 from sterna.codegen.toolchain import compile_library
 from sterna.ir.compute import Group
 from sterna.ir.expr import Var
+from sterna.ir.graph import IRModule
 from sterna.nn.trace import Trace
+from sterna.passes.cleanup import cleanup
+from sterna.passes.fuse import fuse
 from sterna.passes.lower import lower
 from sterna.passes.prepack import ROW_TILE
+from sterna.passes.quantize_activations import quantize_activations
 from sterna.quantize.pack import dequantize, packed_spec, quantize
 from sterna.quantize.scheme import Scheme, scheme
 from sterna.runtime.threads import POOL_BYTES, Team
@@ -66,8 +72,8 @@ EXPORT void run_read(const struct read_args *a, i64 items) {
 """
 
 
-def product_group(size: int, packing: Scheme) -> Group:
-    """y[n, size] = x[n, size] @ weight.T for a few rows."""
+def product_groups(size: int, packing: Scheme) -> tuple[Group, Group | None]:
+    """y[n, size] = x[n, size] @ weight.T for a few rows; and what quantizes x, where it is."""
     trace, n = Trace("matvec"), Var("n", I32, 1, 8)
     x = trace.param("x", (n, size), F32)
     parts = [
@@ -78,17 +84,30 @@ def product_group(size: int, packing: Scheme) -> Group:
         layout=packing.layout, packing=packing.packing, rows=size, depth=size,
     ) if packing.is_quantized else parts[0]  # fmt: skip
     tiles = dict.fromkeys(trace.weights, ROW_TILE) if packing.layout == "NK" else {}
-    return lower(trace.function(trace.emit("matmul", x, weight)), tiles).group
+    function = trace.function(trace.emit("matmul", x, weight))
+    module = IRModule({function.name: function}, function.name, (n,))
+    if host_target().pair_products:
+        module = cleanup(quantize_activations(module))
+    kernels = [f for f in fuse(module).functions.values() if f.primitive]
+    groups = [lower(f, tiles).group for f in kernels]
+    return groups[-1], groups[0] if len(groups) > 1 else None
 
 
-def library(source: CSource, folder: Path) -> ctypes.CDLL:
-    call = f"""
-EXPORT void run_matvec(const struct {source.name}_args *a);
-EXPORT void run_matvec(const struct {source.name}_args *a) {{
+def library(sources: list[CSource], folder: Path) -> ctypes.CDLL:
+    calls = [
+        f"""
+EXPORT void run_{i}(const struct {source.name}_args *a);
+EXPORT void run_{i}(const struct {source.name}_args *a) {{
+    const i64 n = a->n;
+    (void)n;
     parallel(a->pool, {source.phases[0]}, a, {source.items[0]}, 1);
 }}
 """
-    text = pool_source() + prelude(set(source.widths)) + source.text + call + _READ
+        for i, source in enumerate(sources)
+    ]
+    widths = {w for source in sources for w in source.widths}
+    texts = (source.text for source in sources)
+    text = "\n".join([pool_source(), prelude(widths), *texts, *calls, _READ])
     target = host_target()
     path = folder / f"matvec{target.suffix}"
     compile_library(text, target, path)
@@ -130,29 +149,60 @@ def timed(calls: list[Callable[[], None]]) -> list[float]:
     return seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The compiled product, and the kernel that quantizes its rows where there is one."""
+
+    lib: ctypes.CDLL
+    quantizes: bool
+
+    def run(self, index: int, *addresses: int) -> None:
+        args = np.array(addresses, np.int64)
+        getattr(self.lib, f"run_{index}")(ctypes.c_void_p(args.ctypes.data))
+
+
 def measure(
-    lib: ctypes.CDLL, threads: int, arrays: list[NDArray[Any]], x: NDArray[Any], out: NDArray[Any]
+    kernels: Kernels,
+    threads: int,
+    arrays: list[NDArray[Any]],
+    x: NDArray[Any],
+    group: int,
+    out: NDArray[Any],
 ) -> dict[str, Any]:
-    pool = np.zeros(POOL_BYTES + 64, np.uint8)
-    pool = pool[-pool.ctypes.data % 64 :][:POOL_BYTES]
+    lib = kernels.lib
+    pool = np.zeros(POOL_BYTES + (1 << 20) + 64, np.uint8)
+    pool = pool[-pool.ctypes.data % 64 :]
     lib.sterna_work.argtypes = [ctypes.c_void_p, ctypes.c_int32]
-    team = Team(lib.sterna_work, pool, threads, 0, 0)
+    scratch = np.zeros((1 << 20) * threads, np.uint8)
+    team = Team(lib.sterna_work, pool[:POOL_BYTES], threads, scratch.ctypes.data, 1 << 20)
     data, sets = ring(arrays)
     sums = np.zeros(8 * threads, np.uint64)
-    kernel_args = [
-        np.array([pool.ctypes.data, x.ctypes.data, *s, out.ctypes.data, 1], np.int64) for s in sets
-    ]
+    size = x.shape[1]
+    codes = np.zeros(size // 2 + 64, np.int32)
+    scales, totals = (
+        np.zeros(size // group + 64, np.float32),
+        np.zeros(size // group + 64, np.int32),
+    )
+    inputs = [x]
+    seconds = 0.0
+    team.begin()
+    if kernels.quantizes:
+        inputs = [codes, scales, totals]
+        parts = [a.ctypes.data for a in (x, *inputs)]
+        turn = lambda: kernels.run(1, pool.ctypes.data, *parts, 1)  # noqa: E731
+        seconds = float(np.median(timed([turn] * 200)))
+    head = [pool.ctypes.data, *(a.ctypes.data for a in inputs)]
+    kernel_args = [np.array([*head, *s, out.ctypes.data, 1], np.int64) for s in sets]
     read_args = [
         np.array([pool.ctypes.data, data.ctypes.data + at, sums.ctypes.data], np.int64)
         for at in range(0, len(data) - _READ_BYTES, _READ_BYTES)
     ]
     items = ctypes.c_int64(_READ_BYTES // 65536)
-    kernel_calls = [lambda a=a: lib.run_matvec(ctypes.c_void_p(a.ctypes.data)) for a in kernel_args]
+    kernel_calls = [lambda a=a: lib.run_0(ctypes.c_void_p(a.ctypes.data)) for a in kernel_args]
     read_calls = [
         lambda a=a: lib.run_read(ctypes.c_void_p(a.ctypes.data), items) for a in read_args
     ]
     rounds: list[tuple[float, float]] = []
-    team.begin()
     for _ in range(_ROUNDS):
         read = _READ_BYTES / np.median(timed(read_calls)) / 1e9
         kernel = sum(a.nbytes for a in arrays) / np.median(timed(kernel_calls)) / 1e9
@@ -165,6 +215,7 @@ def measure(
         "matvec": round(float(np.median([kernel for _, kernel in rounds])), 2),
         "matvec_of_read": round(float(np.median(ratios)), 3),
         "quartiles": [round(float(q), 3) for q in np.percentile(ratios, [25, 75])],
+        "quantize_microseconds": round(seconds * 1e6, 1),
     }
 
 
@@ -176,15 +227,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     packing, size = scheme(options.scheme), options.size
-    group = product_group(size, packing)
+    groups = [g for g in product_groups(size, packing) if g is not None]
     rng = np.random.default_rng(0)
     packed = quantize(rng.standard_normal((size, size)).astype(np.float32), packing)
     x = rng.standard_normal((1, size)).astype(np.float32)
     out = np.zeros((1, size + ROW_TILE), np.float32)
     arrays = [tiled(a, packing) for a in packed.values()]
     with tempfile.TemporaryDirectory() as folder:
-        lib = library(render(apply(group, choose(group, host_target()))), Path(folder))
-        rates = {n: measure(lib, n, arrays, x, out) for n in options.threads}
+        sources = [render(apply(g, choose(g, host_target()))) for g in groups]
+        kernels = Kernels(library(sources, Path(folder)), len(sources) > 1)
+        per = packing.group or size
+        rates = {n: measure(kernels, n, arrays, x, per, out) for n in options.threads}
     exact = x.astype(np.float64) @ dequantize(packed, packing, (size, size)).astype(np.float64).T
     error = np.abs(out[:, :size] - exact).max() / np.abs(exact).max()
     result = {

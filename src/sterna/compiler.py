@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sterna import models
 from sterna.base.artifact import FORMAT, Manifest, Param, encode
@@ -55,6 +55,9 @@ ENTRIES = ("prefill", "decode", "verify")
 
 Progress = Callable[[str], None]
 
+# How products with packed weights see their other factor: as 16-bit codes, or as it is.
+Activations = Literal["i16", "f32"]
+
 
 @dataclass(frozen=True, slots=True)
 class CompileOptions:
@@ -65,6 +68,7 @@ class CompileOptions:
     max_batch_size: int | None = None
     sliding_window_size: int | None = None
     attention_sink_size: int | None = None
+    activations: Activations | None = None  # of products with packed weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +154,13 @@ def compile_source(
     sizes = _sizes(folder, config, options)
     model = models.build(config, quantization, sizes.context)
     module = trace_causal_lm(model, _limits(model, sizes))
-    module = run(module, graph_passes(models.family(config).FUSED), dump.phase)
+    passes = graph_passes(
+        models.family(config).FUSED, integer_products=_integer_products(target, options)
+    )
+    module = run(module, passes, dump.phase)
     tiles = prepack(module)
     module = fuse(module)
-    dump.phase("05_fuse", to_text(module))
+    dump.phase(f"{len(passes) + 1:02}_fuse", to_text(module))
     table = KernelTable(target)
     entries = tuple(
         _entry(title, module, tiles, model, sizes, table)
@@ -161,6 +168,15 @@ def compile_source(
     )
     manifest = _manifest(folder, target, module, tiles, model, sizes, table, entries)
     return Source(manifest, _c_source(manifest, module, table), table, entries)
+
+
+def _integer_products(target: Target, options: CompileOptions) -> bool:
+    if options.activations == "i16" and not target.pair_products:
+        raise UsageError(
+            f"16-bit activations were asked for, but {target.spec} does not multiply pairs of "
+            "16-bit numbers; leave the option out, or ask for f32"
+        )
+    return target.pair_products and options.activations != "f32"
 
 
 def _entry(

@@ -34,6 +34,7 @@ class Target:
     vector_registers: int = 0
     fma: bool = False
     float16: bool = False  # f16 arithmetic; f16 storage is always possible
+    pair_products: bool = False  # sums of two i16 products, as one operation or a few
     subgroup: int = 0
     shared_bytes: int = 0
     page_bytes: int = 4096
@@ -44,7 +45,9 @@ class Target:
 
 
 def _cpu(triple: str, mcpu: str, **capabilities: object) -> Target:
-    row = Target("cpu", renderer="c", device="cpu", table="cpu", triple=triple, mcpu=mcpu)
+    row = Target(
+        "cpu", renderer="c", device="cpu", table="cpu", triple=triple, mcpu=mcpu, pair_products=True
+    )
     return replace(row, **capabilities)  # type: ignore[arg-type]
 
 

@@ -99,6 +99,9 @@ STERNA_MAYBE f32 fma_f32(f32 a, f32 b, f32 c) {
     return a * b + c;
 #endif
 }
+STERNA_MAYBE i32 dot2_i32(i32 a, i32 b) {
+    return (i32)(i16)a * (i32)(i16)b + (a >> 16) * (b >> 16);
+}
 STERNA_MAYBE f32 sqrt_f32(f32 x) { return __builtin_sqrtf(x); }
 #if STERNA_F16
 STERNA_MAYBE f32 f32_from_f16(u16 x) { union { u16 u; _Float16 h; } v = {x}; return (f32)v.h; }
@@ -131,6 +134,24 @@ STERNA_MAYBE f32@ fma_f32@(f32@ a, f32@ b, f32@ c) {
     return r;
 #else
     return a * b + c;
+#endif
+}
+STERNA_MAYBE i32@ dot2_i32@(i32@ a, i32@ b) {
+#if @L == 8 && defined(__AVX2__)
+    typedef i16 half __attribute__((vector_size(32)));
+    return (i32@)__builtin_ia32_pmaddwd256((half)a, (half)b);
+#elif @L == 4 && defined(__SSE2__)
+    typedef i16 half __attribute__((vector_size(16)));
+    return (i32@)__builtin_ia32_pmaddwd128((half)a, (half)b);
+#elif @L == 16 && defined(__AVX512BW__)
+    typedef i16 half __attribute__((vector_size(64)));
+    return (i32@)__builtin_ia32_pmaddwd512((half)a, (half)b);
+#elif @L == 4 && defined(__wasm_simd128__)
+    typedef i16 half __attribute__((vector_size(16)));
+    return (i32@)__builtin_wasm_dot_s_i32x4_i16x8((half)a, (half)b);
+#else
+    i32@ low = (i32@)((u32@)a << 16) >> 16, other = (i32@)((u32@)b << 16) >> 16;
+    return low * other + (a >> 16) * (b >> 16);
 #endif
 }
 STERNA_MAYBE f32@ sqrt_f32@(f32@ x) {

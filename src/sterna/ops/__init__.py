@@ -1,7 +1,7 @@
 """Operators: one record each, and the table of all of them."""
 
 from sterna.base.errors import InvalidIR
-from sterna.ops import attention, elementwise, matmul, norm, quantize, shape
+from sterna.ops import attention, elementwise, matmul, norm, quantize, quantized_matmul, shape
 from sterna.ops.op import Kind, Op
 
 OPS: dict[str, Op] = {
@@ -17,6 +17,8 @@ OPS: dict[str, Op] = {
         matmul.MATMUL,
         norm.RMS_NORM,
         quantize.DEQUANTIZE,
+        quantized_matmul.DYNAMIC_QUANTIZE,
+        quantized_matmul.QUANTIZED_MATMUL,
         attention.COSINE,
         attention.SINE,
         attention.ROPE,

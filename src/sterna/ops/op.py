@@ -34,8 +34,8 @@ class Op:
     """infer(types, attrs) -> result types; compute(name, args, types, attrs) -> Computes.
 
     `compute` receives the argument Buffers and the result types and returns Computes in order,
-    the last of which defines the result in a Buffer called `name`. OPAQUE ops have none: their
-    loop program is in `kernels`, found by the op's name. `effect` marks ops that change state.
+    those named by `result_names(name, ...)` being its results. OPAQUE ops have none: their loop
+    program is in `kernels`, found by the op's name. `effect` marks ops that change state.
     """
 
     name: str
@@ -46,6 +46,11 @@ class Op:
         | None
     ) = None
     effect: bool = False
+
+
+def result_names(name: str, count: int) -> tuple[str, ...]:
+    """Names of the Buffers that hold an operator's results: "y", then "y_1" and so on."""
+    return (name, *(f"{name}_{i}" for i in range(1, count)))
 
 
 def define(

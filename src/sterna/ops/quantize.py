@@ -20,22 +20,43 @@ def _infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...
     return (TensorType((wrap(rows), wrap(depth)), F32),)
 
 
+def pair_span(attrs: Attrs) -> int:
+    """Codes after which `code_pair` starts again: those of a word, or 2 where they cross words."""
+    return 32 // integer(attrs, "bits") if attrs["packing"] == "word" else 2
+
+
+def code_pair(words: Buffer, n: Expr, p: Expr, attrs: Attrs) -> Expr:
+    """Two codes of weight row n in the halves of a u32.
+
+    With h = pair_span / 2, pair p holds codes j and j + h of its span, j = p % h.
+    """
+    bits, half = integer(attrs, "bits"), pair_span(attrs) // 2
+    mask = (1 << bits) - 1
+    if attrs["packing"] == "word":
+        word, shift = _word(words, n, p // half, attrs), p % half * bits
+        if half * bits == 16:
+            return (word >> cast(U32, shift)) & (mask | mask << 16)
+        low, high = word >> cast(U32, shift), word >> cast(U32, shift + half * bits)
+        return (low & mask) | ((high & mask) << 16)
+    return _code(words, n, p * 2, attrs) | (_code(words, n, p * 2 + 1, attrs) << 16)
+
+
+def _word(words: Buffer, n: Expr, w: Expr, attrs: Attrs) -> Expr:
+    return words[w, n] if attrs["layout"] == "KN" else words[n, w]
+
+
 def _code(words: Buffer, n: Expr, k: Expr, attrs: Attrs) -> Expr:
     """The code of weight [n, k] as u32: see Scheme.packing."""
-    bits, transposed = integer(attrs, "bits"), attrs["layout"] == "KN"
-
-    def word(w: Expr) -> Expr:
-        return words[w, n] if transposed else words[n, w]
-
+    bits = integer(attrs, "bits")
     mask = (1 << bits) - 1
     if attrs["packing"] == "word":
         per = 32 // bits
-        return (word(k // per) >> cast(U32, k % per * bits)) & mask
+        return (_word(words, n, k // per, attrs) >> cast(U32, k % per * bits)) & mask
     start = k * bits
     index, shift = start // 32, start % 32
-    last = words.shape[0 if transposed else 1] - 1
-    low = word(index) >> cast(U32, shift)
-    high = word(minimum(index + 1, last)) << cast(U32, (wrap(32) - shift) % 32)
+    last = words.shape[0 if attrs["layout"] == "KN" else 1] - 1
+    low = _word(words, n, index, attrs) >> cast(U32, shift)
+    high = _word(words, n, minimum(index + 1, last), attrs) << cast(U32, (wrap(32) - shift) % 32)
     return select(shift <= 32 - bits, low, low | high) & mask
 
 

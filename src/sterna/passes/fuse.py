@@ -19,6 +19,7 @@ from sterna.ops import OPS, Kind, op
 
 MOVERS = ("dequantize", "slice", "cast")  # recomputed by each reader: they cost next to nothing
 NORMS = ("rms_norm",)
+PRODUCTS = ("matmul", "quantized_matmul")
 
 
 def fuse(module: IRModule) -> IRModule:
@@ -146,7 +147,7 @@ class _Fusion:
         """Whether the only reader of `value`, made by `source`, may become its epilogue."""
         kind = op(self.function.bindings[source].call.op).kind
         alone = len(self.readers[value]) == 1 and value not in self.function.results
-        epilogue = kind is Kind.ELEMENTWISE or self.function.bindings[source].call.op == "matmul"
+        epilogue = kind is Kind.ELEMENTWISE or self.function.bindings[source].call.op in PRODUCTS
         return alone and epilogue and not self._for_norm(source)
 
     def _for_norm(self, i: int) -> bool:

@@ -17,6 +17,7 @@ from sterna.ir.graph import Binding, Function, Value
 from sterna.ir.rewrite import replace_loads
 from sterna.ir.simplify import simplify
 from sterna.ops import op
+from sterna.ops.op import result_names
 from sterna.passes.regroup import regroup
 from sterna.schedule.apply import inline_into
 
@@ -61,7 +62,9 @@ def computes_of(
         if rule is None:
             raise InvalidIR(f"{binding.call.op} has no compute rule and cannot be fused")
         made = rule(f"t{i}", args, types, dict(binding.call.attrs))
-        known[binding.outs[0]] = made[-1].out
+        by_name = {c.name: c.out for c in made}
+        names = result_names(f"t{i}", len(binding.outs))
+        known |= {out: by_name[name] for out, name in zip(binding.outs, names, strict=True)}
         computes.extend(made)
     return computes, known
 

@@ -19,19 +19,27 @@ from sterna.passes.cleanup import cleanup
 from sterna.passes.combine_matmul import combine_matmul
 from sterna.passes.fuse_rope_append import fuse_rope_append
 from sterna.passes.last_rows import last_rows
+from sterna.passes.quantize_activations import quantize_activations
 
 Pass = tuple[str, Callable[[IRModule], IRModule]]
 Dump = Callable[[str, str], None]
 
 
-def graph_passes(fused: Mapping[str, tuple[str, ...]]) -> tuple[Pass, ...]:
-    """The passes that come before fusion; `fused` is the family's FUSED table."""
+def graph_passes(
+    fused: Mapping[str, tuple[str, ...]], *, integer_products: bool
+) -> tuple[Pass, ...]:
+    """The passes that come before fusion; `fused` is the family's FUSED table.
+
+    `integer_products`: packed weights are multiplied as codes, with 16-bit activations.
+    """
+    codes: tuple[Pass, ...] = (("quantize_activations", quantize_activations),)
     return (
         ("last_rows", last_rows),  # sees norm and head as traced: none is stacked or shared yet
         (
             "combine_matmul",
             partial(combine_matmul, fused=fused),
         ),  # readers get slices of one matmul
+        *(codes if integer_products else ()),  # one product a stack, not one a part
         ("fuse_rope_append", fuse_rope_append),  # rope reads those slices, not what they lie in
         ("cleanup", cleanup),  # fusion counts readers, so equal and dead bindings must be gone
     )

@@ -10,7 +10,7 @@ and for the manifest to carry.
 
 from __future__ import annotations
 
-from sterna.ir.graph import Binding, Function, IRModule, Value
+from sterna.ir.graph import Binding, Call, Function, IRModule, Value
 
 ROW_TILE = 64
 
@@ -21,10 +21,18 @@ def prepack(module: IRModule) -> dict[str, int]:
     for function in module.functions.values():
         made = {o: b for b in function.bindings for o in b.outs}
         for binding in function.bindings:
-            if binding.call.op == "matmul":
-                for weight in _parts(function, made, binding.call.args[1]):
-                    tiles[weight.name] = ROW_TILE
+            for weight in _row_major(function, made, binding.call):
+                tiles[weight.name] = ROW_TILE
     return tiles
+
+
+def _row_major(function: Function, made: dict[Value, Binding], call: Call) -> list[Value]:
+    """The weights that a call reads by columns of several rows, and that are stored rows first."""
+    if call.op == "matmul":
+        return _parts(function, made, call.args[1])
+    if call.op == "quantized_matmul" and call.attr("layout") == "NK":
+        return [a for a in call.args if a in function.weights]
+    return []
 
 
 def _parts(function: Function, made: dict[Value, Binding], value: Value) -> list[Value]:

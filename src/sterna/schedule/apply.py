@@ -214,12 +214,26 @@ class _Placed:
                 ]
                 if at.scope == "global":
                     need = self._whole_output(compute, need, at)
-                if found is not None and not _same_region(found, need):
-                    raise ScheduleError(f"{at}: readers need different regions")
-                found = need
+                found = need if found is None else _union(found, need, at)
+        if found is None and at.scope == "global":
+            found = self._whole_output(compute, self._alongside(compute, anchor, fixed), at)
         if found is None:
             raise ScheduleError(f"{at}: nothing reads stage {compute.name!r}")
         return found
+
+    def _alongside(
+        self, compute: Compute, anchor: _Stage, fixed: set[Var]
+    ) -> list[tuple[Expr, Expr]]:
+        """The region of an output that no stage reads: its first axes follow the anchor's."""
+        region = [(wrap(0), axis.extent) for axis in compute.axes]
+        pairs = zip(compute.axes, anchor.compute.axes, strict=False)
+        for i, (own, other) in enumerate(pairs):
+            index = simplify(anchor.index(other.var))
+            same = const_value(simplify(own.extent - other.extent)) == 0
+            if not same or not free_vars(index) <= fixed:
+                break
+            region[i] = (index, wrap(1))
+        return region
 
     def _whole_output(
         self, compute: Compute, region: list[tuple[Expr, Expr]], at: At
@@ -388,12 +402,19 @@ def _span(index: Expr, fixed: set[Var], around: dict[Var, _Loop], at: At) -> tup
     return first, simplify(last - first + 1)
 
 
-def _same_region(a: list[tuple[Expr, Expr]], b: list[tuple[Expr, Expr]]) -> bool:
-    return all(
-        const_value(simplify(x - y)) == 0
-        for one, two in zip(a, b, strict=True)
-        for x, y in zip(one, two, strict=True)
-    )
+def _union(
+    a: list[tuple[Expr, Expr]], b: list[tuple[Expr, Expr]], at: At
+) -> list[tuple[Expr, Expr]]:
+    """The smallest region that holds two whose places differ by numbers."""
+    result = []
+    for (first, extent), (other_first, other_extent) in zip(a, b, strict=True):
+        shift = const_value(simplify(other_first - first))
+        growth = const_value(simplify(other_first + other_extent - first - extent))
+        if shift is None or growth is None:
+            raise ScheduleError(f"{at}: readers need different regions")
+        low, high = min(int(shift), 0), max(int(growth), 0)
+        result.append((simplify(first + low), simplify(extent + high - low)))
+    return result
 
 
 def _transform(stage: _Stage, step: Step) -> None:

@@ -31,11 +31,15 @@ from sterna.schedule.steps import Schedule
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
-    """One row of a table. `few_rows`: up to so many rows of x, a product is a matvec."""
+    """One row of a table. `few_rows`: up to so many rows of x, a product is a matvec.
+
+    `matmul` is for products of floats, `pairs` for those of pairs of integers.
+    """
 
     few_rows: int
     matvec: MatvecKnobs
     matmul: MatmulKnobs
+    pairs: MatmulKnobs
     norm: NormKnobs
     elementwise: ElementwiseKnobs
 
@@ -49,8 +53,9 @@ def choose(group: Group, target: Target) -> Schedule:
         )
     found = product(group)
     if found is not None:
-        few = _most_rows(found) <= knobs.few_rows
-        return matvec(found, knobs.matvec) if few else matmul(found, knobs.matmul)
+        if _most_rows(found) <= knobs.few_rows:
+            return matvec(found, knobs.matvec)
+        return matmul(found, knobs.matmul if found.weight.out.dtype.is_float else knobs.pairs)
     if any(c.over for c in group.computes):
         return norm(group, knobs.norm)
     return elementwise(group, knobs.elementwise)

@@ -32,7 +32,7 @@ def norm(group: Group, knobs: NormKnobs) -> Schedule:
     for stage in group.computes[:-1]:
         scope = "global" if stage.out in group.outputs else "register"
         steps.append(At(stage.name, last.name, row, scope))
-        steps += _partial_sums(stage) if stage.over else _vectors(stage, knobs.lanes)
+        steps += _partial_sums(stage, knobs) if stage.over else _vectors(stage, knobs.lanes)
     return tuple(steps)
 
 
@@ -40,17 +40,19 @@ def _vectors(stage: Compute, lanes: int) -> list[Step]:
     """Vectors along the last axis of a stage with more axes than the rows."""
     if len(stage.axes) < 2:
         return []
-    h = stage.axes[-1].name
+    h, width = stage.axes[-1].name, const_value(stage.axes[-1].extent)
+    while width is not None and lanes > width:
+        lanes //= 2
     return [
         Split(stage.name, h, f"{h}_vector", f"{h}_lane", lanes),
         Vectorize(stage.name, f"{h}_lane"),
     ]
 
 
-def _partial_sums(stage: Compute) -> list[Step]:
-    """Sums side by side in one vector, where their number is a power of two."""
+def _partial_sums(stage: Compute, knobs: NormKnobs) -> list[Step]:
+    """Sums side by side in one vector, where they just fill one."""
     sums = const_value(stage.axes[-1].extent) if len(stage.axes) > 1 else None
-    if sums is None or sums != 1 << (int(sums).bit_length() - 1):
+    if sums is None or sums > knobs.lanes or sums != 1 << (int(sums).bit_length() - 1):
         return []
     lane = stage.axes[-1].name
     over = tuple(axis.name for axis in stage.over)
