@@ -42,7 +42,7 @@ def test_layout_and_round_trip(
 
 def test_three_bits_run_across_words() -> None:
     row = Scheme("codes", 3, F16, group=32, packing="stream")
-    assert row.words_per_group == 3
+    assert row.words_per_unit == 3
     codes = np.zeros((1, 32), np.uint8)
     codes[0, 10] = 0b101  # bits 30, 31 and 32
     assert pack_codes(codes, row).tolist() == [[0x40000000, 0b1, 0]]

@@ -155,7 +155,7 @@ def _group_size(named: Scheme, words: int, scales: int, name: str) -> int:
     packings: tuple[Packing, ...] = ("word", "stream")
     each, rest = divmod(words, scales) if scales else (0, 1)
     if named.is_quantized and not rest and each:
-        if each == named.words_per_group:
+        if each == named.words_per_unit:
             return named.group
         for packing in packings:
             variant = replace(named, packing=packing, group=0)

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.base.dtype import BF16, F16, F32, F64, U8, U32, DType
+from sterna.base.dtype import BF16, F16, F32, F64, I32, U8, U32, DType
 from sterna.base.errors import MissingTensor, ShapeMismatch, UnsafeFile, UsageError
+from sterna.quantize.code_values import code_values
 from sterna.quantize.codes import pack_codes, unpack_codes
 from sterna.quantize.scheme import Scheme
 
@@ -42,14 +43,22 @@ def packed_spec(shape: tuple[int, ...], scheme: Scheme) -> dict[str, tuple[tuple
             f"{scheme.name} packs weights of 2 or 3 dimensions, not of shape {list(shape)}"
         )
     *lead, k = shape
-    groups = -(-k // scheme.group)
+    units = -(-k // scheme.unit)
+    groups = units * (scheme.unit // scheme.group)
     spec = {
-        "q_weight": ((*lead, groups * scheme.words_per_group), U32),
-        "q_scale": ((*lead, groups), scheme.compute),
-        "q_zero": ((*lead, groups), U8),
+        "q_weight": ((*lead, units * scheme.words_per_unit), U32),
+        "q_scale": ((*lead, groups), scheme.scale_dtype),
     }
-    if not scheme.affine:
-        del spec["q_zero"]
+    if scheme.affine:
+        spec["q_zero"] = ((*lead, groups), U8)
+    if scheme.minimum:
+        spec["q_min"] = ((*lead, groups), U8 if scheme.outer else scheme.scale_dtype)
+    if scheme.outer:
+        spec["q_outer"] = ((*lead, units), F16)
+        if scheme.minimum:
+            spec["q_outer_min"] = ((*lead, units), F16)
+    if scheme.indexed:
+        spec["q_group"] = ((k,), I32)
     if _transposed(shape, scheme):
         return {key: (dims[::-1], dtype) for key, (dims, dtype) in spec.items()}
     return spec
@@ -98,7 +107,7 @@ def cast(weight: Array, dtype: DType, *, name: str = "weight") -> Array:
 
 
 def dequantize(packed: Mapping[str, Array], scheme: Scheme, shape: tuple[int, ...]) -> Floats:
-    """Restore float32 `(code - bias) * scale`; cast to the compute dtype it is what MLC reads.
+    """Restore float32 values; of MLC's schemes, cast to the compute dtype, what MLC reads.
 
     (A code times an f16 or bf16 scale is exact in float32, so rounding it later changes nothing.)
     Raises MissingTensor, ShapeMismatch and UnsafeFile for tensors that cannot be this weight.
@@ -121,13 +130,43 @@ def restored_rows(
         for rows in _blocks(rows_total, k):
             yield rows, flat[rows].astype(np.float32)
         return
-    views = {key: _rows(value, shape, scheme) for key, value in packed.items()}
+    views = {key: _rows(value, shape, scheme) for key, value in packed.items() if key != "q_group"}
     for rows in _blocks(rows_total, k):
-        codes = unpack_codes(np.ascontiguousarray(views["q_weight"][rows]), scheme)
-        values = _in_groups(codes.astype(np.float32), scheme)
-        values -= views["q_zero"][rows][..., None] if scheme.affine else np.float32(scheme.bias)
-        values *= views["q_scale"][rows].astype(np.float32)[..., None]
-        yield rows, values.reshape(codes.shape)[:, :k]
+        parts = {key: view[rows] for key, view in views.items()}
+        codes = unpack_codes(np.ascontiguousarray(parts["q_weight"]), scheme)
+        if "q_group" in packed:
+            yield rows, _restored_indexed(codes[:, :k], parts, packed["q_group"])
+        else:
+            yield rows, _restored(codes, parts, scheme)[:, :k]
+
+
+def _restored(codes: Array, parts: Mapping[str, Array], scheme: Scheme) -> Floats:
+    """f32 [R, K] of codes in order; every step is one that kernels make, rounded as there."""
+    scale, minimum = parts["q_scale"].astype(np.float32), None
+    if scheme.minimum:
+        minimum = parts["q_min"].astype(np.float32)
+    if scheme.outer:
+        times = scheme.outer // scheme.group
+        scale *= np.repeat(parts["q_outer"].astype(np.float32), times, axis=-1)
+        if minimum is not None:
+            minimum *= np.repeat(parts["q_outer_min"].astype(np.float32), times, axis=-1)
+    values = code_values(codes, scheme).reshape(*scale.shape, scheme.group)
+    if scheme.affine:
+        values -= parts["q_zero"][..., None]
+    elif scheme.bias:
+        values -= np.float32(scheme.bias)
+    values *= scale[..., None]
+    if minimum is not None:
+        values += minimum[..., None]
+    return values.reshape(codes.shape)
+
+
+def _restored_indexed(codes: Array, parts: Mapping[str, Array], group: Array) -> Floats:
+    """The same where `group` [K] says of which group each column is; always affine."""
+    values = codes.astype(np.float32)
+    values -= parts["q_zero"][:, group]
+    values *= parts["q_scale"].astype(np.float32)[:, group]
+    return values
 
 
 def _symmetric(groups: Floats, scheme: Scheme) -> tuple[NDArray[np.uint8], Array, None]:
@@ -228,8 +267,19 @@ def _check_packed(packed: Mapping[str, Array], scheme: Scheme, shape: tuple[int,
                 f"{key} of a {scheme.name} weight {list(shape)} must be {dtype} {list(dims)}, "
                 f"found {found.dtype} {list(found.shape)}"
             )
-    if "q_scale" in packed and not np.isfinite(packed["q_scale"]).all():
-        raise UnsafeFile("q_scale holds NaN or infinite scales; convert the model again")
+    for key in ("q_scale", "q_min", "q_outer", "q_outer_min"):
+        number = packed.get(key)
+        if number is not None and number.dtype.kind not in "iu" and not np.isfinite(number).all():
+            raise UnsafeFile(f"{key} holds NaN or infinite numbers; convert the model again")
+    if "q_group" in packed:
+        _check_index(packed["q_group"], packed["q_scale"].shape[-1])
+
+
+def _check_index(index: Array, groups: int) -> None:
+    if index.size and not (index.min() >= 0 and index.max() < groups):
+        raise UnsafeFile(
+            f"q_group names groups {index.min()} to {index.max()}, but there are {groups}"
+        )
 
 
 def _transposed(shape: tuple[int, ...], scheme: Scheme) -> bool:

@@ -32,6 +32,13 @@ class Scheme:
     `32 // bits` codes into each uint32 and leaves the rest of the word 0 (so MLC packs 3 bits: 10
     codes a word); "stream" runs codes across word borders. Both are least significant bit first.
     `affine` adds a u8 zero point a group. `ends` says whether embedding and head are quantized.
+
+    The rest describes weights that other programs quantized; they are read, never written anew:
+    `zero` is the code that stands for 0 where that is not MLC's; `scale` the dtype of scales where
+    it is not `compute`; `minimum` adds one number a group to each value; of `outer` weights the
+    scales and minimums are small integers with a common f16 factor. Codes stand for themselves,
+    or for the entries of `levels`, or are floats with a sign, `exponent` bits and a mantissa.
+    `indexed` columns say themselves which group they belong to.
     """
 
     name: str
@@ -42,9 +49,16 @@ class Scheme:
     packing: Packing = "word"
     affine: bool = False
     ends: bool = True
+    zero: int | None = None
+    scale: DType | None = None
+    minimum: bool = False
+    outer: int = 0
+    levels: tuple[float, ...] = ()
+    exponent: int = 0
+    indexed: bool = False
 
     def __post_init__(self) -> None:
-        if self.group % self.codes_per_period or self.group < 0:
+        if self.unit % self.codes_per_period or self.group < 0:
             raise UsageError(
                 f"{self.name}: a group of {self.group} weights of {self.bits} bits does not fill "
                 f"whole 32-bit words; with {self.packing!r} packing the group must be a multiple "
@@ -54,6 +68,27 @@ class Scheme:
     @property
     def is_quantized(self) -> bool:
         return self.group > 0
+
+    @property
+    def unit(self) -> int:
+        """Weights that are stored whole: rows are filled up to a multiple of it."""
+        return self.outer or self.group
+
+    @property
+    def is_plain_grid(self) -> bool:
+        """Whether a value is (code - zero) * scale, with one scale and one zero a group."""
+        return not (self.minimum or self.outer or self.levels or self.exponent or self.indexed)
+
+    @property
+    def mantissa(self) -> int:
+        """Bits of a float code's mantissa."""
+        return self.bits - 1 - self.exponent
+
+    @property
+    def float_unit(self) -> float:
+        """The smallest positive value of a float code."""
+        power: float = 2.0 ** (2 - 2 ** (self.exponent - 1) - self.mantissa)
+        return power
 
     @property
     def codes_per_period(self) -> int:
@@ -74,13 +109,15 @@ class Scheme:
         return tuple(divmod(i * self.bits, _WORD_BITS) for i in range(self.codes_per_period))
 
     @property
-    def words_per_group(self) -> int:
-        return self.group // self.codes_per_period * self.words_per_period
+    def words_per_unit(self) -> int:
+        return self.unit // self.codes_per_period * self.words_per_period
 
     @property
     def bias(self) -> int:
         """What a reader subtracts from a code; 0 when affine: the zero point takes its place."""
-        return 0 if self.affine or not self.is_quantized else 2 ** (self.bits - 1) - 1
+        if self.affine or self.minimum or self.levels or self.exponent or not self.is_quantized:
+            return 0
+        return 2 ** (self.bits - 1) - 1 if self.zero is None else self.zero
 
     @property
     def max_code(self) -> int:
@@ -95,15 +132,25 @@ class Scheme:
     @property
     def scale_on_disk(self) -> DType:
         """Dtype of `q_scale` in a file: MLC's `f32-to-bf16` records halve float32 scales."""
+        if self.scale is not None:
+            return self.scale
         return BF16 if self.compute == F32 else self.compute
+
+    @property
+    def scale_dtype(self) -> DType:
+        """Dtype of `q_scale` in memory."""
+        return self.compute if self.scale is None else self.scale
 
     @property
     def bytes_for_32_weights(self) -> float:
         """Bytes on disk; a float32 scale takes two more in memory (`scale_on_disk`)."""
         if not self.is_quantized:
             return 32.0 * self.compute.bytes
-        group = U32.bytes * self.words_per_group + self.scale_on_disk.bytes
-        return 32 * (group + (U8.bytes if self.affine else 0)) / self.group
+        group = self.scale_on_disk.bytes * (2 if self.minimum else 1)
+        group += U8.bytes if self.affine else 0
+        outer = F16.bytes * (2 if self.minimum else 1) if self.outer else 0
+        unit = U32.bytes * self.words_per_unit + group * self.unit // self.group + outer
+        return 32 * unit / self.unit
 
     @property
     def bits_per_weight(self) -> float:
@@ -114,6 +161,10 @@ class Scheme:
         if not self.is_quantized or kind in ("norm", "bias", "router"):
             return False
         return self.ends or kind not in ("embedding", "head")
+
+    def for_weight(self, path: str, kind: Kind) -> Scheme:
+        """The scheme of one weight: the same for all of a kind. `Recipe` knows others."""
+        return self.for_kind(kind)
 
     def for_kind(self, kind: Kind) -> Scheme:
         """The scheme as it applies to one kind of layer.
