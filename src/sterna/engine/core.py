@@ -62,6 +62,11 @@ class Core:
         self._thread = threading.Thread(target=self._run, name="sterna-engine", daemon=True)
         self._thread.start()
 
+    @property
+    def failure(self) -> Exception | None:
+        """Why the thread ended; None while it runs."""
+        return self._stopped
+
     def submit(self, ask: Ask, sink: Sink) -> Request:
         """Queue a prompt. `sink` is called on the engine's thread; it must not block."""
         request = Request(ask, sink, Clock(time.perf_counter()))

@@ -90,6 +90,15 @@ class _Model:
         return self._parts.limits.window
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        return self._parts.tokenizer
+
+    @property
+    def failure(self) -> Exception | None:
+        """What stopped the engine, for good; None while it runs."""
+        return self._core.failure
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether `chat` can be asked at all; `completions` always can."""
         return (self._parts.template or self._parts.conv_template) is not None
