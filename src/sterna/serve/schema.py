@@ -1,0 +1,73 @@
+"""Requests and results that are the server's own; those of completions are the engine's.
+
+Strict like the engine's: a field that is not here is refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+
+
+class _Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    model: str | None = None
+
+
+class ModelCard(msgspec.Struct, kw_only=True):
+    """`max_model_len`: most tokens that prompt and answer may have together."""
+
+    id: str
+    created: int
+    max_model_len: int
+    owned_by: str = "sterna"
+    object: Literal["model"] = "model"
+
+
+class ModelList(msgspec.Struct, kw_only=True):
+    data: list[ModelCard]
+    object: Literal["list"] = "list"
+
+
+class TokenizeRequest(_Request):
+    prompt: str
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class TokenizeResult(msgspec.Struct, kw_only=True):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(_Request):
+    tokens: Annotated[list[TokenId], Meta(max_length=2**20)]
+
+
+class DetokenizeResult(msgspec.Struct, kw_only=True):
+    prompt: str
+
+
+class Health(msgspec.Struct, kw_only=True):
+    """`status`: ok, draining, or failed, and then `message` says why."""
+
+    status: Literal["ok", "draining", "failed"]
+    message: str | None = None
+
+
+class Version(msgspec.Struct, kw_only=True):
+    version: str
+
+
+class EmbeddingsRequest(_Request):
+    """What OpenAI's clients send; every request is refused until a model embeds."""
+
+    input: str | list[str | int | list[int]]
+    dimensions: int | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    user: str | None = None
