@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +17,49 @@ from sterna.engine.engine import Engine
 from sterna.engine.options import EngineOptions, SamplingOptions
 from sterna.runtime.null import NullExecutable
 
-ANSWER = "ok, fine!"  # no character twice: each names the one that follows
+ANSWER = "ok, fine!"
 
 
-class Chain(NullExecutable):
-    """Says `answer` after a ":", then ends."""
+class Script(NullExecutable):
+    """Says `answer` after the last "assistant:" in the cache, else the last ":", then ends.
 
-    def __init__(self, answer: bytes, window: int) -> None:
-        super().__init__(manifest(context_window_size=window), 512)
-        assert len(set(answer)) == len(answer), "each byte must name the one that follows"
-        assert ord(":") not in answer, "the answer begins after it"
-        self._after = dict(zip([ord(":"), *answer], [*answer, EOS]))
+    It takes `pause` seconds for each step.
+    """
+
+    def __init__(self, answer: bytes, window: int, pause: float = 0.0) -> None:
+        super().__init__(manifest(context_window_size=window), 2 * window)
+        self._answer = answer
+        self._pause = pause
+        self._text = np.zeros((2 * window, self.manifest.kv_cache.page_size), np.uint8)
 
     def step(self, batch: Any) -> Any:
         super().step(batch)
+        time.sleep(self._pause)
         logits = np.full((len(batch.logit_rows), VOCAB), -100, np.float32)
-        for i, row in enumerate(batch.logit_rows):
-            logits[i, self._after.get(int(batch.tokens[row]), ord("z"))] = 100
+        for s, own in enumerate(map(slice, batch.seq_indptr, batch.seq_indptr[1:])):
+            pages = batch.page_table[batch.page_indptr[s] : batch.page_indptr[s + 1]]
+            text = self._text[pages].reshape(-1)
+            text[batch.positions[own]] = batch.tokens[own]
+            self._text[pages] = text.reshape(len(pages), -1)
+            for i, row in enumerate(batch.logit_rows):
+                if own.start <= row < own.stop:
+                    logits[i, self._next(text[: batch.positions[row] + 1].tobytes())] = 100
         return logits
 
+    def copy_page(self, source: int, destination: int) -> None:
+        super().copy_page(source, destination)
+        self._text[destination] = self._text[source]
 
-def scripted(answer: str = ANSWER, window: int = 256, template: bool = True) -> Engine:
+    def _next(self, text: bytes) -> int:
+        said = len(text.rpartition(b"assistant:" if b"assistant:" in text else b":")[2])
+        return self._answer[said] if said < len(self._answer) else EOS
+
+
+def scripted(
+    answer: str = ANSWER, window: int = 256, template: bool = True, pause: float = 0.0
+) -> Engine:
     return Engine.from_parts(
-        Chain(answer.encode(), window),
+        Script(answer.encode(), window, pause),
         ByteTokenizer(),  # type: ignore[arg-type]
         LineTemplate() if template else None,
         "scripted",

@@ -24,7 +24,8 @@ def test_json_prints_one_object(model, capsys):
     assert found["token_ids"] == list(b"ok")
     assert found["prompt_token_ids"] == list("é:".encode())
     assert found["finish_reason"] == "length"
-    assert found["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    counts = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    assert found["usage"].items() >= counts.items()
     assert found["timings"]["time_to_first_token_s"] > 0
 
 

@@ -19,7 +19,7 @@ def typed():
     def run(text, reads=1):
         with create_pipe_input() as keys:
             keys.send_text(text)
-            terminal = Terminal(keys, DummyOutput())
+            terminal = Terminal(lambda: "context", keys, DummyOutput())
             return [terminal.read() for _ in range(reads)]
 
     return run
@@ -30,6 +30,7 @@ def typed():
     [
         ("hello\r", "hello"),
         ("two\x1b\rlines\r", "two\nlines"),
+        ("two\nlines\r", "two\nlines"),
         ("\x1b[200~pasted\nlines\x1b[201~\r", "pasted\nlines"),
         ("lost\x03kept\r", "kept"),
         ("\x04", None),
@@ -56,7 +57,8 @@ def test_no_cache_folder_no_history(typed, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("/s", ["/set", "/stats"]),
+        ("/s", ["/set", "/system", "/stats", "/save"]),
+        ("/load no-such-f", []),
         ("/set top", ["top_p=", "top_k="]),
         ("/set top_k=4;see", ["seed="]),
         ("/stats ", []),
@@ -68,3 +70,10 @@ def test_no_cache_folder_no_history(typed, tmp_path, monkeypatch):
 def test_completion(text, found):
     completions = CommandCompleter().get_completions(Document(text), CompleteEvent())
     assert [completion.text for completion in completions] == found
+
+
+def test_paths_complete_after_load(tmp_path):
+    (tmp_path / "one.json").touch()
+    (tmp_path / "two.json").touch()
+    found = CommandCompleter().get_completions(Document(f"/load {tmp_path}/o"), CompleteEvent())
+    assert [completion.text for completion in found] == ["ne.json"]

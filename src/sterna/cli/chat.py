@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TextIO
 
 from sterna.base.errors import Error, RequestError
+from sterna.cli.answer import PlainView, meter, remark, view, window_full
 from sterna.cli.arguments import Subparsers, add_verb
-from sterna.cli.commands import is_command, obey
-from sterna.cli.conversation import Conversation, Turn
+from sterna.cli.commands import Next, is_command, obey
+from sterna.cli.conversation import Conversation
 from sterna.cli.model import add_model_flags, open_engine, prompt_text, sampling
 from sterna.cli.say import harmless, note, one_line, styled
 from sterna.cli.source import CONFIG
@@ -40,6 +41,9 @@ def add(verbs: Subparsers) -> None:
     )
     parser.add_argument("--prompt", metavar="TEXT", help="ask this, print the answer and end")
     parser.add_argument("--system", metavar="TEXT", help="the system prompt")
+    parser.add_argument(
+        "--plain", action="store_true", help="show answers as they come, without rendering Markdown"
+    )
     add_model_flags(parser)
     parser.set_defaults(run=run)
 
@@ -57,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
             raise _no_template(args.model)
         conversation = Conversation(engine, options, args.system)
         if prompt is not None:
-            ask_once(conversation, prompt)
+            ask_once(conversation, prompt, args.plain)
         else:
-            talk(conversation)
+            talk(conversation, args.plain)
     return 0
 
 
@@ -85,75 +89,65 @@ def _no_template(model: str | None) -> RequestError:
     )
 
 
-def ask_once(conversation: Conversation, prompt: str) -> None:
+def ask_once(conversation: Conversation, prompt: str, plain: bool = False) -> None:
     """Print the answer to stdout and nothing else there."""
-    turn = conversation.answer(prompt, _write)
-    print()
+    with view(plain) as shown:
+        turn = conversation.answer(prompt, shown)
+    if isinstance(shown, PlainView):
+        print()
     if turn.stopped:
         raise KeyboardInterrupt
     if conversation.window_full(turn):
-        note(f"sterna: {_window_full(conversation)}")
+        note(f"sterna: {window_full(conversation)}")
 
 
-def talk(conversation: Conversation) -> None:
-    """Take lines from the terminal until /exit or Ctrl-D."""
+def talk(conversation: Conversation, plain: bool = False) -> None:
+    """Take lines from the terminal until /exit or Ctrl-D; Ctrl-C stops an answer, never this."""
     from sterna.cli.terminal import Terminal
 
-    terminal = Terminal()
-    print(
-        f"{styled(one_line(conversation.engine.model_name), 'bold', sys.stdout)}: "
-        "write something, or /help"
-    )
+    terminal = Terminal(lambda: status(conversation))
+    name = styled(one_line(conversation.engine.model_name), "bold", sys.stdout)
+    print(f"{name}: write something, or /help\n")
     while (line := terminal.read()) is not None:
         try:
-            if not _turn(conversation, line):
+            if not _turn(conversation, line, plain):
                 return
+        except KeyboardInterrupt:  # between two pieces of work
+            print()
         except Error as error:
             print(styled(one_line(f"{error}"), "red", sys.stdout))
             if isinstance(error, RequestError) and conversation.messages:
                 print("/reset starts a new conversation")
+        print()
 
 
-def _turn(conversation: Conversation, line: str) -> bool:
+def status(conversation: Conversation) -> str:
+    """The line at the bottom of the screen: how full the window is, and what was set."""
+    options = [f"{name}={value}" for name, value in conversation.options.items()]
+    form = [] if conversation.form is None else [conversation.form["type"]]
+    system = ["system prompt"] if conversation.system else []
+    return one_line(" · ".join([meter(conversation), *system, *form, *options]))
+
+
+def _turn(conversation: Conversation, line: str, plain: bool) -> bool:
     """Answer a line or obey it; False: the user wants to leave."""
     if not line.strip():
         return True
-    if is_command(line):
-        reply = obey(line, conversation)
-        if reply is not None:
-            print(harmless(reply))
-        return reply is not None
-    turn = conversation.answer(line, _write)
-    print()
-    print(styled(remark(conversation, turn), "dim", sys.stdout))
-    return True
+    outcome = obey(line, conversation) if is_command(line) else Next.ANSWER
+    if isinstance(outcome, str):
+        print(harmless(outcome))
+    elif outcome is not Next.LEAVE:
+        _answer(conversation, None if outcome is Next.REGENERATE else line, plain)
+    return outcome is not Next.LEAVE
 
 
-def remark(conversation: Conversation, turn: Turn) -> str:
-    """The line below an answer: its length and speed, and why it ended if not by itself."""
-    if turn.stopped:
-        return "[stopped]"
-    parts = []
-    if turn.usage and turn.timings:
-        parts.append(
-            f"{turn.usage.completion_tokens} tokens, "
-            f"{turn.timings.decode_tokens_per_s:.1f} tokens/s, "
-            f"first after {turn.timings.time_to_first_token_s:.2f} s"
-        )
-    if conversation.window_full(turn):
-        parts.append(f"{_window_full(conversation)}; /reset starts a new conversation")
-    elif turn.finish_reason == "length":
-        parts.append("cut off at max_tokens")
-    return f"[{'; '.join(parts)}]"
-
-
-def _window_full(conversation: Conversation) -> str:
-    return (
-        f"the context window of {conversation.engine.context_window} tokens is full, "
-        "the answer ends here"
-    )
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+def _answer(conversation: Conversation, text: str | None, plain: bool) -> None:
+    """Show the answer to `text`, or another one to the last question, and what it took."""
+    with view(plain) as shown:
+        if text is None:
+            turn = conversation.regenerate(shown)
+        else:
+            turn = conversation.answer(text, shown)
+    if isinstance(shown, PlainView):
+        print()
+    print(styled(f"[{remark(conversation, turn)}]", "dim", sys.stdout))

@@ -1,19 +1,28 @@
 """A conversation with a chat model: its messages, its options, and one turn after another.
 
-In: what the user writes. Out: pieces of the answer as they come, then a Turn. Knows no terminal.
+In: what the user writes. Out: pieces of the answer to a View as they come, then a Turn. Knows no
+terminal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from sterna.base.errors import UsageError
 from sterna.engine.options import SamplingOptions, override
 
 if TYPE_CHECKING:
     from sterna.engine.api import ChatCompletionChunk, FinishReason, Timings, Usage
     from sterna.engine.engine import Engine
+
+
+class View(Protocol):
+    """Where an answer is shown while it comes."""
+
+    def text(self, piece: str) -> None: ...
+
+    def reasoning(self, piece: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -26,49 +35,43 @@ class Turn:
     timings: Timings | None = None
     stopped: bool = False
 
-    def put(self, chunk: ChatCompletionChunk) -> str:
-        """Take a chunk in; what it adds to the text."""
+    def put(self, chunk: ChatCompletionChunk, view: View) -> None:
+        """Take a chunk in and show what it adds."""
         self.usage, self.timings = chunk.usage or self.usage, chunk.timings or self.timings
-        added = ""
         for choice in chunk.choices:
-            added += choice.delta.content or ""
+            added = choice.delta.content or ""
+            self.text += added
             self.finish_reason = choice.finish_reason or self.finish_reason
-        self.text += added
-        return added
+            view.reasoning(choice.delta.reasoning_content or "")
+            view.text(added)
 
 
 @dataclass(slots=True)
 class Conversation:
-    """`options` are what the user set over the model's own defaults; `turns` are for statistics."""
+    """`options` are what the user set over the model's own defaults; `turns` are for statistics.
+
+    `form`: the `response_format` that answers must have.
+    """
 
     engine: Engine
     options: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
+    form: dict[str, Any] | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
 
-    def answer(self, text: str, write: Callable[[str], object]) -> Turn:
-        """Say `text`, pass the answer on piece by piece; Ctrl-C ends the answer and only that.
+    def answer(self, text: str, view: View) -> Turn:
+        """Say `text` and show the answer; Ctrl-C ends the answer and only that.
 
         RequestError where it cannot be asked; the conversation is then as it was before.
         """
-        asked = [*self.messages, {"role": "user", "content": text}]
-        turn = Turn()
-        with self.engine.chat.completions.create(
-            messages=self._opening() + asked,
-            stream=True,
-            stream_options={"include_usage": True},
-            **self.options,
-        ) as chunks:
-            try:
-                for chunk in chunks:
-                    write(turn.put(chunk))
-            except KeyboardInterrupt:
-                turn.stopped = True
-        if turn.text or not turn.stopped:
-            self.messages = [*asked, {"role": "assistant", "content": turn.text}]
-        self.turns.append(turn)
-        return turn
+        return self._ask([*self.messages, {"role": "user", "content": text}], view)
+
+    def regenerate(self, view: View) -> Turn:
+        """Answer the last question once more; the old answer stays if no new one comes."""
+        if not self.messages:
+            raise UsageError("there is no answer yet to write again; ask something first")
+        return self._ask(self.messages[:-1], view)
 
     def set(self, name: str, value: Any) -> None:
         """Set one option; None goes back to the model's default. RequestError when it is wrong."""
@@ -82,6 +85,12 @@ class Conversation:
         """Forget what was said; options and system prompt stay."""
         self.messages = []
 
+    def used(self) -> int:
+        """Tokens of the window that the conversation fills, as far as it is known."""
+        if not self.messages or not self.turns or self.turns[-1].usage is None:
+            return 0
+        return self.turns[-1].usage.total_tokens
+
     def window_full(self, turn: Turn) -> bool:
         """Whether the answer ended because prompt and answer fill the context window."""
         if turn.finish_reason != "length" or turn.usage is None:
@@ -89,5 +98,24 @@ class Conversation:
         limit = self.options.get("max_tokens")
         return limit is None or turn.usage.completion_tokens < limit
 
-    def _opening(self) -> list[dict[str, str]]:
-        return [{"role": "system", "content": self.system}] if self.system else []
+    def _ask(self, asked: list[dict[str, str]], view: View) -> Turn:
+        """`asked` ends with a question."""
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        form = {} if self.form is None else {"response_format": self.form}
+        options: dict[str, Any] = self.options | form
+        turn = Turn()
+        with self.engine.chat.completions.create(
+            messages=opening + asked,
+            stream=True,
+            stream_options={"include_usage": True},
+            **options,
+        ) as chunks:
+            try:
+                for chunk in chunks:
+                    turn.put(chunk, view)
+            except KeyboardInterrupt:
+                turn.stopped = True
+        if turn.text or not turn.stopped:
+            self.messages = [*asked, {"role": "assistant", "content": turn.text}]
+        self.turns.append(turn)
+        return turn

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from sterna.base.errors import RequestError, UsageError
@@ -17,20 +18,8 @@ from sterna.engine.options import EngineOptions, SamplingOptions, override
 if TYPE_CHECKING:
     from sterna.engine.engine import Engine
 
-SAMPLING = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-    "stop",
-    "min_tokens",
-    "ignore_eos",
-)
+_ELSEWHERE = ("logit_bias", "logprobs", "top_logprobs", "n")  # for programs: not one answer's text
+SAMPLING = tuple(o.name for o in fields(SamplingOptions) if o.name not in _ELSEWHERE)
 ENGINE = (
     "mode",
     "max_num_sequence",

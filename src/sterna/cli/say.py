@@ -11,7 +11,8 @@ import sys
 import unicodedata
 from typing import TextIO
 
-_STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+_WEIGHTS = {"bold": "1", "dim": "2"}
+_COLOURS = {"red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 _CONTROL = ("Cc", "Cs")
 _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they reorder what is around
 
@@ -28,15 +29,20 @@ def one_line(text: str) -> str:
     return harmless(" ".join(text.split()))
 
 
+def styles(stream: TextIO) -> bool:
+    """Whether this stream is a terminal that can show text in bold, or draw it anew."""
+    return os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
 def colours(stream: TextIO) -> bool:
-    """Whether this stream is a terminal that may be coloured (https://no-color.org)."""
-    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return wanted and stream.isatty()
+    """Whether this stream may be coloured as well (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR") and styles(stream)
 
 
 def styled(text: str, style: str, stream: TextIO) -> str:
-    """The text in a style, where the stream shows styles."""
-    return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if colours(stream) else text
+    """The text in a style, where the stream shows it: NO_COLOR takes the colours."""
+    shown = {**(_WEIGHTS if styles(stream) else {}), **(_COLOURS if colours(stream) else {})}
+    return f"\x1b[{shown[style]}m{text}\x1b[0m" if style in shown else text
 
 
 def note(text: str) -> None:

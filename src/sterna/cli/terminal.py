@@ -7,33 +7,47 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.formatted_text import ANSI
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import ColorDepth, Output
+from prompt_toolkit.styles import Style
 
 from sterna.base.cache import cache_dir
 from sterna.base.errors import UsageError
-from sterna.cli.commands import COMMANDS, OPTION_NAMES
+from sterna.cli.commands import COMMANDS, OPTIONS
 from sterna.cli.say import colours, styled
 
 _PROMPT = ">>> "
+_STYLE = Style.from_dict({"bottom-toolbar": "noreverse ansibrightblack"})
 
 
 class Terminal:
-    """`input` and `output` are for tests; the terminal's own otherwise."""
+    """`status` is asked for the line at the bottom of the screen.
 
-    def __init__(self, input: Input | None = None, output: Output | None = None) -> None:
+    `input` and `output` are for tests; the terminal's own otherwise.
+    """
+
+    def __init__(
+        self,
+        status: Callable[[], str],
+        input: Input | None = None,
+        output: Output | None = None,
+    ) -> None:
         self._session: PromptSession[str] = PromptSession(
             history=_history(),
             completer=CommandCompleter(),
             complete_while_typing=True,
+            auto_suggest=AutoSuggestFromHistory(),
+            bottom_toolbar=lambda: [("", f" {status()} ")],
+            style=_STYLE,
             multiline=True,
             prompt_continuation="... ",
             key_bindings=_keys(),
@@ -63,16 +77,24 @@ class CommandCompleter(Completer):
         text = document.text_before_cursor
         if not text.startswith("/") or "\n" in text:
             return
-        command, space, rest = text.partition(" ")
+        name, space, rest = text.partition(" ")
+        command = COMMANDS.get(name)
         if not space:
-            for name, what in COMMANDS.items():
-                if name.startswith(command):
-                    yield Completion(name, -len(command), display_meta=what)
-        elif command == "/set":
+            yield from _named(name, {name: command.help for name, command in COMMANDS.items()})
+        elif name == "/set":
             word = rest.rpartition(";")[2].lstrip()
-            for name in OPTION_NAMES:
-                if name.startswith(word):
-                    yield Completion(f"{name}=", -len(word))
+            options = {f"{name}=": option.metadata["help"] for name, option in OPTIONS.items()}
+            yield from _named(word, options)
+        elif command is not None and command.takes_path:
+            yield from PathCompleter(expanduser=True).get_completions(
+                Document(rest), complete_event
+            )
+
+
+def _named(word: str, choices: Mapping[str, str]) -> Iterator[Completion]:
+    for name, meaning in choices.items():
+        if name.startswith(word):
+            yield Completion(name, -len(word), display_meta=meaning)
 
 
 def _keys() -> KeyBindings:
@@ -83,6 +105,7 @@ def _keys() -> KeyBindings:
         event.current_buffer.validate_and_handle()
 
     @bindings.add("escape", "enter")
+    @bindings.add("c-j")
     def new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
