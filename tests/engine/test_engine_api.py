@@ -113,7 +113,10 @@ def test_chat_stream_equals_the_whole(model):
         assert "".join(c.delta.content or "" for c in mine) == choice.message.content
         assert [c.finish_reason for c in mine if c.finish_reason] == [choice.finish_reason]
     assert chunks[-1].choices == []
-    assert chunks[-1].usage == whole.usage
+    usage = chunks[-1].usage
+    assert usage.total_tokens == whole.usage.total_tokens
+    assert whole.usage.prompt_tokens_details.cached_tokens == 0
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1
     assert len({chunk.id for chunk in chunks}) == 1
 
 

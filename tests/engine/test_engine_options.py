@@ -65,7 +65,9 @@ def test_modes():
     interactive = plan(EngineOptions(mode="interactive"), wide)
     assert (interactive.max_sequences, interactive.window) == (1, 16384)
     server = plan(EngineOptions(mode=Mode.SERVER), wide)
-    assert (server.max_sequences, server.num_pages) == (8, 8 * 4096)
+    assert (server.max_sequences, server.num_pages) == (8, 2 * 8 * 4096)
+    forgetful = plan(EngineOptions(mode="server", prefix_cache=False), wide)
+    assert forgetful.num_pages == 8 * 4096
     with pytest.raises(
         RequestError, match="mode is 'fast', possible are local, interactive, server"
     ):

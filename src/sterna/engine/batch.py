@@ -11,20 +11,32 @@ from dataclasses import dataclass
 import numpy as np
 
 from sterna.engine.limits import Limits
-from sterna.engine.request import Sequence
-from sterna.runtime.executable import StepInput
+from sterna.engine.request import GONE, Sequence
+from sterna.runtime.executable import Ints, StepInput
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The next `count` pending tokens of a sequence.
+    """The next `count` pending tokens of a sequence, and `draft` guesses at what follows them.
 
-    `last`: they are all that pend, so their logits give the sequence's next token.
+    `last`: they are all that pend, so their logits give the sequence's next token, and those of
+    each guess the token after it.
     """
 
     sequence: Sequence
     count: int
     last: bool
+    draft: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Tokens in the step."""
+        return self.count + len(self.draft)
+
+    @property
+    def rows(self) -> int:
+        """Logit rows in the step: those of its last tokens."""
+        return 1 + len(self.draft) if self.last else 0
 
 
 def piece_of(sequence: Sequence, budget: int) -> Piece:
@@ -35,14 +47,22 @@ def piece_of(sequence: Sequence, budget: int) -> Piece:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step: at least one piece, each of another sequence."""
+    """One step: at least one piece, each of another sequence.
+
+    Before it runs, each (source, destination) of `copies` is copied, a page each.
+    """
 
     pieces: tuple[Piece, ...]
+    copies: tuple[tuple[int, int], ...] = ()
 
     @property
     def prefill_tokens(self) -> int:
         """Tokens of prompts, and of answers computed again; asked before the step runs."""
         return sum(p.count for p in self.pieces if p.count > 1 or _in_prompt(p.sequence))
+
+    @property
+    def draft_tokens(self) -> int:
+        return sum(len(piece.draft) for piece in self.pieces)
 
 
 def _in_prompt(sequence: Sequence) -> bool:
@@ -59,30 +79,51 @@ class StepArrays:
         self._seq_indptr = np.zeros(limits.max_sequences + 1, np.int32)
         self._page_indptr = np.zeros(limits.max_sequences + 1, np.int32)
         self._page_table = np.zeros(table, np.int32)
-        self._logit_rows = np.zeros(limits.max_sequences, np.int32)
+        self._logit_rows = np.zeros(limits.rows, np.int32)
 
     def fill(self, batch: Batch) -> StepInput:
         """The batch as the device wants it; valid until the next call."""
-        n = p = r = 0
-        for s, piece in enumerate(batch.pieces, start=1):
-            sequence, start, end = piece.sequence, n, n + piece.count
-            first, n = sequence.cached, end
-            self._tokens[start:end] = sequence.tokens[first : first + piece.count]
-            self._positions[start:end] = np.arange(first, first + piece.count)
-            self._page_table[p : p + len(sequence.pages)] = sequence.pages
-            p += len(sequence.pages)
-            self._seq_indptr[s], self._page_indptr[s] = n, p
-            if piece.last:
-                self._logit_rows[r] = n - 1
-                r += 1
-        if r == 0:  # programs are compiled for one row or more; nobody looks at this one
-            self._logit_rows[0], r = n - 1, 1
-        b = len(batch.pieces) + 1
+        tokens: list[int] = []
+        positions: list[int] = []
+        pages: list[int] = []
+        rows: list[int] = []
+        seq_indptr, page_indptr = [0], [0]
+        for piece in batch.pieces:
+            sequence, first, size = piece.sequence, piece.sequence.cached, piece.size
+            if size == 1:
+                tokens.append(sequence.tokens[first])
+                positions.append(first)
+            else:
+                tokens += sequence.tokens[first : first + piece.count]
+                tokens += piece.draft
+                positions += range(first, first + size)
+            pages += _table(sequence)
+            seq_indptr.append(len(tokens))
+            page_indptr.append(len(pages))
+            rows += range(len(tokens) - piece.rows, len(tokens))
+        if not rows:  # programs are compiled for one row or more; nobody looks at this one
+            rows = [len(tokens) - 1]
         return StepInput(
-            tokens=self._tokens[:n],
-            positions=self._positions[:n],
-            seq_indptr=self._seq_indptr[:b],
-            page_indptr=self._page_indptr[:b],
-            page_table=self._page_table[:p],
-            logit_rows=self._logit_rows[:r],
+            tokens=_put(self._tokens, tokens),
+            positions=_put(self._positions, positions),
+            seq_indptr=_put(self._seq_indptr, seq_indptr),
+            page_indptr=_put(self._page_indptr, page_indptr),
+            page_table=_put(self._page_table, pages),
+            logit_rows=_put(self._logit_rows, rows),
         )
+
+
+def _put(array: Ints, values: list[int]) -> Ints:
+    part = array[: len(values)]
+    part[:] = values
+    return part
+
+
+def _table(sequence: Sequence) -> list[int]:
+    """The sequence's pages; where it gave one back stands its newest, which nobody reads there.
+
+    Kernels read whole pieces and mask what the window has left: a page of the sequence's own
+    holds nothing that could be another's.
+    """
+    pages = sequence.pages
+    return [pages[-1] if p == GONE else p for p in pages] if GONE in pages else pages

@@ -100,8 +100,6 @@ class Core:
     def _obey(self) -> bool:
         """Carry out all commands, waiting for one if there is nothing to do; False: stop."""
         idle = not self._answers
-        if idle:
-            self.scheduler.check()
         while True:
             try:
                 verb, request = self._inbox.get(block=idle)
@@ -125,11 +123,9 @@ class Core:
             self._fail(request, error)
 
     def _start(self, request: Request) -> None:
-        leader: Sequence | None = None
         for index in range(request.ask.options.n):
             prompt = list(request.ask.prompt)
-            sequence = Sequence(next(self._numbers), prompt, len(prompt), leader)
-            leader = leader or sequence
+            sequence = Sequence(next(self._numbers), prompt, len(prompt))
             answer = Answer(request, index, sequence, self._parts)
             request.answers.append(answer)
             self._answers[sequence.number] = answer
@@ -140,6 +136,8 @@ class Core:
         for piece in batch.pieces:
             self._answers[piece.sequence.number].request.clock.start(began)
         self.counters.prompt_tokens += batch.prefill_tokens
+        for source, destination in batch.copies:
+            self._parts.executable.copy_page(source, destination)
         logits = self._parts.executable.step(self._arrays.fill(batch))
         self.scheduler.complete(batch)
         self.counters.steps += 1

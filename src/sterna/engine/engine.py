@@ -38,13 +38,16 @@ class _Model:
         *,
         mode: Mode | str | None = None,
         options: EngineOptions | None = None,
+        name: str | None = None,
         resolve: Resolve,
     ) -> None:
+        """`name`: what to call the model instead of its folder's name."""
         options = options or EngineOptions()
         if mode is not None:
             options = replace(options, mode=mode)
         check_device(device)
-        self._start(load(resolve(model, model_lib, device), options))
+        parts = load(resolve(model, model_lib, device), options)
+        self._start(parts if name is None else replace(parts, model_name=name))
 
     @classmethod
     def from_parts(
@@ -105,14 +108,19 @@ class _Model:
 
     def metrics(self) -> dict[str, float]:
         """Counters since the start, and how full queues and cache are now."""
-        scheduler = self._core.scheduler
+        scheduler, pages = self._core.scheduler, self._core.scheduler.pages
+        tally = scheduler.tally
         return {
             **asdict(self._core.counters),
-            "preemptions": scheduler.preemptions,
+            "preemptions": tally.preemptions,
+            "prefix_queries": tally.admitted_tokens,
+            "prefix_hits": tally.reused_tokens,
+            "prefix_evictions": scheduler.prefix.evicted,
             "running": len(scheduler.running),
             "waiting": len(scheduler.waiting),
-            "pages_free": scheduler.pages.available,
-            "pages_total": len(scheduler.pages),
+            "pages_free": pages.available + pages.idle,
+            "pages_cached": len(scheduler.prefix),
+            "pages_total": len(pages),
         }
 
     def close(self) -> None:

@@ -10,28 +10,38 @@ from dataclasses import dataclass
 
 from sterna.base.artifact import Manifest
 from sterna.base.errors import OutOfMemory, RequestError
-from sterna.engine.options import EngineOptions, Mode
+from sterna.engine.options import EngineOptions, Mode, PrefillMode
 
 _LOCAL_SEQUENCES = 4
 _LOCAL_TOKENS = 8192
+_SPARE_WINDOWS = 2  # of cache in server mode, for each sequence: its own, and one to remember
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the scheduler may use. `window` is the longest sequence, prompt and answer."""
+    """What the scheduler may use. `window` is the longest sequence, prompt and answer.
+
+    A model with a sliding window sees the last `sliding` tokens and the first `sinks`.
+    """
 
     max_sequences: int
     chunk: int  # tokens in a step
     num_pages: int
     page_size: int
     window: int
+    rows: int = 32  # logits in a step
+    prefill_mode: PrefillMode = PrefillMode.HYBRID
+    prefix_cache: bool = True
+    sliding: int | None = None
+    sinks: int = 0
 
 
 def plan(options: EngineOptions, manifest: Manifest, fitting_pages: int | None = None) -> Limits:
     """Choose the limits; RequestError for what the library was not compiled for.
 
     local: 4 sequences share one window of up to 8192 tokens; interactive: one sequence has the
-    whole window; server: as many windows as sequences, as far as `fitting_pages` go.
+    whole window; server: as many sequences as the library allows, and two windows of cache for
+    each, one to use and one for prefixes to reuse, as far as `fitting_pages` go.
     """
     model, kv = manifest.model, manifest.kv_cache
     sequences = _within(
@@ -43,13 +53,25 @@ def plan(options: EngineOptions, manifest: Manifest, fitting_pages: int | None =
     num_pages = -(-tokens // kv.page_size)
     if fitting_pages is not None and num_pages > fitting_pages:
         num_pages = _fit(options, num_pages, fitting_pages, kv.page_size)
+    rows = _rows(manifest)
     return Limits(
-        max_sequences=min(sequences, chunk),  # each may decode in every step
+        max_sequences=min(sequences, chunk, rows),  # each may decode in every step
         chunk=chunk,
         num_pages=num_pages,
         page_size=kv.page_size,
         window=min(window, num_pages * kv.page_size),
+        rows=rows,
+        prefill_mode=PrefillMode(options.prefill_mode),
+        prefix_cache=options.prefix_cache,
+        sliding=model.sliding_window_size if model.sliding_window_size > 0 else None,
+        sinks=model.attention_sink_size,
     )
+
+
+def _rows(manifest: Manifest) -> int:
+    """The most logits that a step of any entry point gives; without entries, one a token."""
+    bounds = [dim.hi for entry in manifest.entries for dim in entry.dims if dim.name == "r"]
+    return max(bounds, default=manifest.model.prefill_chunk_size)
 
 
 def _within(name: str, asked: int | None, compiled: int, preferred: int | None = None) -> int:
@@ -71,7 +93,7 @@ def _sequences(options: EngineOptions) -> int | None:
 
 def _tokens(options: EngineOptions, sequences: int, window: int) -> int:
     if options.mode is Mode.SERVER:
-        return sequences * window
+        return sequences * window * (_SPARE_WINDOWS if options.prefix_cache else 1)
     if options.mode is Mode.INTERACTIVE or options.context_window_size is not None:
         return window
     return min(window, _LOCAL_TOKENS)

@@ -9,6 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from sterna.engine.prefix import Node
+
+GONE = -1  # in `pages`: given back, because a sliding window has left it
+
 
 class Phase(Enum):
     WAITING = auto()
@@ -18,18 +22,23 @@ class Phase(Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One answer being written. Several answers to one prompt are sequences with one `leader`.
+    """One answer being written.
 
-    `number` is the order of arrival. The first `cached` tokens have keys and values in `pages`.
+    `number` is the order of arrival. The first `cached` tokens have keys and values in `pages`;
+    the first `published` pages are in the prefix cache, the last of them as `node`.
     """
 
     number: int
     tokens: list[int]  # prompt, then answer
     prompt_length: int
-    leader: Sequence | None = None  # the sequence whose prompt pages this one may share
     phase: Phase = Phase.WAITING
     cached: int = 0
     pages: list[int] = field(default_factory=list)
+    node: Node | None = None  # None: not (or no longer) in the prefix cache
+    published: int = 0
+    reused: int | None = None  # prompt tokens found in the prefix cache on first admission
+    overtaken: int = 0  # by sequences that arrived later, while there was no room for this one
+    draft: list[int] = field(default_factory=list)  # guesses at what follows `tokens`
 
     @property
     def pending(self) -> int:

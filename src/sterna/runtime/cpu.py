@@ -174,12 +174,18 @@ class CpuExecutable:
 
     def copy_page(self, source: int, destination: int) -> None:
         """See Executable.copy_page. RequestError for a page the cache does not have."""
-        for page in (source, destination):
-            if not 0 <= page < self._num_pages:
-                raise RequestError(f"page {page} is not one of the cache's {self._num_pages} pages")
         with self._one_step:
-            self._check_open()
-            self._cache[destination] = self._cache[source]
+            self._page(destination)[:] = self._page(source)
+
+    def read_page(self, page: int) -> NDArray[np.uint8]:
+        """See Executable.read_page. RequestError for a page the cache does not have."""
+        with self._one_step:
+            return self._page(page).copy()
+
+    def write_page(self, page: int, data: NDArray[np.uint8]) -> None:
+        """See Executable.write_page. RequestError for a page the cache does not have."""
+        with self._one_step:
+            self._page(page)[:] = data
 
     def close(self) -> None:
         """See Executable.close. Logits handed out before stay readable."""
@@ -187,6 +193,13 @@ class CpuExecutable:
             self._release()
             self._calls = {}
             self._cache = self._cache[:0].copy()
+
+    def _page(self, page: int) -> NDArray[np.uint8]:
+        self._check_open()
+        if not 0 <= page < self._num_pages:
+            raise RequestError(f"page {page} is not one of the cache's {self._num_pages} pages")
+        found: NDArray[np.uint8] = self._cache[page]
+        return found
 
     def _check_open(self) -> None:
         if not self._release.alive:

@@ -58,6 +58,14 @@ class Executable(Protocol):
         """Copy one page of the cache in all layers (a fork's copy on write)."""
         ...
 
+    def read_page(self, page: int) -> NDArray[np.uint8]:
+        """A copy of one page of the cache, all layers, as bytes that `write_page` takes."""
+        ...
+
+    def write_page(self, page: int, data: NDArray[np.uint8]) -> None:
+        """Fill one page of the cache with what `read_page` gave of a page of an equal cache."""
+        ...
+
     def close(self) -> None:
         """Free memory and stop threads. Safe to call twice."""
         ...
