@@ -24,6 +24,7 @@ from sterna.cli import (
     gen_config,
     generate,
     inspect,
+    serve,
 )
 from sterna.cli.arguments import Parser, check_options, closest
 from sterna.cli.say import one_line
@@ -31,6 +32,7 @@ from sterna.cli.say import one_line
 VERBS: dict[str, ModuleType] = {
     "chat": chat,
     "generate": generate,
+    "serve": serve,
     "convert_weight": convert_weight,
     "gen_config": gen_config,
     "compile": compile,
@@ -43,6 +45,7 @@ _EXAMPLES = """\
 examples:
   sterna chat                                talk to the demo model
   sterna chat HF://user/repo                 download, quantize, compile, talk
+  sterna serve ./dist/M                      answer requests as OpenAI's API does
   sterna convert_weight --source ./M-hf --quantization q4f16_1 --output ./dist/M
   sterna gen_config --source ./M-hf --quantization q4f16_1 --output ./dist/M
   sterna compile --model ./dist/M --target cpu --output ./dist/libs/M-cpu.so

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from sterna.engine.api import ChatCompletion, ChatCompletionChunk, Completion
 from sterna.engine.api_request import ChatRequest, CompletionRequest
 from sterna.engine.engine import AsyncEngine
-from sterna.serve import generate, plain, schema
+from sterna.serve import generate, page, plain, schema
 from sterna.serve.errors import HttpError, body_of, status_of
 from sterna.serve.exchange import Exchange, Gone
 from sterna.serve.guard import Guard
@@ -150,9 +150,10 @@ async def _fail(exchange: Exchange, error: Exception) -> None:
 
 
 def _routes(state: State) -> Application:
+    shown = [*OPERATIONS, *(page.operations() if state.options.ui else ())]
     routes = [
         Route(_converted(operation.path), Endpoint(operation, state), methods=[operation.method])
-        for operation in OPERATIONS
+        for operation in shown
     ]
     openapi = ENCODER.encode(document(OPERATIONS))
 

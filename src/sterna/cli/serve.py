@@ -1,0 +1,184 @@
+"""`sterna serve`: models as a server that speaks OpenAI's API."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sterna.base.errors import UsageError
+from sterna.cli.arguments import Subparsers, add_option_flags, add_verb, given_options
+from sterna.cli.progress import shown
+from sterna.cli.say import note
+from sterna.engine.options import EngineOptions, Mode
+
+if TYPE_CHECKING:
+    from sterna.engine.engine import AsyncEngine
+
+_EXAMPLE = """\
+  sterna serve                                 the demo model, on http://localhost:8000
+  sterna serve ./dist/M --port 9000 --ui       with a chat page at http://localhost:9000
+  sterna serve --model small=./dist/S --model large=./dist/L
+  sterna serve ./dist/M --host :: --api-key-file keys.txt"""
+_ENGINE = tuple(option.name for option in fields(EngineOptions))
+
+
+def add(verbs: Subparsers) -> None:
+    parser = add_verb(
+        verbs,
+        "serve",
+        "answer requests over HTTP as OpenAI's API does",
+        "Serve one or more models over HTTP: OpenAI's chat, text completions and responses.",
+        _EXAMPLE,
+    )
+    parser.add_argument(
+        "models",
+        metavar="MODEL",
+        nargs="*",
+        help="a model folder or HF://user/repo, or NAME=MODEL (default: the demo model)",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        dest="more",
+        action="append",
+        default=[],
+        help="the same; as often as there are models",
+    )
+    parser.add_argument(
+        "--model-lib",
+        metavar="LIB",
+        help="a library that `sterna compile` made, for one model (default: compile one)",
+    )
+    parser.add_argument(
+        "--quantization",
+        metavar="SCHEME",
+        help="for models that are not converted yet (default: chosen for the model)",
+    )
+    parser.add_argument("--device", default="auto", help="where to run (default: auto)")
+    _add_access(parser)
+    _add_limits(parser)
+    add_option_flags(parser.add_argument_group("engine"), EngineOptions, _ENGINE)
+    parser.set_defaults(run=run)
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    access = parser.add_argument_group("access")
+    access.add_argument("--host", metavar="NAME", help="where to listen (default: localhost)")
+    access.add_argument("--ui", action="store_const", const=True, help="a chat page at /")
+    access.add_argument(
+        "--api-key",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="answer only requests with this key, or another one given (other users of this "
+        "machine may see it; --api-key-file hides it)",
+    )
+    access.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        action="append",
+        default=[],
+        type=Path,
+        help="a file of such keys, one a line",
+    )
+    access.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a name of this server beside its addresses",
+    )
+    access.add_argument(
+        "--allow-origin",
+        metavar="URL",
+        action="append",
+        default=[],
+        help="web pages of this origin may read answers (* for all)",
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    from sterna.serve.options import ServeOptions
+
+    add_option_flags(parser.add_argument_group("limits"), ServeOptions, _limits())
+
+
+def _limits() -> tuple[str, ...]:
+    from sterna.serve.options import ServeOptions
+
+    return tuple(option.name for option in fields(ServeOptions) if option.metadata)
+
+
+def run(args: argparse.Namespace) -> int:
+    from sterna.serve.options import ServeOptions, read_keys
+    from sterna.serve.server import serve
+
+    keys = [*args.api_key, *(key for path in args.api_key_file for key in read_keys(path))]
+    options = ServeOptions(
+        api_keys=tuple(keys),
+        allow_hosts=tuple(args.allow_host),
+        allow_origins=tuple(args.allow_origin),
+        **given_options(args, ("host", "ui", *_limits())),
+    )
+    serve(engines(args), options, _announce)
+    return 0
+
+
+def _announce(url: str) -> None:
+    note(f"serving on {url}; Ctrl-C stops")
+
+
+def engines(args: argparse.Namespace) -> dict[str, AsyncEngine]:
+    """Convert and compile what is missing, then load every model, each under its name."""
+    given = [_named(text) for text in [*args.models, *args.more]]
+    named: list[tuple[str | None, str | None]] = [*given] or [(None, None)]
+    if args.model_lib is not None and len(named) > 1:
+        raise UsageError("--model-lib belongs to one model; compile the others beforehand")
+    chosen: dict[str, Any] = {"mode": Mode.SERVER} | given_options(args, _ENGINE)
+    options = EngineOptions(**chosen)
+    from sterna.engine.loader import check_device
+
+    check_device(args.device)
+    _check_names([name for name, _ in named if name is not None])
+    loaded: dict[str, AsyncEngine] = {}
+    try:
+        for name, model in named:
+            engine = _load(args, name, model, options)
+            _check_names([*loaded, engine.model_name])
+            loaded[engine.model_name] = engine
+            note(f"{engine.model_name}: {engine.context_window} tokens of context")
+    except BaseException:
+        for engine in loaded.values():
+            engine.close()
+        raise
+    return loaded
+
+
+def _load(
+    args: argparse.Namespace, name: str | None, model: str | None, options: EngineOptions
+) -> AsyncEngine:
+    from sterna.engine.engine import AsyncEngine
+    from sterna.local import locate
+
+    with shown() as report:
+        located = locate(model, args.model_lib, quantization=args.quantization, progress=report)
+    return AsyncEngine(resolve=lambda *_: located, options=options, name=name)
+
+
+def _named(text: str) -> tuple[str | None, str]:
+    """NAME=MODEL, or a model that goes by its own name."""
+    name, equals, model = text.partition("=")
+    if not equals or "/" in name or "\\" in name:
+        return None, text
+    if not name or not model:
+        raise UsageError(f"{text!r} is not of the form NAME=MODEL")
+    return name, model
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two models are called {name}; give one another name: NAME=MODEL")
