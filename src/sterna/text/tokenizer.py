@@ -9,14 +9,17 @@ that importing Sterna stays quick. Files are hostile until checked, and every fa
 from __future__ import annotations
 
 import json
+import re
+import secrets
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sterna.base.errors import RequestError, TokenizerError
 from sterna.text import decoding
 from sterna.text.json_file import check_size, read_optional
+from sterna.text.marking import one_of
 from sterna.text.sentencepiece import build_sentencepiece
 from sterna.text.special_tokens import SpecialTokens, read_special_tokens
 from sterna.text.vocab_merges import add_configured_tokens, build_byte_level
@@ -33,7 +36,8 @@ class Tokenizer:
 
     `vocab_size` is one more than the highest id. `bos_id` is None where the model has no start
     token. `eos_ids` ends generation: the tokenizer's own end token first, then those that the
-    generation or model configuration lists. `special_ids` are the ids of control tokens.
+    generation or model configuration lists. `special_tokens` are the control tokens, text to id,
+    `special_ids` their ids.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, special: SpecialTokens) -> None:
@@ -42,8 +46,12 @@ class Tokenizer:
         self._backend = backend
         self._lock = threading.Lock()
         added = backend.get_added_tokens_decoder()
-        self.special_ids = frozenset(i for i, token in added.items() if token.special)
-        self._special_texts = frozenset(t.content for t in added.values() if t.special)
+        self.special_tokens: Mapping[str, int] = {
+            token.content: i for i, token in added.items() if token.special
+        }
+        self.special_ids = frozenset(self.special_tokens.values())
+        self._aliases: dict[str, str] | None = None
+        self._aliased: dict[int, int] = {}
         self.vocab_size: int = max([backend.get_vocab_size(False) - 1, *added]) + 1
         self.decoder_steps = decoding.flatten(_component(backend.decoder))
         decoding.check(self.decoder_steps)
@@ -79,18 +87,57 @@ class Tokenizer:
         `add_special_tokens` lets the tokenizer add its start token, never a second one where the
         text begins with it already. Raises RequestError for text that is not valid Unicode.
         """
-        try:
-            text.encode()  # the library says only that it is no text
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                f"the text holds a lone surrogate at character {error.start}, "
-                "which is not valid Unicode: send valid UTF-8"
-            ) from error
+        _check_unicode(text)
         with self._lock:
             self._backend.encode_special_tokens = not allow_special
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         doubled = add_special_tokens and self._adds_bos and ids[1:2] == [self.bos_id]
         return ids[1:] if doubled else ids
+
+    def encode_marked(self, text: str, mark: str) -> list[int]:
+        """Turn a rendered chat template into ids, without those that users spelled out.
+
+        `text` is what a template made of messages that `Marker` marked: a special token with the
+        mark in it is plain text, a whole one is the token. But for that the ids are those of
+        `encode(text without marks, add_special_tokens=False, allow_special=True)`.
+
+        The library cannot tell them apart, so whole special tokens are first spelled by aliases
+        that nobody can guess, which are added tokens of their own, split like the real ones.
+        """
+        _check_unicode(text)
+        with self._lock:
+            aliases = self._aliases if self._aliases is not None else self._add_aliases()
+            if aliases:
+                special = f"(?:{one_of(tuple(aliases))})(?!{re.escape(mark)})"
+                text = re.sub(special, lambda match: aliases[match[0]], text)
+            self._backend.encode_special_tokens = True
+            text = text.replace(mark, "")
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return [self._aliased.get(i, i) for i in ids]
+
+    def _add_aliases(self) -> dict[str, str]:
+        from tokenizers import AddedToken
+
+        added = self._backend.get_added_tokens_decoder()
+        secret = secrets.token_hex(16)
+        self._aliases = {t: f"<{secret}.{i}>" for t, i in self.special_tokens.items() if t}
+        tokens = []
+        for text, alias in self._aliases.items():
+            real = added[self.special_tokens[text]]
+            tokens.append(
+                AddedToken(
+                    alias,
+                    single_word=real.single_word,
+                    lstrip=real.lstrip,
+                    rstrip=real.rstrip,
+                    normalized=False,
+                    special=False,
+                )
+            )
+        self._backend.add_tokens(tokens)
+        ids: Mapping[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        self._aliased = {ids[alias]: self.special_tokens[t] for t, alias in self._aliases.items()}
+        return self._aliases
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Turn ids into text; ids outside the vocabulary yield nothing."""
@@ -115,7 +162,7 @@ class Tokenizer:
 
     def is_special(self, token: str) -> bool:
         """Whether a token, spelled as in the vocabulary, is a control token."""
-        return token in self._special_texts
+        return token in self.special_tokens
 
     def _find_bos(self, special: SpecialTokens) -> int | None:
         if "bos_token" in special.stated:
@@ -137,6 +184,16 @@ class Tokenizer:
                 f"perhaps outside the vocabulary of {self.vocab_size}: the file is damaged"
             )
         return ids
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()  # the library says only that it is no text
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the text holds a lone surrogate at character {error.start}, "
+            "which is not valid Unicode: send valid UTF-8"
+        ) from error
 
 
 def _build(folder: Path) -> tokenizers.Tokenizer:
