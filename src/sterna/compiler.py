@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sterna import models
-from sterna.base.artifact import FORMAT, Manifest, Param, encode
+from sterna.base.artifact import FORMAT, Manifest, Param
 from sterna.base.artifact import KVCache as ManifestCache
 from sterna.base.artifact import Model as ManifestModel
 from sterna.base.cache import key, lookup, store, write_atomic
@@ -26,10 +26,7 @@ from sterna.base.errors import UsageError
 from sterna.base.target import Target
 from sterna.base.version import __version__, source_state
 from sterna.checkpoint.model_folder import ModelFolder, open_model
-from sterna.codegen.c_entry import constants_source, entry_source
-from sterna.codegen.c_math import prelude
-from sterna.codegen.embed import manifest_source, pool_source
-from sterna.codegen.toolchain import compile_library, toolchain_version
+from sterna.codegen.renderer import LibraryParts, Renderer, renderer_of
 from sterna.ir.graph import IRModule, Value
 from sterna.ir.printer import to_text
 from sterna.models.rope_scaling import longest_context
@@ -84,12 +81,17 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Everything a library is made of, before the C compiler."""
+    """Everything a library is made of, before an outside compiler sees it."""
 
     manifest: Manifest
-    text: str
+    parts: LibraryParts
     table: KernelTable
     entries: tuple[EntryPoint, ...]
+
+    @property
+    def text(self) -> str:
+        """The library's source."""
+        return renderer_of(self.table.target).library_source(self.parts)
 
 
 def compile_model(
@@ -122,11 +124,14 @@ def compile_model(
     dump = _Dump(debug_dump)
     say(f"compiling {opened.model_type} {opened.quantization} for {target.spec}")
     source = compile_source(opened, target, options, dump)
-    dump.kernels(source)
-    say(f"{len(source.table.kernels)} kernels; running the C compiler")
-    compile_library(source.text, target, output)
+    renderer = renderer_of(target)
+    dump.kernels(source, renderer)
+    say(f"{len(source.table.kernels)} kernels; making {output.name}")
+    built = renderer.build_library(source.parts, target)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(output, built)
     if cached:
-        store("libraries", identity, output.read_bytes())
+        store("libraries", identity, built)
     return output
 
 
@@ -139,7 +144,7 @@ def library_key(folder: ModelFolder, target: Target, options: CompileOptions) ->
         folder.quantization,
         repr(target),
         repr(astuple(options)),
-        toolchain_version(target),
+        renderer_of(target).build_version(target),
         *source_state(*_ROOMS),
     )
 
@@ -147,7 +152,7 @@ def library_key(folder: ModelFolder, target: Target, options: CompileOptions) ->
 def compile_source(
     folder: ModelFolder, target: Target, options: CompileOptions, dump: _Dump | None = None
 ) -> Source:
-    """The front end: all but the C compiler."""
+    """The front end: all but the building of the artifact."""
     dump = dump or _Dump(None)
     quantization = stored_scheme(folder)
     config = folder.config | _attention_overrides(options)
@@ -167,7 +172,7 @@ def compile_source(
         for title in ("prefill", "decode", "verify")
     )
     manifest = _manifest(folder, target, module, tiles, model, sizes, table, entries)
-    return Source(manifest, _c_source(manifest, module, table), table, entries)
+    return Source(manifest, LibraryParts(manifest, table.code(), module.constants), table, entries)
 
 
 def _integer_products(target: Target, options: CompileOptions) -> bool:
@@ -193,20 +198,6 @@ def _entry(
     dims = tuple(d for d in special.dims if d.name in STEP_DIMS)
     setting = Setting(dims, model.cache.page_size, sizes.context, split=title == "decode")
     return build_entry(title, special, tiles, setting, table)
-
-
-def _c_source(manifest: Manifest, module: IRModule, table: KernelTable) -> str:
-    widths = {w for k in table.kernels.values() for w in k.source.widths}
-    code = table.code()
-    parts = [
-        pool_source(),
-        prelude(widths),
-        manifest_source(encode(manifest)),
-        constants_source(module.constants),
-        *(k.source.text for k in table.kernels.values()),
-        *(entry_source(e, code, manifest.params, module.constants) for e in manifest.entries),
-    ]
-    return "\n".join(parts) + "\n"
 
 
 def _limits(model: CausalLM, sizes: Sizes) -> Limits:
@@ -370,8 +361,8 @@ class _Dump:
         if self.folder is not None:
             (self.folder / f"{title}.txt").write_text(text + "\n", encoding="utf-8")
 
-    def kernels(self, source: Source) -> None:
-        """Groups, schedules, loop programs, and the C of the whole library."""
+    def kernels(self, source: Source, renderer: Renderer) -> None:
+        """Groups, schedules, loop programs, and the source of the whole library."""
         if self.folder is None:
             return
         for e in source.entries:
@@ -379,4 +370,6 @@ class _Dump:
         table = source.table.kernels.items()
         self.phase("07_schedules", "\n\n".join(f"# {n}\n{k.schedule}" for n, k in table))
         self.phase("08_loops", "\n\n".join(to_text(self_contained(k.func)) for _, k in table))
-        (self.folder / "09_library.c").write_text(source.text, encoding="utf-8")
+        (self.folder / f"09_library{renderer.SOURCE_SUFFIX}").write_text(
+            source.text, encoding="utf-8"
+        )

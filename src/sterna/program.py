@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from sterna.base.artifact import KV_CACHE, Dim, Entry, Kernel, Launch, Repeat
 from sterna.base.artifact import Buffer as ManifestBuffer
-from sterna.base.artifact import Dim, Entry, Kernel, Launch, Repeat
 from sterna.base.target import Target
-from sterna.codegen.c import CSource, name, render
-from sterna.codegen.c_entry import KV_CACHE, KernelCode
+from sterna.codegen.c_names import name
+from sterna.codegen.renderer import Rendered, RenderedKernel, renderer_of
 from sterna.ir.equal import digest
 from sterna.ir.expr import Buffer, Expr, Var, const_value
 from sterna.ir.graph import Binding, Function, IRModule, Value
@@ -40,7 +40,7 @@ class Compiled:
     op: str
     schedule: str
     cost: Cost
-    source: CSource
+    source: Rendered
 
 
 @dataclass(slots=True)
@@ -63,19 +63,13 @@ class KernelTable:
         if identity not in self.known:
             title = _unused(op, self.kernels)
             func = replace(func, name=title)
-            self.kernels[title] = Compiled(func, op, schedule, cost, render(func))
+            source = renderer_of(self.target).render_kernel(func, self.target)
+            self.kernels[title] = Compiled(func, op, schedule, cost, source)
             self.known[identity] = title
         return self.known[identity]
 
-    def code(self) -> dict[str, KernelCode]:
-        return {
-            title: KernelCode(
-                k.source,
-                tuple(name(p.name) for p in k.func.params),
-                tuple(name(d.name) for d in k.func.dims),
-            )
-            for title, k in self.kernels.items()
-        }
+    def code(self) -> dict[str, RenderedKernel]:
+        return {title: RenderedKernel(k.func, k.source) for title, k in self.kernels.items()}
 
     def manifest(self) -> tuple[Kernel, ...]:
         return tuple(
@@ -86,6 +80,8 @@ class KernelTable:
                 flops=k.cost.flops,
                 bytes=k.cost.bytes,
                 items=" + ".join(k.source.items),
+                dims=tuple(d.name for d in k.func.dims),
+                phases=k.source.launches,
             )
             for title, k in self.kernels.items()
         )

@@ -14,8 +14,9 @@ import msgspec
 
 from sterna.base.errors import ArtifactError
 
-FORMAT = 1  # raised by every change that an older reader could misread
+FORMAT = 2  # raised by every change that an older reader could misread
 ABI = 1  # of the C functions in a library: entry signature, pool layout (codegen/pool.h)
+KV_CACHE = "kv_cache"  # what launches call the cache
 QUERY_TILE = 16  # most tokens of one sequence that attention takes as a tile (dim t)
 
 # In a CPU library the manifest follows this mark and its length (8 bytes, little-endian), so it
@@ -76,8 +77,39 @@ class Repeat(_Record, frozen=True, tag="repeat"):
     body: tuple[Launch, ...]
 
 
+class Phase(_Record, frozen=True):
+    """One launch of work groups: function `symbol` of the artifact's code.
+
+    It takes the buffers at these positions of the kernel's arguments, then the kernel's dims as
+    i32. `groups` is a size expression over the dims; each group has `threads` threads.
+    """
+
+    symbol: str
+    groups: str
+    threads: int
+    buffers: tuple[int, ...]
+    writes: tuple[int, ...]  # of these buffers, those that it stores to
+    shared_bytes: int = 0
+
+
+class Constant(_Record, frozen=True):
+    """A small tensor known at compile time; its bytes lie in the artifact."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Blob(_Record, frozen=True):
+    """Bytes behind the manifest, in this order: the code first, then each constant's data."""
+
+    name: str
+    size: int
+    sha256: str
+
+
 class Kernel(_Record, frozen=True):
-    """A compiled kernel, for looking at: cost formulas in the dims, and how it was scheduled.
+    """A compiled kernel: cost formulas in the dims, how it was scheduled, how it is launched.
 
     `bytes` counts what must move at least (each operand once), `flops` the arithmetic.
     `context` in a formula is the number of cached tokens a query attends to.
@@ -89,6 +121,8 @@ class Kernel(_Record, frozen=True):
     flops: str
     bytes: str
     items: str  # independent work items shared among threads
+    dims: tuple[str, ...] = ()  # arguments after the buffers; "layer" is the repeat's variable
+    phases: tuple[Phase, ...] = ()  # none in a library whose entry points are functions
 
 
 class Entry(_Record, frozen=True):
@@ -146,6 +180,8 @@ class Manifest(_Record, frozen=True):
     params: tuple[Param, ...]
     entries: tuple[Entry, ...]
     kernels: tuple[Kernel, ...]
+    constants: tuple[Constant, ...] = ()
+    blobs: tuple[Blob, ...] = ()
 
     def entry(self, name: str) -> Entry:
         for entry in self.entries:

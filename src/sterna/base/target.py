@@ -45,9 +45,8 @@ class Target:
 
 
 def _cpu(triple: str, mcpu: str, **capabilities: object) -> Target:
-    row = Target(
-        "cpu", renderer="c", device="cpu", table="cpu", triple=triple, mcpu=mcpu, pair_products=True
-    )
+    row = Target("cpu", renderer="c_library", device="cpu", table="cpu", triple=triple, mcpu=mcpu)
+    row = replace(row, pair_products=True)
     return replace(row, **capabilities)  # type: ignore[arg-type]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from sterna.base.artifact import Phase
 from sterna.base.dtype import BOOL
 from sterna.base.errors import CodegenError
 from sterna.codegen.c_expr import ExprWriter, Value, c_type, storage, whole_number
@@ -42,6 +43,7 @@ class CSource:
     items: tuple[str, ...]  # work items of each phase, in C over the dims
     scratch_bytes: int  # for each thread
     widths: frozenset[int]  # lane counts, for the prelude
+    launches: tuple[Phase, ...] = ()  # an entry point is one function
 
 
 def render(func: PrimFunc) -> CSource:

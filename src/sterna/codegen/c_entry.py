@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.base.artifact import Entry, Launch, Param, Repeat
+from sterna.base.artifact import KV_CACHE, Entry, Launch, Param, Repeat
 from sterna.codegen.c import CSource, name
 
-KV_CACHE = "kv_cache"
 LAYER = "layer"
 
 

@@ -1,0 +1,64 @@
+"""The renderer of targets whose library is machine code: kernels and entry points as one C text.
+
+In: loop programs and a manifest. Out: a shared library with the manifest inside, made by the C
+compiler of `toolchain`; an entry point is one C function.
+"""
+
+from __future__ import annotations
+
+from sterna.base.artifact import encode
+from sterna.base.errors import CodegenError
+from sterna.base.target import Target
+from sterna.codegen.c import CSource, name, render
+from sterna.codegen.c_entry import KernelCode, constants_source, entry_source
+from sterna.codegen.c_math import prelude
+from sterna.codegen.embed import manifest_source, pool_source
+from sterna.codegen.renderer import LibraryParts, RenderedKernel
+from sterna.codegen.toolchain import compile_library, toolchain_version
+from sterna.ir.loop import PrimFunc
+
+SOURCE_SUFFIX = ".c"
+
+
+def render_kernel(func: PrimFunc, target: Target) -> CSource:
+    """See Renderer: a kernel's C text is the same for every machine."""
+    return render(func)
+
+
+def library_source(parts: LibraryParts) -> str:
+    """See Renderer: one translation unit."""
+    code = {title: _code(k) for title, k in parts.kernels.items()}
+    widths = {w for k in code.values() for w in k.source.widths}
+    texts = [
+        pool_source(),
+        prelude(widths),
+        manifest_source(encode(parts.manifest)),
+        constants_source(parts.constants),
+        *(k.source.text for k in code.values()),
+        *(
+            entry_source(e, code, parts.manifest.params, parts.constants)
+            for e in parts.manifest.entries
+        ),
+    ]
+    return "\n".join(texts) + "\n"
+
+
+def build_library(parts: LibraryParts, target: Target) -> bytes:
+    """See Renderer."""
+    built = compile_library(library_source(parts), target)
+    if not isinstance(built, bytes):
+        raise CodegenError("the C compiler was asked for bytes and gave a file")
+    return built
+
+
+def build_version(target: Target) -> str:
+    """See Renderer."""
+    return toolchain_version(target)
+
+
+def _code(kernel: RenderedKernel) -> KernelCode:
+    source, func = kernel.rendered, kernel.func
+    if not isinstance(source, CSource):
+        raise CodegenError(f"kernel {func.name} was rendered for another kind of target")
+    params = tuple(name(p.name) for p in func.params)
+    return KernelCode(source, params, tuple(name(d.name) for d in func.dims))
