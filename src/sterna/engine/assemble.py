@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from sterna.engine import api
 from sterna.engine.generation import Finished, Piece
@@ -35,6 +35,8 @@ class Reply:
 
 
 class Assembler(Protocol[T_co]):
+    whole: ClassVar[bool]  # nothing comes before the end: events may be kept until then
+
     def put(self, event: Piece | Finished) -> Iterable[T_co]: ...
 
 
@@ -70,6 +72,8 @@ class Totals:
 
 class ChatChunks:
     """A chat answer as a stream: first the role, then text, then the finish reason."""
+
+    whole: ClassVar[bool] = False
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
@@ -120,6 +124,8 @@ class ChatChunks:
 
 class CompletionChunks:
     """A text completion as a stream."""
+
+    whole: ClassVar[bool] = False
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
@@ -174,6 +180,8 @@ class Written:
 
 class _Whole:
     """Collects every answer of a reply."""
+
+    whole: ClassVar[bool] = True
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply

@@ -1,8 +1,9 @@
 """The engine's thread: commands in through one queue, events out through each request's sink.
 
-One step at a time: take commands, ask the scheduler, run the device, sample, tell. Nothing waits
-for ever: whatever stops the thread reaches every open request, and later ones, as an exception.
-Knows nothing of prompts as text nor of the shapes that callers see.
+One step at a time: take commands, ask the scheduler, run the device, sample, tell. Events of a
+step are handed over together at its end. Nothing waits for ever: whatever stops the thread
+reaches every open request, and later ones, as an exception. Knows nothing of prompts as text nor
+of the shapes that callers see.
 """
 
 from __future__ import annotations
@@ -11,39 +12,27 @@ import contextlib
 import queue
 import threading
 import time
-from dataclasses import dataclass
-from enum import Enum, auto
+from collections.abc import Callable
+from concurrent.futures import Future
 from itertools import count
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sterna.base.errors import DeviceError, Error, RequestError
-from sterna.engine.batch import Batch, StepArrays
-from sterna.engine.generation import Answer, Ask, Clock, Request, Sink
+from sterna.engine.batch import Batch, Piece, StepArrays
+from sterna.engine.generation import Answer, Ask, Clock, Event, Request, Sink
+from sterna.engine.metrics import Counters, Histograms
 from sterna.engine.parts import Parts
 from sterna.engine.request import Phase, Sequence
 from sterna.engine.sampler import sample
 from sterna.engine.scheduler import Scheduler
+from sterna.engine.trace import Trace
 
-
-class _Verb(Enum):
-    SUBMIT = auto()
-    CANCEL = auto()
-    CLOSE = auto()
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals since the start."""
-
-    requests: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    steps: int = 0
-    prompt_tokens: int = 0  # computed: sharing saves some, preemption repeats some
-    completion_tokens: int = 0
-    step_seconds: float = 0.0
+T = TypeVar("T")
+Command = Callable[[], None]
+Logits = NDArray[np.float32]
 
 
 class Core:
@@ -51,12 +40,15 @@ class Core:
 
     def __init__(self, parts: Parts) -> None:
         self.counters = Counters()
+        self.histograms = Histograms()
         self.scheduler = Scheduler(parts.limits)
         self._parts = parts
         self._arrays = StepArrays(parts.limits)
         self._answers: dict[int, Answer] = {}  # by the number of their sequence
         self._numbers = count()
-        self._inbox: queue.SimpleQueue[tuple[_Verb, Request | None]] = queue.SimpleQueue()
+        self._touched: list[Request] = []  # with events to hand over at the end of the step
+        self._trace: Trace | None = None
+        self._inbox: queue.SimpleQueue[Command | Request | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # between submitting and stopping
         self._stopped: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="sterna-engine", daemon=True)
@@ -67,53 +59,87 @@ class Core:
         """Why the thread ended; None while it runs."""
         return self._stopped
 
-    def submit(self, ask: Ask, sink: Sink) -> Request:
-        """Queue a prompt. `sink` is called on the engine's thread; it must not block."""
-        request = Request(ask, sink, Clock(time.perf_counter()))
-        with self._lock:
-            if self._stopped is not None:
-                raise _again(self._stopped)
-            self._inbox.put((_Verb.SUBMIT, request))
+    def submit(
+        self, ask: Ask, sink: Sink, *, whole: bool = False, flush: Callable[[], None] | None = None
+    ) -> Request:
+        """Queue a prompt. `sink` and `flush` are called on the engine's thread, and must not block.
+
+        `sink` gets the events of each step, with `whole` all of them at the end. `flush` is then
+        called once for all sinks that share it.
+        """
+        request = Request(ask, sink, Clock(time.perf_counter()), whole, flush)
+        self._put(request)
         return request
 
     def cancel(self, request: Request) -> None:
         """Return the request's pages before the next step; no further events."""
-        self._inbox.put((_Verb.CANCEL, request))
+        self._inbox.put(lambda: self._cancel(request))
+
+    def call(self, function: Callable[[], T]) -> T:
+        """The result of `function`, called on the engine's thread between two steps."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._put(run)
+        while True:  # a thread that ends meanwhile obeys no more
+            with contextlib.suppress(TimeoutError):
+                return future.result(0.1)
+            if self._stopped is not None and not future.done():
+                raise _again(self._stopped)
 
     def close(self) -> None:
         """End open requests with RequestError, stop the thread, close the executable."""
-        self._inbox.put((_Verb.CLOSE, None))
+        self._inbox.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def start_trace(self) -> None:
+        """See Engine.start_trace; on the engine's thread."""
+        self._trace = Trace(time.perf_counter())
+
+    def stop_trace(self) -> bytes:
+        """See Engine.stop_trace; on the engine's thread."""
+        trace, self._trace = self._trace, None
+        if trace is None:
+            raise RequestError("no trace is on; call start_trace first")
+        return trace.json()
+
+    def _put(self, item: Command | Request) -> None:
+        with self._lock:
+            if self._stopped is not None:
+                raise _again(self._stopped)
+            self._inbox.put(item)
 
     def _run(self) -> None:
         reason: Exception = RequestError("the engine was closed")
         try:
             while self._obey():
+                began = time.perf_counter()
                 batch = self.scheduler.next_batch()
                 if batch is not None:
-                    self._step(batch)
+                    self._step(batch, began)
         except Exception as error:
             reason = error
         self._stop(reason)
 
     def _obey(self) -> bool:
         """Carry out all commands, waiting for one if there is nothing to do; False: stop."""
-        idle = not self._answers
         while True:
             try:
-                verb, request = self._inbox.get(block=idle)
+                command = self._inbox.get(block=not self._answers)
             except queue.Empty:
                 return True
-            if verb is _Verb.CLOSE:
+            if command is None:
                 return False
-            assert request is not None, "a command without a request"
-            if verb is _Verb.SUBMIT:
-                self._admit(request)
-            elif request.open:
-                self.counters.cancelled += 1
-                self._drop(request)
-            idle = not self._answers
+            if isinstance(command, Request):
+                self._admit(command)
+            else:
+                command()
 
     def _admit(self, request: Request) -> None:
         self.counters.requests += 1
@@ -131,40 +157,141 @@ class Core:
             self._answers[sequence.number] = answer
             self.scheduler.add(sequence)
 
-    def _step(self, batch: Batch) -> None:
-        began = time.perf_counter()
-        for piece in batch.pieces:
-            self._answers[piece.sequence.number].request.clock.start(began)
-        self.counters.prompt_tokens += batch.prefill_tokens
-        for source, destination in batch.copies:
-            self._parts.executable.copy_page(source, destination)
-        logits = self._parts.executable.step(self._arrays.fill(batch))
-        self.scheduler.complete(batch)
-        self.counters.steps += 1
-        self.counters.step_seconds += time.perf_counter() - began
-        ready = [self._answers[p.sequence.number] for p in batch.pieces if p.last]
-        for answer, row in zip(ready, logits):
-            # A sibling that failed in this very step has taken its whole request along.
-            if answer.sequence.phase is Phase.RUNNING:
-                self._advance(answer, row)
+    def _cancel(self, request: Request) -> None:
+        if request.open:
+            self.counters.cancelled += 1
+            self._drop(request)
 
-    def _advance(self, answer: Answer, row: NDArray[np.float32]) -> None:
+    def _step(self, batch: Batch, began: float) -> None:
+        prepared = time.perf_counter()
+        self._note_starts(batch, prepared)
+        logits = self._compute(batch)
+        computed = time.perf_counter()
+        self.scheduler.complete(batch)
+        self._sample(batch, logits, computed)
+        sampled = time.perf_counter()
+        self._hand_over()
+        self.counters.steps += 1
+        self.counters.step_seconds += computed - prepared
+        if self._trace is not None:
+            self._note_step(self._trace, batch, (began, prepared, computed, sampled))
+
+    def _note_starts(self, batch: Batch, now: float) -> None:
+        for piece in batch.pieces:
+            clock = self._answers[piece.sequence.number].request.clock
+            if clock.started is None:
+                clock.started = now
+                self.histograms.queue_seconds.observe(now - clock.arrived)
+        self.counters.prompt_tokens += batch.prefill_tokens
+        self.histograms.step_tokens.observe(sum(piece.size for piece in batch.pieces))
+
+    def _compute(self, batch: Batch) -> Logits:
+        executable = self._parts.executable
+        for source, destination in batch.copies:
+            executable.copy_page(source, destination)
+        return executable.step(self._arrays.fill(batch))[:, : self._parts.vocabulary]
+
+    def _sample(self, batch: Batch, logits: Logits, now: float) -> None:
+        at = 0
+        for piece in batch.pieces:
+            if piece.last:
+                rows, at = logits[at : at + piece.rows], at + piece.rows
+                # A sibling that failed in this very step has taken its whole request along.
+                if piece.sequence.phase is Phase.RUNNING:
+                    self._advance(self._answers[piece.sequence.number], piece, rows, now)
+
+    def _advance(self, answer: Answer, piece: Piece, rows: Logits, now: float) -> None:
+        """Append the token that follows, and those after it while they are what was guessed."""
         request = answer.request
         try:
-            chosen = sample(
-                row[: self._parts.vocabulary], request.ask.options, answer.history, answer.banned
-            )
-            piece = answer.accept(chosen)
-            self.counters.completion_tokens += 1
-            request.clock.tick(time.perf_counter())
-            request.sink(piece)
+            for right, row in enumerate(rows):
+                chosen = sample(row, request.ask.options, answer.history, answer.banned)
+                self._tell(request, answer.accept(chosen))
+                self._note_token(request.clock, now)
+                if answer.finish_reason is not None or chosen.token not in piece.draft[right:][:1]:
+                    break
+            if piece.draft:
+                self._note_draft(piece, right)
             if answer.finish_reason is not None:
                 self._forget(answer)
-            if not request.open:
-                request.sink(request.finished())
+                if not request.open:
+                    self._finish(request)
         except Exception as error:
             # It concerns this request alone: its logits, its text, its listener.
             self._fail(request, error)
+
+    def _finish(self, request: Request) -> None:
+        finished = request.finished()
+        self._tell(request, finished)
+        if request.whole:
+            self._touched.append(request)
+        self.counters.finished += 1
+        clock, seen = request.clock, self.histograms
+        if clock.started is not None and clock.first is not None and clock.last is not None:
+            seen.prefill_seconds.observe(clock.first - clock.started)
+            seen.decode_seconds.observe(clock.last - clock.first)
+            seen.request_seconds.observe(clock.last - clock.arrived)
+        seen.prompt_tokens.observe(finished.prompt_tokens)
+        seen.cached_tokens.observe(finished.cached_tokens)
+        seen.completion_tokens.observe(finished.completion_tokens)
+
+    def _note_token(self, clock: Clock, now: float) -> None:
+        self.counters.completion_tokens += 1
+        if clock.last is None:
+            clock.first = now
+            self.histograms.time_to_first_token_seconds.observe(now - clock.arrived)
+        else:
+            self.histograms.inter_token_seconds.observe(now - clock.last)
+        clock.last = now
+
+    def _note_draft(self, piece: Piece, right: int) -> None:
+        if piece.sequence.phase is Phase.RUNNING:
+            self.scheduler.accept(piece.sequence, right)
+        self.counters.drafts += 1
+        self.counters.draft_tokens += len(piece.draft)
+        self.counters.draft_tokens_accepted += right
+
+    def _note_step(self, trace: Trace, batch: Batch, times: tuple[float, ...]) -> None:
+        began, prepared, computed, sampled = times
+        sizes = {"sequences": len(batch.pieces), "tokens": sum(p.size for p in batch.pieces)}
+        told = time.perf_counter()
+        trace.span("step", began, told, **sizes, prefill_tokens=batch.prefill_tokens)
+        trace.span("schedule", began, prepared)
+        trace.span("device", prepared, computed, **sizes, copies=len(batch.copies))
+        trace.span("sample", computed, sampled)
+        trace.span("hand over", sampled, told)
+        pages = self.scheduler.pages
+        used = {"free": pages.available, "cached": pages.idle}
+        trace.counters("pages", told, {**used, "used": len(pages) - sum(used.values())})
+        queues = {"running": len(self.scheduler.running), "waiting": len(self.scheduler.waiting)}
+        trace.counters("sequences", told, queues)
+
+    def _tell(self, request: Request, event: Event) -> None:
+        """Keep an event for the end of the step, or of a request that is wanted whole."""
+        if not request.outbox and not request.whole:
+            self._touched.append(request)
+        request.outbox.append(event)
+
+    def _hand_over(self) -> None:
+        """Give listeners what the step brought, and wake each event loop once."""
+        flushes: dict[Callable[[], None], list[Request]] = {}
+        touched, self._touched = self._touched, []
+        for request in touched:
+            events, request.outbox = request.outbox, []
+            if not events:
+                continue  # it failed since
+            try:
+                request.sink(events)
+            except Exception as error:
+                self._fail(request, error)
+            if request.flush is not None:
+                flushes.setdefault(request.flush, []).append(request)
+        for flush, requests in flushes.items():
+            try:
+                flush()
+            except Exception as error:  # their event loop was closed
+                for request in requests:
+                    self._fail(request, error)
 
     def _forget(self, answer: Answer) -> None:
         self._answers.pop(answer.sequence.number, None)
@@ -175,11 +302,12 @@ class Core:
         for answer in request.answers:
             answer.finish_reason = answer.finish_reason or "stop"
             self._forget(answer)
+        request.outbox.clear()
 
     def _fail(self, request: Request, error: Exception) -> None:
-        self.counters.failed += 1
+        self.counters.failed += request.open or not request.answers
         self._drop(request)
-        _tell(request, error)
+        _report(request, error)
 
     def _stop(self, reason: Exception) -> None:
         """Tell everyone who waits, in the scheduler or still in the inbox; then clean up."""
@@ -187,11 +315,11 @@ class Core:
             self._stopped = reason
         waiting = {id(answer.request): answer.request for answer in self._answers.values()}
         while not self._inbox.empty():
-            verb, request = self._inbox.get()
-            if verb is _Verb.SUBMIT and request is not None:
-                waiting[id(request)] = request
+            item = self._inbox.get()
+            if isinstance(item, Request):
+                waiting[id(item)] = item
         for request in waiting.values():
-            _tell(request, _again(reason))
+            _report(request, _again(reason))
         self._answers.clear()
         self._parts.executable.close()
 
@@ -206,6 +334,9 @@ def _again(reason: Exception) -> Exception:
     return error
 
 
-def _tell(request: Request, error: Exception) -> None:
+def _report(request: Request, error: Exception) -> None:
+    """The last event of a request that failed, at once."""
     with contextlib.suppress(Exception):  # the listener's event loop may be closed by now
-        request.sink(error)
+        request.sink([error])
+        if request.flush is not None:
+            request.flush()

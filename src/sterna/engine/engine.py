@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 from sterna.engine import prepare
 from sterna.engine.api import ChatCompletion, ChatCompletionChunk, Completion
 from sterna.engine.core import Core
+from sterna.engine.generation import Event
 from sterna.engine.limits import plan
 from sterna.engine.loader import Resolve, check_device, load
+from sterna.engine.mailbox import Mailboxes
+from sterna.engine.metrics import Histogram, Histograms
 from sterna.engine.options import EngineOptions, Mode, SamplingOptions
 from sterna.engine.parts import Parts, Template
-from sterna.engine.prepare import Message, Prompt
+from sterna.engine.prepare import Job, Message, Prompt
 from sterna.engine.stream import AsyncStream, Stream
 from sterna.runtime.executable import Executable
 from sterna.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 class _Model:
@@ -122,6 +127,21 @@ class _Model:
             "pages_cached": len(scheduler.prefix),
             "pages_total": len(pages),
         }
+
+    def histograms(self) -> dict[str, Histogram]:
+        """Times and sizes of requests and steps since the start; see `metrics.Histograms`."""
+        return {f.name: getattr(self._core.histograms, f.name) for f in fields(Histograms)}
+
+    def start_trace(self) -> None:
+        """Note every step from now on, until `stop_trace`; a trace that is on begins anew."""
+        self._core.call(self._core.start_trace)
+
+    def stop_trace(self) -> bytes:
+        """The steps since `start_trace` as JSON for Perfetto or chrome://tracing.
+
+        RequestError when no trace is on.
+        """
+        return self._core.call(self._core.stop_trace)
 
     def close(self) -> None:
         """End open requests with an error, stop the thread, free the model. Safe to call twice."""
@@ -268,7 +288,16 @@ class Completions(_Asked):
             return next(results)
 
 
-class AsyncChatCompletions(_Asked):
+class _AsyncAsked(_Asked):
+    def __init__(self, core: Core, parts: Parts) -> None:
+        super().__init__(core, parts)
+        self._mailboxes: Mailboxes[Event] = Mailboxes()
+
+    def _stream(self, job: Job[T]) -> AsyncStream[T]:
+        return AsyncStream(self._core, job, self._mailboxes.here())
+
+
+class AsyncChatCompletions(_AsyncAsked):
     """Answers to conversations. Options are the fields of SamplingOptions."""
 
     async def create(
@@ -282,14 +311,13 @@ class AsyncChatCompletions(_Asked):
         """Answer a conversation; RequestError names what cannot be served."""
         if stream:
             job = prepare.chat_stream_job(self._parts, messages, model, options)
-            return AsyncStream(self._core, job)
-        async with AsyncStream(
-            self._core, prepare.chat_job(self._parts, messages, model, options)
-        ) as results:
+            return self._stream(job)
+        whole = prepare.chat_job(self._parts, messages, model, options)
+        async with self._stream(whole) as results:
             return await anext(results)
 
 
-class AsyncCompletions(_Asked):
+class AsyncCompletions(_AsyncAsked):
     """Continuations of raw prompts. Options are the fields of SamplingOptions."""
 
     async def create(
@@ -301,9 +329,7 @@ class AsyncCompletions(_Asked):
         **options: Any,
     ) -> Completion | AsyncStream[Completion]:
         """Continue one or more prompts; `return_token_ids=True` adds the ids."""
-        results = AsyncStream(
-            self._core, prepare.completion_job(self._parts, prompt, model, options, stream)
-        )
+        results = self._stream(prepare.completion_job(self._parts, prompt, model, options, stream))
         if stream:
             return results
         async with results:

@@ -38,7 +38,7 @@ class Finished:
 
 
 Event = Piece | Finished | Exception  # an Exception is the last event of a request that failed
-Sink = Callable[[Event], None]
+Sink = Callable[[list[Event]], None]  # takes what one step brought
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,6 @@ class Clock:
     first: float | None = None
     last: float | None = None
 
-    def start(self, now: float) -> None:
-        """The request is in a step for the first time; later calls change nothing."""
-        self.started = now if self.started is None else self.started
-
-    def tick(self, now: float) -> None:
-        self.first = now if self.first is None else self.first
-        self.last = now
-
     def timings(self, prompt_tokens: int, completion_tokens: int, answers: int) -> Timings:
         started = self.started or self.arrived
         first, last = self.first or started, self.last or started
@@ -92,7 +84,10 @@ class Request:
     ask: Ask
     sink: Sink
     clock: Clock
+    whole: bool = False  # nobody wants to hear of it before its end
+    flush: Callable[[], None] | None = None  # called after `sink`, once for all that share it
     answers: list[Answer] = field(default_factory=list)
+    outbox: list[Event] = field(default_factory=list)
 
     @property
     def open(self) -> bool:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import queue
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Generic, TypeVar
 
 from sterna.engine.core import Core
 from sterna.engine.generation import Event, Finished, Sink
+from sterna.engine.mailbox import Mailbox
 from sterna.engine.prepare import Job
 
 T = TypeVar("T")
@@ -22,12 +25,15 @@ T = TypeVar("T")
 class _Run(Generic[T]):
     """The part that does not wait: submits, assembles, cancels."""
 
-    def __init__(self, core: Core, job: Job[T], sink: Sink) -> None:
+    def __init__(
+        self, core: Core, job: Job[T], sink: Sink, flush: Callable[[], None] | None = None
+    ) -> None:
         self._core = core
         self._assembler = job.assembler
         self._left = len(job.asks)
         self._ready: deque[T] = deque()
-        self._requests = [core.submit(ask, sink) for ask in job.asks]
+        whole = job.assembler.whole
+        self._requests = [core.submit(ask, sink, whole=whole, flush=flush) for ask in job.asks]
 
     @property
     def over(self) -> bool:
@@ -36,12 +42,15 @@ class _Run(Generic[T]):
     def take(self) -> T | None:
         return self._ready.popleft() if self._ready else None
 
-    def put(self, event: Event) -> None:
-        if isinstance(event, Exception):
-            self.cancel()
-            raise event
-        self._ready.extend(self._assembler.put(event))
-        self._left -= isinstance(event, Finished)
+    def put(self, events: list[Event]) -> None:
+        for event in events:
+            if self.over:
+                return
+            if isinstance(event, Exception):
+                self.cancel()
+                raise event
+            self._ready.extend(self._assembler.put(event))
+            self._left -= isinstance(event, Finished)
 
     def cancel(self) -> None:
         if not self.over:
@@ -55,7 +64,7 @@ class Stream(Generic[T]):
     """Results as they come. Iterate it, or use it in a `with` statement to leave early."""
 
     def __init__(self, core: Core, job: Job[T]) -> None:
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[list[Event]] = queue.SimpleQueue()
         self._run: _Run[T] = _Run(core, job, self._events.put)
 
     def __iter__(self) -> Stream[T]:
@@ -87,14 +96,36 @@ class Stream(Generic[T]):
             self.close()
 
 
+class _Arrivals:
+    """Events that came for one stream, and the future on which it waits for more.
+
+    Apart from the stream, so that the engine does not keep a stream alive that was dropped.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._events: deque[list[Event]] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, events: list[Event]) -> None:
+        self._events.append(events)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def get(self) -> list[Event]:
+        while not self._events:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        return self._events.popleft()
+
+
 class AsyncStream(Generic[T]):
     """Results as they come, for `async for` and `async with`."""
 
-    def __init__(self, core: Core, job: Job[T]) -> None:
-        loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        put = self._events.put_nowait
-        self._run: _Run[T] = _Run(core, job, lambda e: _hand_over(loop, put, e))
+    def __init__(self, core: Core, job: Job[T], mailbox: Mailbox[Event]) -> None:
+        self._arrivals = _Arrivals()
+        sink = partial(mailbox.put, self._arrivals.put)
+        self._run: _Run[T] = _Run(core, job, sink, mailbox.flush)
 
     def __aiter__(self) -> AsyncStream[T]:
         return self
@@ -103,7 +134,7 @@ class AsyncStream(Generic[T]):
         while (result := self._run.take()) is None:
             if self._run.over:
                 raise StopAsyncIteration
-            self._run.put(await self._events.get())
+            self._run.put(await self._arrivals.get())
         return result
 
     async def aclose(self) -> None:
@@ -123,7 +154,3 @@ class AsyncStream(Generic[T]):
     def __del__(self) -> None:
         if hasattr(self, "_run"):
             self._run.cancel()
-
-
-def _hand_over(loop: asyncio.AbstractEventLoop, put: Sink, event: Event) -> None:
-    loop.call_soon_threadsafe(put, event)
