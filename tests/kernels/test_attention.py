@@ -28,6 +28,7 @@ CASES = [
     Case(3, 64, BF16),
     Case(4, 80, F16, window=40, sinks=4),
     Case(8, 128, F16, kv_heads=1),
+    Case(7, 16, F16),
     Case(3, 32, F16, window=7, sinks=0),
     Case(2, 64, window=33, sinks=1),
     Case(1, 128, BF16, window=64, sinks=16),

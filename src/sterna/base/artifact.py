@@ -17,7 +17,7 @@ from sterna.base.errors import ArtifactError
 FORMAT = 2  # raised by every change that an older reader could misread
 ABI = 1  # of the C functions in a library: entry signature, pool layout (codegen/pool.h)
 KV_CACHE = "kv_cache"  # what launches call the cache
-QUERY_TILE = 16  # most tokens of one sequence that attention takes as a tile (dim t)
+QUERY_TILE = 32  # most tokens of one sequence that attention takes as a tile (dim t)
 
 # In a CPU library the manifest follows this mark and its length (8 bytes, little-endian), so it
 # can be read from a library for any machine without executing anything.

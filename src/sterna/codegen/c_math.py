@@ -206,13 +206,11 @@ _MATH = """
 STERNA_MAYBE f32@ with_integer@(f32@ x) { return x + 12582912.0f; }
 STERNA_MAYBE i32@ integer_of@(f32@ shifted) { return (i32@)(bits_u32@(shifted) - 0x4b400000u); }
 
-// 2^n for -126 <= n <= 127.
-STERNA_MAYBE f32@ power_of_two@(i32@ n) { return bits_f32@((u32@)(n + 127) << 23); }
-
 // exp(x) = 2^n * exp(r), |r| <= ln(2) / 2. Results below the smallest normal number are 0.
 STERNA_MAYBE f32@ exp_f32@(f32@ x) {
-    f32@ t = choose_f32@(x < -88.0f, splat_f32@(-88.0f), x);
-    t = choose_f32@(t > 89.0f, splat_f32@(89.0f), t);
+    f32@ infinity = bits_f32@(splat_u32@(0x7f800000u));
+    f32@ t = choose_f32@(x > -87.5f, x, splat_f32@(-87.5f));
+    t = choose_f32@(t < 88.72283f, t, splat_f32@(88.72283f));
     f32@ shifted = with_integer@(t * 1.44269504088896341f);
     f32@ n = shifted - 12582912.0f;
     f32@ r = fma_f32@(n, splat_f32@(-0.693359375f), t);
@@ -224,8 +222,8 @@ STERNA_MAYBE f32@ exp_f32@(f32@ x) {
     p = fma_f32@(p, r, splat_f32@(1.6666665459e-1f));
     p = fma_f32@(p, r, splat_f32@(5.0000001201e-1f));
     p = fma_f32@(p, r * r, r) + 1.0f;
-    i32@ whole = integer_of@(shifted), half = whole >> 1; // 2^128 is no float, 2^64 twice is
-    p = p * power_of_two@(half) * power_of_two@(whole - half);
+    p = bits_f32@(bits_u32@(p) + (bits_u32@(shifted) << 23)); // times 2^n: no subnormal comes here
+    p = choose_f32@(x <= 88.72283f, p, x + infinity); // NaN stays NaN
     return choose_f32@(x < -87.33654f, splat_f32@(0.0f), p);
 }
 

@@ -20,14 +20,8 @@ from math import gcd
 from sterna.base.dtype import F32
 from sterna.ir.expr import Buffer, Expr, ExprLike, Var, cast, exp, maximum, minimum, wrap
 from sterna.ir.loop import Alloc, If, PrimFunc, Stmt, seq, store
-from sterna.kernels.attention_piece import (
-    LANES,
-    LOW,
-    AttentionSpec,
-    Piece,
-    query_piece,
-    reaches,
-)
+from sterna.kernels.attention_rows import Queries, Rows
+from sterna.kernels.attention_spec import LANES, LOW, AttentionSpec, reaches
 from sterna.kernels.build import let, loop, parallel, vector
 from sterna.kernels.kv_cache import LAYER
 
@@ -35,39 +29,30 @@ __all__ = ["AttentionSpec", "attention_split", "attention_tiles"]
 
 
 def attention_tiles(name: str, s: AttentionSpec, dims: tuple[Var, ...], tile: int) -> PrimFunc:
-    """One work item for each (query tile, kv head): pieces in order, all queries for each."""
-    state = _State.allocate(s, tile)
+    """One work item for each (query tile, kv head): pieces in order, all rows for each."""
+    rows = Rows.of(s, tile)
+    state = _State.allocate(s, rows.rows)
     tiles = s.tile_start.shape[0]
 
     def item(w: Var) -> Stmt:
-        head, t = w % s.cache.kv_heads, w // s.cache.kv_heads
-        first, size, sequence = s.tile_start[t], s.tile_size[t], s.tile_seq[t]
+        t, head = w // s.cache.kv_heads, w % s.cache.kv_heads
 
-        def with_tile(start: Var, count: Var, pages: Var) -> Stmt:
-            last = s.positions[start + count - 1]
-            reached = minimum(last // s.piece + 1, s.pieces)
+        def with_tile(q: Queries) -> Stmt:
+            reached = minimum(q.last // s.piece + 1, s.pieces)
+            used = rows.blocks(q) * rows.block
 
             def piece(c: Var) -> Stmt:
-                return loop(
-                    "query", count, lambda i: _one_query(s, state, start, i, head, pages, c)
-                )
+                run = rows.piece(q, c, state.take, state.add)
+                return run if s.window < 0 else If(reaches(s, q.position, q.last, c), run)
 
             return seq(
-                loop("query", count, lambda i: state.reset(s, i)),
+                rows.load(q),
+                loop("r", used, state.reset),
                 loop("piece", reached, piece),
-                loop("query", count, lambda i: state.finish(s, start + i, i, head)),
+                loop("r", q.count * s.group, lambda r: _write_row(s, state, q, r)),
             )
 
-        body = let(
-            "start",
-            first,
-            lambda a: let(
-                "count",
-                size,
-                lambda b: let("pages", s.page_indptr[sequence], lambda c: with_tile(a, b, c)),
-            ),
-        )
-        return state.scoped(state.piece.scoped(body))
+        return state.scoped(rows.scoped(_queries(s, t, head, with_tile)))
 
     return PrimFunc(
         name, s.params, (*dims, LAYER), parallel("item", tiles * s.cache.kv_heads, item)
@@ -82,55 +67,47 @@ def attention_split(
     `partial` [n, heads, pieces, dim + 2] holds o, m and l of each piece. Tiles must hold one
     token each.
     """
+    rows = Rows.of(s, 1)
     state = _State.allocate(s, 1)
 
     def item(w: Var) -> Stmt:
         c, rest = w % s.pieces, w // s.pieces
         head, t = rest % s.cache.kv_heads, rest // s.cache.kv_heads
 
-        def keep(n: Expr) -> Callable[[Piece], Stmt]:
-            return lambda p: loop(
-                "g", s.group, lambda g: p.save(s, partial, n, head * s.group + g, c, g)
-            )
+        def with_query(q: Queries) -> Stmt:
+            def at(r: Expr) -> tuple[Expr, Expr, Expr]:
+                return q.start, head * s.group + minimum(r, s.group - 1), c
 
-        def work(n: Var, position: Var, pages: Var) -> Stmt:
-            run = query_piece(s, state.piece, n, position, head, pages, c, keep(n))
-            return If(reaches(s, position, c), run)
+            def soft(r: Expr, m: Expr, total: Expr) -> Stmt:
+                return seq(
+                    store(partial, (*at(r), s.dim), m), store(partial, (*at(r), s.dim + 1), total)
+                )
 
-        start = s.tile_start[t]
-        body = let(
-            "start",
-            start,
-            lambda n: let(
-                "position",
-                s.positions[n],
-                lambda p: let("pages", s.page_indptr[s.tile_seq[t]], lambda g: work(n, p, g)),
-            ),
-        )
-        return state.piece.scoped(body)
+            def keep(r: Expr, d: Expr, o: Expr) -> Stmt:
+                return store(partial, (*at(r), d), o)
+
+            run = seq(rows.load(q), rows.piece(q, c, soft, keep))
+            return If(reaches(s, q.position, q.position, c), run)
+
+        return rows.scoped(_queries(s, t, head, with_query, one=True))
 
     def merge(w: Var) -> Stmt:
         n, h = w // s.heads, w % s.heads
 
         def one(c: Var, position: Var) -> Stmt:
             at = (n, h, c)
-            taken = state.merge(
-                s,
-                0,
-                0,
-                partial[(*at, s.dim)],
-                partial[(*at, s.dim + 1)],
-                lambda d: partial[(*at, d)],
+            taken = seq(
+                state.take(0, partial[(*at, s.dim)], partial[(*at, s.dim + 1)]),
+                _channels(s, lambda d: state.add(0, d, partial[(*at, d)])),
             )
-            return If(reaches(s, position, c), taken)
+            return If(reaches(s, position, position, c), taken)
 
         def pieces(position: Var) -> Stmt:
+            reached = minimum(position // s.piece + 1, s.pieces)
             return seq(
-                state.reset_head(s, 0, 0),
-                loop(
-                    "piece", minimum(position // s.piece + 1, s.pieces), lambda c: one(c, position)
-                ),
-                state.write(s, n, h, 0, 0),
+                state.reset(0),
+                loop("piece", reached, lambda c: one(c, position)),
+                _channels(s, lambda d: _put(s, n, h * s.dim + d, state.result(0, d))),
             )
 
         return state.scoped(let("position", s.positions[n], pieces))
@@ -140,110 +117,93 @@ def attention_split(
     return PrimFunc(name, (*s.params, partial), (*dims, LAYER), seq(work, join))
 
 
-def _one_query(
-    s: AttentionSpec, state: _State, start: Var, i: Var, head: Expr, pages: Var, c: Var
+def _queries(
+    s: AttentionSpec, t: Expr, head: Expr, body: Callable[[Queries], Stmt], *, one: bool = False
 ) -> Stmt:
-    def into_state(p: Piece) -> Stmt:
-        def one(g: Var) -> Stmt:
-            return state.merge(s, i, g, p.m[g], p.total[g], lambda d: p.o[g, d])
+    """body(the queries of tile t); `one`: the caller vouches that it holds one."""
 
-        return loop("g", s.group, one)
+    def with_start(start: Var) -> Stmt:
+        def with_count(count: Expr) -> Stmt:
+            def with_position(position: Var) -> Stmt:
+                pages = s.page_indptr[s.tile_seq[t]]
+                return let("pages", pages, lambda p: body(Queries(start, count, position, p, head)))
 
-    def at(position: Var) -> Stmt:
-        run = query_piece(s, state.piece, start + i, position, head, pages, c, into_state)
-        return If(reaches(s, position, c), run)
+            return let("position", s.positions[start], with_position, lo=0)
 
-    return let("position", s.positions[start + i], at)
+        return with_count(wrap(1)) if one else let("count", s.tile_size[t], with_count, lo=1)
+
+    return let("start", s.tile_start[t], with_start)
+
+
+def _channels(s: AttentionSpec, body: Callable[[Expr], Stmt]) -> Stmt:
+    """body(d) for every channel of a head, in vectors."""
+    lanes = gcd(s.dim, LANES)
+
+    def some(o: Var) -> Stmt:
+        return vector("d", lanes, lambda d: body(o * lanes + d))
+
+    return loop("o", s.dim // lanes, some)
+
+
+def _put(s: AttentionSpec, n: Expr, channel: Expr, value: Expr) -> Stmt:
+    return store(s.out, (n, channel), cast(s.out.dtype, value))
+
+
+def _write_row(s: AttentionSpec, state: _State, q: Queries, r: Var) -> Stmt:
+    base = (q.head * s.group + r % s.group) * s.dim
+    n = q.start + r // s.group
+    return _channels(s, lambda d: _put(s, n, base + d, state.result(r, d)))
 
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """Running m, l, o of the queries of a tile, merged piece by piece."""
+    """Running m, l, o of rows, merged piece by piece: both sides scaled to the larger maximum."""
 
-    m: Buffer  # [tile, group]
-    total: Buffer  # [tile, group] sums of exp(score - m)
-    o: Buffer  # [tile, group, dim]
-    piece: Piece
+    spec: AttentionSpec
+    m: Buffer  # [rows]
+    total: Buffer  # [rows] sums of exp(score - m)
+    old: Buffer  # [rows] what the last merge scales the pieces before by
+    fresh: Buffer  # [rows] and the new one
+    o: Buffer  # [rows, dim]
 
     @staticmethod
-    def allocate(s: AttentionSpec, tile: int) -> _State:
-        def local(name: str, *shape: int) -> Buffer:
-            scope = "scratch" if len(shape) == 3 else "local"
-            return Buffer(name, F32, tuple(wrap(d) for d in shape), scope)
+    def allocate(s: AttentionSpec, rows: int) -> _State:
+        def one_each(name: str) -> Buffer:
+            return Buffer(name, F32, (wrap(rows),), "local")
 
         return _State(
-            local("state_m", tile, s.group),
-            local("state_l", tile, s.group),
-            local("state_o", tile, s.group, s.dim),
-            Piece.allocate(s),
+            s,
+            one_each("state_m"),
+            one_each("state_l"),
+            one_each("old"),
+            one_each("fresh"),
+            Buffer("state_o", F32, (wrap(rows), wrap(s.dim)), "scratch"),
         )
 
     def scoped(self, body: Stmt) -> Stmt:
-        for buffer in (self.m, self.total, self.o):
+        for buffer in (self.m, self.total, self.old, self.fresh, self.o):
             body = Alloc(buffer, body)
         return body
 
-    def reset(self, s: AttentionSpec, i: Expr) -> Stmt:
-        return loop("g", s.group, lambda g: self.reset_head(s, i, g))
+    def reset(self, r: ExprLike) -> Stmt:
+        clear = _channels(self.spec, lambda d: store(self.o, (r, d), 0.0))
+        return seq(store(self.m, r, LOW), store(self.total, r, 0.0), clear)
 
-    def reset_head(self, s: AttentionSpec, i: ExprLike, g: ExprLike) -> Stmt:
-        lanes = gcd(s.dim, LANES)
-        clear = loop(
-            "o",
-            s.dim // lanes,
-            lambda o: vector("d", lanes, lambda d: store(self.o, (i, g, o * lanes + d), 0.0)),
-        )
-        return seq(store(self.m, (i, g), LOW), store(self.total, (i, g), 0.0), clear)
+    def take(self, r: ExprLike, m: Expr, total: Expr) -> Stmt:
+        """Take in m and l of a piece; its output follows through `add`."""
 
-    def merge(
-        self,
-        s: AttentionSpec,
-        i: ExprLike,
-        g: ExprLike,
-        m: Expr,
-        total: Expr,
-        o: Callable[[Expr], Expr],
-    ) -> Stmt:
-        """Take in a piece: both sides are scaled to the larger of the two maxima."""
-        lanes = gcd(s.dim, LANES)
-
-        def scaled(new: Var, old: Var, fresh: Var) -> Stmt:
-            def channels(q: Var) -> Stmt:
-                def one(d: Var) -> Stmt:
-                    at = (i, g, q * lanes + d)
-                    return store(self.o, at, self.o[at] * old + o(q * lanes + d) * fresh)
-
-                return vector("d", lanes, one)
-
+        def scaled(new: Var) -> Stmt:
             return seq(
-                store(self.total, (i, g), self.total[i, g] * old + total * fresh),
-                store(self.m, (i, g), new),
-                loop("q", s.dim // lanes, channels),
+                store(self.old, r, exp(self.m[r] - new)),
+                store(self.fresh, r, exp(m - new)),
+                store(self.total, r, self.total[r] * self.old[r] + total * self.fresh[r]),
+                store(self.m, r, new),
             )
 
-        return let(
-            "new",
-            maximum(self.m[i, g], m),
-            lambda new: let(
-                "old",
-                exp(self.m[i, g] - new),
-                lambda old: let("fresh", exp(m - new), lambda fresh: scaled(new, old, fresh)),
-            ),
-        )
+        return let("new", maximum(self.m[r], m), scaled)
 
-    def finish(self, s: AttentionSpec, n: Expr, i: Expr, head: Expr) -> Stmt:
-        return loop("g", s.group, lambda g: self.write(s, n, head * s.group + g, i, g))
+    def add(self, r: ExprLike, d: Expr, o: Expr) -> Stmt:
+        return store(self.o, (r, d), self.o[r, d] * self.old[r] + o * self.fresh[r])
 
-    def write(self, s: AttentionSpec, n: Expr, h: Expr, i: ExprLike, g: ExprLike) -> Stmt:
-        """out[n, h] = o / l."""
-        lanes = gcd(s.dim, LANES)
-
-        def channels(o: Var) -> Stmt:
-            def one(d: Var) -> Stmt:
-                c = o * lanes + d
-                value = self.o[i, g, c] / self.total[i, g]
-                return store(s.out, (n, h * s.dim + c), cast(s.out.dtype, value))
-
-            return vector("d", lanes, one)
-
-        return loop("o", s.dim // lanes, channels)
+    def result(self, r: ExprLike, d: Expr) -> Expr:
+        return self.o[r, d] / self.total[r]

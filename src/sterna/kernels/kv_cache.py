@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
 
-from sterna.base.dtype import F32
-from sterna.ir.expr import Buffer, Expr, Load, Var, cast, const_value
+from sterna.base.dtype import F32, DType
+from sterna.ir.expr import Buffer, Expr, Load, Var, cast, const_value, wrap
 from sterna.ir.loop import PrimFunc, Stmt, Store, seq, store
 from sterna.kernels.build import let, loop, parallel, vector
 
@@ -31,6 +31,29 @@ class CacheLayout:
     @property
     def kv_heads(self) -> int:
         return int(const_value(self.buffer.shape[3]) or 0)
+
+    @staticmethod
+    def of(
+        name: str,
+        dtype: DType,
+        pages: Expr,
+        layers: Expr,
+        kv_heads: int,
+        page_size: int,
+        head_dim: int,
+    ) -> CacheLayout:
+        """The layout of a state tensor made here."""
+        shape = (pages, layers, wrap(2), wrap(kv_heads), wrap(page_size * head_dim))
+        return CacheLayout(Buffer(name, dtype, shape), page_size, head_dim)
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """What kernels take as parameters."""
+        return (self.buffer,)
+
+    def scaled_key(self, page: Expr, head: Expr, t: Expr, product: Expr) -> Expr:
+        """A product with the stored key in slot t, as a product with the key."""
+        return product
 
     def key(self, page: Expr, head: Expr, d: Expr, t: Expr) -> Load:
         """Element d of the key in slot t of a page."""
