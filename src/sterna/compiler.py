@@ -27,7 +27,7 @@ from sterna.base.target import Target
 from sterna.base.version import __version__, source_state
 from sterna.checkpoint.model_folder import ModelFolder, open_model
 from sterna.codegen.renderer import LibraryParts, Renderer, renderer_of
-from sterna.ir.graph import IRModule, Value
+from sterna.ir.graph import Function, IRModule, Value
 from sterna.ir.printer import to_text
 from sterna.models.rope_scaling import longest_context
 from sterna.models.stored_scheme import stored_scheme
@@ -318,20 +318,30 @@ def _vocabulary(module: IRModule) -> int:
 def _params(module: IRModule, tiles: dict[str, int]) -> tuple[Param, ...]:
     """Every weight as it is bound: the entry's own, then each repeat's, layer by layer."""
     entry = module.functions[module.entry]
-    layered = {b.call.op: dict(b.call.attrs).get("repeat", 1) for b in entry.bindings}
     result = [_param(w, w.name, tiles) for w in _weights(module, entry)]
-    for function, count in layered.items():
-        callee = module.functions[function]
+    for binding in entry.bindings:
+        callee = module.functions[binding.call.op]
         if callee.primitive:
             continue
-        for i in range(int(count)):  # type: ignore[arg-type]
-            result += [
-                _param(w, w.name.replace("{i}", str(i)), tiles) for w in _weights(module, callee)
-            ]
+        given: dict[str, Any] = dict(binding.call.attrs)
+        for i in range(given.get("repeat", 1)):
+            layer = given.get("first", 0) + i * given.get("stride", 1)
+            for offset, kind in _kinds(module, callee):
+                title = str(layer + offset)
+                result += [
+                    _param(w, w.name.replace("{i}", title), tiles) for w in _weights(module, kind)
+                ]
     return tuple(result)
 
 
-def _weights(module: IRModule, function: Any) -> list[Value]:
+def _kinds(module: IRModule, body: Function) -> list[tuple[int, Function]]:
+    """The kinds of layers that a repeated body runs, in order, each with its place in the body."""
+    called = [(dict(b.call.attrs), module.functions[b.call.op]) for b in body.bindings]
+    kinds = [(int(attrs["offset"]), f) for attrs, f in called if not f.primitive]  # type: ignore[arg-type]
+    return kinds or [(0, body)]
+
+
+def _weights(module: IRModule, function: Function) -> list[Value]:
     """The weights that a function's kernels read, constants aside, in order of use."""
     kernels = [module.functions[b.call.op] for b in function.bindings]
     used = dict.fromkeys(w.name for k in kernels if k.primitive for w in k.weights)

@@ -100,6 +100,20 @@ class _Launch:
     kernel: str
     args: tuple[Place, ...]
     use: Use
+    layer: int = 0  # of the layers that a repeated body spans
+
+    def moved(self, places: Mapping[Value, Value], layer: int) -> _Launch:
+        """The same launch on other values, for another layer of the body."""
+
+        def at(place: Place) -> Place:
+            return places.get(place, place) if isinstance(place, Value) else place
+
+        use = Use(
+            tuple(at(p) for p in self.use.reads),
+            tuple(at(p) for p in self.use.writes),
+            {places.get(a, a): places.get(b, b) for a, b in self.use.aliases.items()},
+        )
+        return _Launch(self.kernel, tuple(at(p) for p in self.args), use, layer)
 
 
 def build_entry(
@@ -131,12 +145,14 @@ def build_entry(
 
 @dataclass(slots=True)
 class _Repeated:
-    """A function run for every layer."""
+    """A function run for some layers in turn."""
 
     binding: Binding
     function: Function
-    count: int
     body: list[_Launch]
+
+    def attr(self, name: str, usual: int) -> int:
+        return int(dict(self.binding.call.attrs).get(name, usual))  # type: ignore[arg-type]
 
 
 @dataclass(slots=True)
@@ -147,6 +163,7 @@ class _Builder:
     table: KernelTable
     groups: dict[str, str] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    bodies: dict[str, list[_Launch]] = field(default_factory=dict)
 
     def steps(self, function: Function) -> list[_Launch | _Repeated]:
         result: list[_Launch | _Repeated] = []
@@ -155,10 +172,27 @@ class _Builder:
             if callee.primitive:
                 result.append(self.launch(callee))
             else:
-                count = dict(binding.call.attrs).get("repeat", 1)
-                body = [self.launch(self.module.functions[b.call.op]) for b in callee.bindings]
-                result.append(_Repeated(binding, callee, int(count), body))  # type: ignore[arg-type]
+                result.append(_Repeated(binding, callee, self.body(callee)))
         return result
+
+    def body(self, function: Function) -> list[_Launch]:
+        """The launches of a Function, lowered once however often it is called."""
+        if function.name not in self.bodies:
+            self.bodies[function.name] = [
+                launch for binding in function.bindings for launch in self._launches(binding)
+            ]
+        return self.bodies[function.name]
+
+    def _launches(self, binding: Binding) -> list[_Launch]:
+        callee = self.module.functions[binding.call.op]
+        if callee.primitive:
+            return [self.launch(callee)]
+        body = self.body(callee)
+        places = {v: Value(v.name, v.type) for v in _made(body)}
+        places |= zip(callee.params, binding.call.args, strict=True)
+        places |= zip(callee.results, binding.outs, strict=True)
+        offset = int(dict(binding.call.attrs)["offset"])  # type: ignore[arg-type]
+        return [launch.moved(places, offset) for launch in body]
 
     def launch(self, function: Function) -> _Launch:
         """The kernel of a primitive Function; its values are those of the caller."""
@@ -186,7 +220,13 @@ class _Builder:
         return _Launch(kernel, tuple(args), Use(reads, (*results, *workspaces), aliases))
 
 
-_QUIET = ("dequantize", "slice", "cast")
+def _made(body: list[_Launch]) -> list[Value]:
+    """Values that launches write, or that are new names of what they change."""
+    made = (p for launch in body for p in (*launch.use.writes, *launch.use.aliases))
+    return [p for p in made if isinstance(p, Value)]
+
+
+_QUIET = ("dequantize", "slice", "slice_groups", "cast")
 
 
 def _opaque_cost(function: Function) -> Cost:
@@ -226,9 +266,16 @@ class _Names:
 
     def step(self, step: _Launch | _Repeated) -> Launch | Repeat:
         if isinstance(step, _Launch):
-            return Launch(kernel=step.kernel, args=tuple(self.of(a) for a in step.args))
+            args = tuple(self.of(a) for a in step.args)
+            return Launch(kernel=step.kernel, args=args, layer=step.layer)
         body = tuple(self.step(launch) for launch in step.body)
-        return Repeat(var="i", count=step.count, body=body)  # type: ignore[arg-type]
+        return Repeat(
+            var="i",
+            count=step.attr("repeat", 1),
+            body=body,  # type: ignore[arg-type]
+            first=step.attr("first", 0),
+            stride=step.attr("stride", 1),
+        )
 
 
 def _unbounded(func: PrimFunc) -> PrimFunc:

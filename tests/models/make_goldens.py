@@ -23,6 +23,13 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096}
 
+LONG = {
+    "type": "longrope",
+    "short_factor": [1.0 + 0.03 * i for i in range(32)],
+    "long_factor": [1.0 + 0.2 * i * i for i in range(32)],
+}
+ORIGINAL = {"original_max_position_embeddings": 1024}
+
 # Name -> (head_dim, context length or None, the rope keys of a config).
 ROPE_CASES: dict[str, tuple[int, int | None, dict[str, object]]] = {
     "no keys": (128, None, {}),
@@ -70,6 +77,33 @@ ROPE_CASES: dict[str, tuple[int, int | None, dict[str, object]]] = {
         },
     ),
     "llama3, original length left out": (96, None, {"rope_scaling": LLAMA3}),
+    "longrope, short": (
+        64,
+        1024,
+        {"max_position_embeddings": 2048, "rope_scaling": LONG, **ORIGINAL},
+    ),
+    "longrope, long": (
+        64,
+        1025,
+        {"max_position_embeddings": 2048, "rope_scaling": LONG, **ORIGINAL},
+    ),
+    "longrope, parameters": (
+        64,
+        2048,
+        {
+            "max_position_embeddings": 2048,
+            "rope_parameters": {**LONG, "rope_theta": 500000.0, **ORIGINAL},
+        },
+    ),
+    "longrope, attention_factor": (
+        64,
+        2048,
+        {
+            "max_position_embeddings": 4096,
+            "rope_scaling": {**LONG, "attention_factor": 1.25},
+            **ORIGINAL,
+        },
+    ),
     "yarn": (128, None, {"max_position_embeddings": 65536, "rope_scaling": YARN}),
     "yarn, finetuned": (128, None, {"rope_scaling": {**YARN, "finetuned": True}}),
     "yarn, original length left out": (80, None, {"rope_scaling": {"type": "yarn", "factor": 4}}),

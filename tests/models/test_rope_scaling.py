@@ -49,7 +49,7 @@ def test_both_forms_may_stand_beside_each_other_when_they_agree() -> None:
         rope_options({**config, "rope_scaling": {"type": "linear", "factor": 3}})
 
 
-@pytest.mark.parametrize("kind", ["longrope", "su", "mrope", "proportional", "ntk", "", "Linear"])
+@pytest.mark.parametrize("kind", ["mrope", "proportional", "ntk", "", "Linear"])
 def test_an_unknown_type_is_refused_with_those_that_exist(kind: str) -> None:
     with pytest.raises(
         UnsupportedModel, match="supported are default, linear, dynamic, yarn, llama3"

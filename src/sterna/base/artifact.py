@@ -63,18 +63,27 @@ class Param(_Record, frozen=True):
 
 
 class Launch(_Record, frozen=True, tag="launch"):
-    """Run one kernel. `args` name buffers; "{i}" in a weight's name is the repeat's variable."""
+    """Run one kernel. `args` name buffers; "{i}" in a weight's name is the layer it works on.
+
+    In a repeat that is layer `first + stride * var + layer`, whose cache the kernel reads too.
+    """
 
     kernel: str
     args: tuple[str, ...]
+    layer: int = 0
 
 
 class Repeat(_Record, frozen=True, tag="repeat"):
-    """Run `body` for `var` in 0..count: equal layers are compiled once."""
+    """Run `body` for `var` in 0..count: equal layers are compiled once.
+
+    A body spans `stride` layers, the first run of it those from layer `first` on.
+    """
 
     var: str
     count: int
     body: tuple[Launch, ...]
+    first: int = 0
+    stride: int = 1
 
 
 class Phase(_Record, frozen=True):
@@ -121,7 +130,7 @@ class Kernel(_Record, frozen=True):
     flops: str
     bytes: str
     items: str  # independent work items shared among threads
-    dims: tuple[str, ...] = ()  # arguments after the buffers; "layer" is the repeat's variable
+    dims: tuple[str, ...] = ()  # arguments after the buffers; "layer" is the launch's layer
     phases: tuple[Phase, ...] = ()  # none in a library whose entry points are functions
 
 

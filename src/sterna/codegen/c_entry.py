@@ -17,6 +17,7 @@ from sterna.base.artifact import KV_CACHE, Entry, Launch, Param, Repeat
 from sterna.codegen.c import CSource, name
 
 LAYER = "layer"
+_RUN = "run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +81,19 @@ class _EntryWriter:
 
     def step(self, step: Launch | Repeat) -> None:
         if isinstance(step, Launch):
-            self.launch(step, "    ", "0", 0)
+            self.launch(step, "    ", None)
             return
-        self.lines.append(f"    for (i64 {LAYER} = 0; {LAYER} < {step.count}; {LAYER}++) {{")
-        stride = self._stride(step)
+        self.lines.append(f"    for (i64 {_RUN} = 0; {_RUN} < {step.count}; {_RUN}++) {{")
         for launch in step.body:
-            self.launch(launch, "        ", LAYER, stride)
+            self.launch(launch, "        ", step)
         self.lines.append("    }")
 
-    def _stride(self, repeat: Repeat) -> int:
-        """Params of one layer: the distance between a weight and the next layer's."""
-        if repeat.count < 2:
-            return 0
-        layered = (a for launch in repeat.body for a in launch.args if "{i}" in a)
-        found = next(layered, None)
-        if found is None:
-            return 0
-        return self.param_index[_at(found, 1)] - self.param_index[_at(found, 0)]
-
-    def launch(self, launch: Launch, indent: str, layer: str, stride: int) -> None:
+    def launch(self, launch: Launch, indent: str, repeat: Repeat | None) -> None:
         code = self.kernels[launch.kernel]
         title = code.source.name
-        values = [f".{p} = (void *)({self.pointer(a, layer, stride)})" for p, a in
+        first = launch.layer + (repeat.first if repeat else 0)
+        layer = f"{first} + {_RUN} * {repeat.stride}" if repeat else str(first)
+        values = [f".{p} = (void *)({self.pointer(a, first, repeat)})" for p, a in
                   zip(code.params, launch.args, strict=True)]  # fmt: skip
         values += [f".{d} = {layer if d == LAYER else d}" for d in code.dims]
         fields = ", ".join([".pool = pool", *values])
@@ -111,13 +103,17 @@ class _EntryWriter:
             self.lines.append(f"{indent}    parallel(pool, {phase}, &a, {items}, 1);")
         self.lines.append(f"{indent}}}")
 
-    def pointer(self, title: str, layer: str, stride: int) -> str:
+    def pointer(self, title: str, first: int, repeat: Repeat | None) -> str:
+        """Where an argument lies; a layer's weight as far from the next run's in every run."""
         if title in self.pointers:
             return self.pointers[title]
         if title in self.constants:
             return f"const_{name(title)}"
-        index = self.first_param + self.param_index[_at(title, 0)]
-        return f"buffers[{index} + {layer} * {stride}]" if "{i}" in title else f"buffers[{index}]"
+        index = self.param_index[_at(title, first)]
+        if "{i}" not in title or repeat is None or repeat.count < 2:
+            return f"buffers[{self.first_param + index}]"
+        distance = self.param_index[_at(title, first + repeat.stride)] - index
+        return f"buffers[{self.first_param + index} + {_RUN} * {distance}]"
 
 
 def _at(title: str, layer: int) -> str:

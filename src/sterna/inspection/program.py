@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from sterna.base.artifact import Buffer, Entry, Launch, Manifest
+from sterna.base.artifact import Buffer, Entry, Launch, Manifest, Repeat
 from sterna.inspection.document import Line, Section, one_line
 
 _MEANINGS = {
@@ -37,8 +37,7 @@ def programs(manifest: Manifest) -> Section:
             if isinstance(step, Launch):
                 lines.append(_launch(step, 4))
                 continue
-            count = f"repeat {one_line(step.var)} in 0..{step.count}:"
-            lines.append(Line(count, indent=4, code=True))
+            lines.append(Line(_repeat(step), indent=4, code=True))
             lines += [_launch(launch, 8) for launch in step.body]
     return Section("Launch program", tuple(lines))
 
@@ -60,6 +59,15 @@ def _legend(entries: Iterable[Entry]) -> Iterator[Line]:
         yield Line("; ".join(known) + ".")
 
 
+def _repeat(step: Repeat) -> str:
+    """The loop over layers as a range; layers past the first of a body show in its launches."""
+    last = step.first + step.count * step.stride
+    by = f" by {step.stride}" if step.stride > 1 else ""
+    return f"repeat {one_line(step.var)} in {step.first}..{last}{by}:"
+
+
 def _launch(launch: Launch, indent: int) -> Line:
-    text = one_line(f"{launch.kernel}({', '.join(launch.args)})")
+    layer = f"{{i + {launch.layer}}}" if launch.layer else "{i}"
+    args = (arg.replace("{i}", layer) for arg in launch.args)
+    text = one_line(f"{launch.kernel}({', '.join(args)})")
     return Line(text, indent=indent, hanging=4, code=True)

@@ -15,6 +15,7 @@ from sterna.base.dtype import F32, DType
 from sterna.ir.expr import Buffer, Expr, Load, Var, cast, const_value, wrap
 from sterna.ir.loop import PrimFunc, Stmt, Store, seq, store
 from sterna.kernels.build import let, loop, parallel, vector
+from sterna.ops.attention import rotary_pair
 
 LAYER = Var("layer", lo=0)  # which layer of the cache a kernel works on; a launch argument
 _LANES = 16
@@ -104,6 +105,8 @@ def rope_append(
     cache: CacheLayout,
     index: StepIndex,
     dims: tuple[Var, ...],
+    *,
+    interleaved: bool = False,
 ) -> PrimFunc:
     """out = q rotated; cache[slot of token n] = k rotated, v. Rotation as ops.attention.rotate."""
     q, k, v = qkv
@@ -112,14 +115,16 @@ def rope_append(
 
     def token(n: Var, page: Expr, slot: Expr) -> Stmt:
         def query(h: Var) -> Stmt:
-            return _rotate(
-                n, q, angles, h * dim, dim, lambda d, x: store(out, (n, h * dim + d), x), _LANES
-            )
+            def put(d: Expr, x: Expr) -> Stmt:
+                return store(out, (n, h * dim + d), x)
+
+            return _rotate(_Turn(n, q, angles, h * dim, dim, interleaved), put, _LANES)
 
         def key(h: Var) -> Stmt:
-            return _rotate(
-                n, k, angles, h * dim, dim, lambda d, x: _put(cache.key(page, h, d, slot), x), 1
-            )
+            def put(d: Expr, x: Expr) -> Stmt:
+                return _put(cache.key(page, h, d, slot), x)
+
+            return _rotate(_Turn(n, k, angles, h * dim, dim, interleaved), put, 1)
 
         return seq(
             loop("h", heads, query),
@@ -164,25 +169,30 @@ def _put_values(n: Var, v: Buffer, cache: CacheLayout, page: Expr, slot: Expr) -
     )
 
 
-def _rotate(
-    n: Var,
-    x: Buffer,
-    angles: tuple[Buffer, Buffer],
-    base: Expr,
-    dim: int,
-    put: Callable[[Expr, Expr], Stmt],
-    lanes: int,
-) -> Stmt:
-    """put(d, rotated element d) for one head that starts at channel `base`."""
-    cosine, sine = angles
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One head of row n, from channel `base` on, and how it is rotated."""
+
+    n: Var
+    x: Buffer
+    angles: tuple[Buffer, Buffer]
+    base: Expr
+    dim: int
+    interleaved: bool
+
+
+def _rotate(turn: _Turn, put: Callable[[Expr, Expr], Stmt], lanes: int) -> Stmt:
+    """put(d, rotated element d) for one head. Neighbours are no vector: they go one by one."""
+    (cosine, sine), n, x, base, dim = turn.angles, turn.n, turn.x, turn.base, turn.dim
     half = int(const_value(cosine.shape[1]) or 0)
-    lanes = gcd(half, lanes)
+    lanes = 1 if turn.interleaved else gcd(half, lanes)
 
     def pair(i: Expr) -> Stmt:
-        low, high = cast(F32, x[n, base + i]), cast(F32, x[n, base + i + half])
+        first, second = rotary_pair(i, half, turn.interleaved)
+        low, high = cast(F32, x[n, base + first]), cast(F32, x[n, base + second])
         return seq(
-            put(i, low * cosine[n, i] - high * sine[n, i]),
-            put(i + half, high * cosine[n, i] + low * sine[n, i]),
+            put(first, low * cosine[n, i] - high * sine[n, i]),
+            put(second, high * cosine[n, i] + low * sine[n, i]),
         )
 
     turned = loop("o", half // lanes, lambda o: vector("i", lanes, lambda i: pair(o * lanes + i)))

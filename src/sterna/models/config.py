@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sterna.base.errors import CheckpointError, UnsupportedModel
+from sterna.models.rope_options import rope_options
+from sterna.models.rope_scaling import RopeOptions
+from sterna.nn.mlp import ACTIVATIONS
 
 Config = Mapping[str, object]
+MAX_LAYERS, MAX_HEAD_DIM = 4096, 65536  # far above any real model; a hostile config stops here
 
 # Keys that say nothing about the forward pass of inference.
 REMARKS = frozenset(
@@ -28,8 +33,77 @@ REMARKS = frozenset(
     "temperature top_p top_k min_p typical_p repetition_penalty presence_penalty "
     "frequency_penalty length_penalty do_sample num_beams num_beam_groups num_return_sequences "
     "min_length max_new_tokens no_repeat_ngram_size diversity_penalty early_stopping "
-    "output_scores return_dict_in_generate remove_invalid_values prefix".split()
+    "output_scores return_dict_in_generate remove_invalid_values prefix "
+    # dropout, losses and heads of training
+    "summary_activation summary_first_dropout summary_proj_to_labels summary_type "
+    "summary_use_proj scale_attn_weights hidden_dropout_prob attention_probs_dropout_prob "
+    "classifier_dropout router_aux_loss_coef output_router_logits cache_implementation "
+    "residual_dropout embedding_dropout layer_norm_epsilon n_ctx".split()
 )
+
+# What `Fields.decoder` reads, whatever the family.
+COMMON = frozenset(
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    "vocab_size max_position_embeddings head_dim tie_word_embeddings hidden_act rope_theta "
+    "rope_scaling rope_parameters partial_rotary_factor original_max_position_embeddings "
+    "max_sequence_length".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """What may differ from layer to layer. `rope` numbers a table of angles, None is none."""
+
+    window: int = -1
+    rope: int | None = 0
+    experts: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderConfig:
+    """What shapes the forward pass of a decoder, whichever keys its config.json has for it.
+
+    `kinds` holds one LayerKind a layer; `local_rope` is the table of angles numbered 1, where a
+    model has two. A `query_scale` of 0 is 1 / sqrt(head_dim). Families add fields of their own.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    norm_eps: float
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    act: str
+    kinds: tuple[LayerKind, ...]
+    rope: RopeOptions
+    rotary: bool = True
+    local_rope: RopeOptions | None = None
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    head_bias: bool = False
+    attention_sinks: int = 0
+    query_scale: float = 0.0
+    score_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    logit_scale: float = 1.0
+    embedding_scale: float = 1.0
+
+    @property
+    def sliding_window(self) -> int:
+        """The window of all layers; -1 where they differ or have none."""
+        windows = {kind.window for kind in self.kinds}
+        return windows.pop() if len(windows) == 1 else -1
+
+    @property
+    def ropes(self) -> tuple[RopeOptions, ...]:
+        """The tables of angles, by number."""
+        tables = (self.rope, self.local_rope)
+        return tuple(rope for rope in tables if rope is not None) if self.rotary else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +142,63 @@ class Fields:
         """A sliding window in tokens, -1 for none (null)."""
         return self.positive(key) if self.config.get(key, default) is not None else -1
 
+    def decoder(self, **own: Any) -> DecoderConfig:
+        """The fields that every decoder has; `own` are what a family reads otherwise or adds.
+
+        `kinds` may be one LayerKind for all layers. A key that `own` gives is not read here.
+        """
+        layers = self.positive("num_hidden_layers", most=MAX_LAYERS)
+        kinds = own.pop("kinds", LayerKind())
+        heads, hidden = self.positive("num_attention_heads"), self.positive("hidden_size")
+        positions = self.positive("max_position_embeddings", own.pop("positions", 2048))
+        self.refuse_unless("max_sequence_length", [positions])  # in the first conversions
+        found: dict[str, Any] = {
+            "hidden_size": hidden,
+            "intermediate_size": own.get("intermediate_size") or self.positive("intermediate_size"),
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": self.positive("num_key_value_heads", own.pop("kv_heads", heads)),
+            "head_dim": self.positive("head_dim", max(1, hidden // heads), most=MAX_HEAD_DIM),
+            "vocab_size": self.positive("vocab_size"),
+            "norm_eps": own.get("norm_eps") or self.number("rms_norm_eps", 1e-6),
+            "max_position_embeddings": positions,
+            "tie_word_embeddings": self.flag("tie_word_embeddings", own.pop("tied", False)),
+            "act": self.activation(own.pop("act_key", "hidden_act"), own.pop("usual_act", "silu")),
+            "kinds": (kinds,) * layers if isinstance(kinds, LayerKind) else tuple(kinds),
+            "rope": own.get("rope") or rope_options(self.config, own.pop("partial", None)),
+        }
+        result = DecoderConfig(**{**found, **own})
+        _check_heads(result)
+        return result
+
+    def activation(self, key: str, default: str) -> str:
+        """The operator that an activation's name means."""
+        given = self.config.get(key)
+        name = default if given is None else given
+        if not isinstance(name, str) or name not in ACTIVATIONS:
+            raise UnsupportedModel(
+                f"{key} {name!r} in config.json is not supported; supported: "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+        return ACTIVATIONS[name]
+
+    def layer_types(self, layers: int, default: list[str]) -> list[str]:
+        """ "full_attention" or "sliding_attention" of each layer."""
+        given = self.config.get("layer_types")
+        types = default if given is None else given
+        known = ("full_attention", "sliding_attention")
+        if not isinstance(types, list) or len(types) != layers:
+            raise CheckpointError(
+                f"layer_types in config.json must list the kind of each of the {layers} layers"
+            )
+        for name in types:
+            if name not in known:
+                raise UnsupportedModel(
+                    f"layer type {str(name)[:60]!r} in config.json is not supported; supported: "
+                    f"{' and '.join(known)}"
+                )
+        return types
+
     def refuse_unless(self, key: str, allowed: Iterable[object]) -> None:
         """UnsupportedModel when a key is there with another value than those allowed."""
         options = list(allowed)
@@ -100,3 +231,12 @@ class Fields:
                 f"config.json has {unknown[0]} = {self.config[unknown[0]]!r}, "
                 "which this family does not read; it may change what the model computes"
             )
+
+
+def _check_heads(c: DecoderConfig) -> None:
+    """Query heads must share key heads evenly."""
+    if c.num_attention_heads % c.num_key_value_heads:
+        raise CheckpointError(
+            f"config.json gives {c.num_attention_heads} attention heads and "
+            f"{c.num_key_value_heads} key-value heads; the former must be a multiple of the latter"
+        )

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from types import MappingProxyType
+from typing import cast
 
 from sterna.base.dtype import DType
 from sterna.checkpoint.model_folder import digest
@@ -70,7 +71,7 @@ def stored_weights(config: Config, scheme: Scheme) -> list[StoredWeight]:
         stored = _join(prefix, name, leaf)
         if stored not in found:
             sources = tuple(_join(prefix, part, leaf) for part in parts)
-            found[stored] = _stored(stored, sources, shapes, parameter.kind, scheme)
+            found[stored] = _stored(stored, sources, shapes, cast(Kind, parameter.kind), scheme)
     return list(found.values())
 
 
@@ -88,8 +89,7 @@ def fingerprint(config: Config, scheme: Scheme) -> str:
 def tied_head(config: Config) -> tuple[str, str] | None:
     """(head, embedding) where the config ties them; a file may hold either name, or both."""
     module = family(config)
-    pair: tuple[str, str] = module.TIED
-    return pair if module.read_config(config).tie_word_embeddings else None
+    return module.tied() if module.read_config(config).tie_word_embeddings else None
 
 
 def is_ignored(config: Config, name: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, cast
 
@@ -41,24 +42,37 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
             "low_freq_factor",
             "high_freq_factor",
         ),
+        "longrope": (
+            "short_factor",
+            "long_factor",
+            "factor",
+            "original_max_position_embeddings",
+            "attention_factor",
+        ),
     }
 )
 LARGEST: Final = 1e12  # far above any real value, and products of two stay finite in float32
 SHARED_KEYS: Final = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+OLD_TYPES: Final = MappingProxyType({"su": "longrope"})  # what the first files called a type
+MOST_FACTORS: Final = 4096
 
 
-def rope_options(config: Section) -> RopeOptions:
+def rope_options(config: Section, partial: float | None = None) -> RopeOptions:
     """Read the rope keys of a `config.json`.
 
+    `partial` is the part of a head that a family rotates where `partial_rotary_factor` does not
+    say; None for a family that rotates whole heads and nothing else.
     Raises UnsupportedModel for a type or key outside `KEYS`, CheckpointError for a value of the
     wrong type or range, and where two keys of the file contradict each other.
     """
     names = [
         key for key in ("rope_parameters", "rope_scaling") if config.get(key) not in (None, {})
     ]
-    found = [_read(config, _section(config, name), name) for name in names]
-    if not found:
-        return _read(config, {}, "rope_scaling")
+    sections = [(_section(config, name), name) for name in names] or [({}, "rope_scaling")]
+    found = [
+        replace(_read(config, section, name), partial=_partial(config, section, name, partial))
+        for section, name in sections
+    ]
     if found[0] != found[-1]:
         raise CheckpointError(
             "config.json has both rope_parameters and rope_scaling, and they describe different"
@@ -76,8 +90,6 @@ def _read(config: Section, section: Section, name: str) -> RopeOptions:
             f"{name} in config.json has {_shown(unknown[0])}, which rope type"
             f" {rope_type!r} does not read; it reads {known}."
         )
-    for holder, where in ((config, "config.json"), (section, f"{name} in config.json")):
-        _refuse_partial(holder, where)
     theta = _theta(config, section, name)
     if rope_type == "default":
         return RopeOptions(theta=theta)
@@ -90,6 +102,8 @@ def _read(config: Section, section: Section, name: str) -> RopeOptions:
         return RopeOptions(type="dynamic", theta=theta, factor=factor, original_length=length)
     if rope_type == "llama3":
         return _read_llama3(section, name, theta, length)
+    if rope_type == "longrope":
+        return _read_longrope(config, section, name, theta, length)
     return _read_yarn(config, section, name, theta, length)
 
 
@@ -109,6 +123,33 @@ def _read_llama3(section: Section, name: str, theta: float, length: int) -> Rope
         low_freq_factor=low,
         high_freq_factor=high,
     )
+
+
+def _read_longrope(
+    config: Section, section: Section, name: str, theta: float, length: int
+) -> RopeOptions:
+    factor = _optional(section, name, "factor", above=0.0) or _yarn_factor(config, length)
+    scaling = _optional(section, name, "attention_factor", above=0.0)
+    if scaling is None:
+        grown = factor > 1.0 and length > 1
+        scaling = math.sqrt(1.0 + math.log(factor) / math.log(length)) if grown else 1.0
+    return RopeOptions(
+        type="longrope",
+        theta=theta,
+        factor=factor,
+        original_length=length,
+        attention_factor=scaling,
+        short_factor=_factors(section, name, "short_factor"),
+        long_factor=_factors(section, name, "long_factor"),
+    )
+
+
+def _factors(section: Section, name: str, key: str) -> tuple[float, ...]:
+    given = section.get(key)
+    if not isinstance(given, list | tuple) or not 0 < len(given) <= MOST_FACTORS:
+        raise _wrong(f"{name}.{key}", given, "a list of numbers")
+    each = (_number({key: value}, name, key, above=0.0) for value in given)
+    return tuple(each)
 
 
 def _read_yarn(
@@ -169,7 +210,7 @@ def _section(config: Section, name: str) -> Section:
     if any(isinstance(value, Mapping) for value in section.values()):
         raise UnsupportedModel(
             f"{name} in config.json holds one set of rotary options for each kind of layer"
-            f" ({_shown(list(section))}); a Llama-kind model has one set for all layers."
+            f" ({_shown(list(section))}); models of this family have one set for all layers."
         )
     return section
 
@@ -187,6 +228,7 @@ def _rope_type(section: Section, name: str) -> RopeType:
             f" {_shown(named[-1])};"
             " remove the one that is wrong."
         )
+    named = [OLD_TYPES.get(str(value), value) for value in named]
     if named[0] not in KEYS:
         raise UnsupportedModel(
             f"rope type {_shown(named[0])} ({name} in config.json) is not supported;"
@@ -195,13 +237,22 @@ def _rope_type(section: Section, name: str) -> RopeType:
     return cast(RopeType, named[0])
 
 
-def _refuse_partial(holder: Section, where: str) -> None:
-    partial = _optional(holder, where, "partial_rotary_factor", above=0.0)
-    if partial not in (None, 1.0):
-        raise UnsupportedModel(
-            f"{where} has partial_rotary_factor {partial:g}; Llama-kind models rotate whole"
-            " heads, so only 1.0 is supported."
-        )
+def _partial(config: Section, section: Section, name: str, usual: float | None) -> float:
+    """The rotated part of a head; the section's word counts before that of the whole config."""
+    holders = ((section, f"{name} in config.json"), (config, "config.json"))
+    for holder, where in holders:
+        partial = _optional(holder, where, "partial_rotary_factor", above=0.0)
+        if partial is None:
+            continue
+        if partial > 1.0 or (usual is None and partial != 1.0):
+            most = "models of this family rotate whole heads, so only 1.0 is supported"
+            raise UnsupportedModel(
+                f"{where} has partial_rotary_factor {partial:g}; "
+                + (most if usual is None else "at most the whole head, 1.0, can be rotated")
+                + "."
+            )
+        return partial
+    return 1.0 if usual is None else usual
 
 
 def _theta(config: Section, section: Section, name: str) -> float:

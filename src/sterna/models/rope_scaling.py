@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sterna.base.errors import UnsupportedModel
 
-RopeType = Literal["default", "linear", "dynamic", "yarn", "llama3"]
+RopeType = Literal["default", "linear", "dynamic", "yarn", "llama3", "longrope"]
 DEFAULT_THETA: Final = 10000.0
 
 
@@ -27,7 +27,8 @@ class RopeOptions:
     """What rotary embeddings need of a config. Fields a type does not read keep their defaults.
 
     `original_length` is the number of positions the frequencies were trained for, and
-    `attention_factor` multiplies cos and sin (so attention scores by its square).
+    `attention_factor` multiplies cos and sin (so attention scores by its square). `partial` is the
+    part of a head that is rotated. "longrope" divides each frequency by a factor of its own.
     """
 
     type: RopeType = "default"
@@ -40,6 +41,14 @@ class RopeOptions:
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float = 1.0
+    partial: float = 1.0
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+
+
+def rotary_dim(options: RopeOptions, head_dim: int) -> int:
+    """Dims of a head that are rotated, the first ones; the rest stay as they are."""
+    return int(head_dim * options.partial)
 
 
 def inv_freq(
@@ -47,9 +56,10 @@ def inv_freq(
 ) -> tuple[NDArray[np.float32], float]:
     """Return the inverse frequencies, float32 (head_dim / 2,), and the factor on cos and sin.
 
-    Only "dynamic" depends on `context_length`, the number of positions to serve: past
-    `original_length` its base grows. transformers recomputes them as a sequence grows, which
-    rotates the keys already cached otherwise than new ones; here the caller fixes one length.
+    "dynamic" and "longrope" depend on `context_length`, the number of positions to serve: past
+    `original_length` the base grows, or the long factors apply. transformers recomputes them as a
+    sequence grows, which rotates the keys already cached otherwise than new ones; here the caller
+    fixes one length.
     """
     if head_dim <= 0 or head_dim % 2:
         raise UnsupportedModel(
@@ -67,6 +77,8 @@ def inv_freq(
             frequencies = _yarn(options, head_dim)
         case "llama3":
             frequencies = _llama3(options, head_dim)
+        case "longrope":
+            frequencies = _longrope(options, head_dim, context_length or options.original_length)
     return frequencies, options.attention_factor
 
 
@@ -127,6 +139,17 @@ def _ramp_range(options: RopeOptions, head_dim: int) -> tuple[float, float]:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
     return low, high + 0.001 if low == high else high  # an empty ramp is a step, not 0 / 0
+
+
+def _longrope(options: RopeOptions, head_dim: int, length: int) -> NDArray[np.float32]:
+    """LongRoPE (arXiv:2402.13753): a searched factor for each frequency, one set for long ones."""
+    factors = options.long_factor if length > options.original_length else options.short_factor
+    if len(factors) != head_dim // 2:
+        raise UnsupportedModel(
+            f"rope type 'longrope' in config.json has {len(factors)} factors; heads of {head_dim}"
+            f" rotated dimensions need {head_dim // 2}."
+        )
+    return np.float32(1.0) / (np.array(factors, np.float32) * _powers(options.theta, head_dim))
 
 
 def _llama3(options: RopeOptions, head_dim: int) -> NDArray[np.float32]:

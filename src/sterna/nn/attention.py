@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from sterna.base.dtype import DType
 from sterna.nn.linear import Linear
 from sterna.nn.module import Module
+from sterna.nn.norm import Norm
 from sterna.nn.trace import Tensor, Trace
+
+# How a checkpoint holds the projections: three matrices; one with all of q, then k, then v; or
+# one in which each group of query heads is followed by its key head and its value head.
+Projections = Literal["apart", "joined", "grouped"]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """What a layer may know of the batch: index tensors of `runtime.executable.StepInput`.
 
-    The cache itself travels apart, since every append makes a new one.
+    `angles` are cosine and sine, [n, rotary_dim / 2] each, of every rotary table in turn. The
+    cache itself travels apart, since every append makes a new one.
     """
 
     positions: Tensor  # [n]
@@ -24,25 +31,41 @@ class Step:
     tile_start: Tensor  # [t] first token of each query tile
     tile_size: Tensor  # [t]
     tile_seq: Tensor  # [t]
-    cosine: Tensor  # [n, rotary_dim / 2]
-    sine: Tensor  # [n, rotary_dim / 2]
+    angles: tuple[Tensor, ...] = ()
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return tuple(getattr(self, f.name) for f in fields(self))
+        index = (getattr(self, f.name) for f in fields(self) if f.name != "angles")
+        return (*index, *self.angles)
 
     def inside(self, trace: Trace) -> Step:
         """The same tensors as parameters of another Function."""
-        return Step(
-            *(
-                trace.param(f.name, t.shape, t.dtype)
-                for f, t in zip(fields(self), self.tensors(), strict=True)
+        index = {
+            f.name: trace.param(f.name, t.shape, t.dtype)
+            for f in fields(self)
+            if f.name != "angles"
+            for t in [getattr(self, f.name)]
+        }
+        angles = tuple(
+            trace.param(
+                ("cosine", "sine")[i % 2] + (f"_{i // 2}" if i > 1 else ""), a.shape, a.dtype
             )
+            for i, a in enumerate(self.angles)
         )
+        return Step(**index, angles=angles)
+
+    def rope(self, table: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of a table."""
+        return self.angles[2 * table], self.angles[2 * table + 1]
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionOptions:
-    """Sizes and variants. `window` -1 attends to all; `sinks` tokens are always attended to."""
+    """Sizes and variants. `window` -1 attends to all; `sinks` tokens are always attended to.
+
+    `scale` None is 1 / sqrt(head_dim); scores are bent by cap * tanh(score / cap) where `softcap`
+    is not 0. `rope` is the table of angles, None for a layer without positions; `interleaved`
+    pairs neighbouring dims where others pair the halves of a head. `clip` bounds q, k and v.
+    """
 
     hidden_size: int
     num_heads: int
@@ -53,33 +76,93 @@ class AttentionOptions:
     output_bias: bool = False
     window: int = -1
     sinks: int = 0
+    scale: float | None = None
+    softcap: float = 0.0
+    rope: int | None = 0
+    interleaved: bool = False
+    clip: float = 0.0
+    projections: Projections = "apart"
+
+    @property
+    def width(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        return self.num_kv_heads * self.head_dim
 
 
 class Attention(Module):
-    """softmax(q k^T / sqrt(head_dim)) v over the sequence's cached tokens, causal."""
+    """softmax(scale * q k^T) v over the sequence's cached tokens, causal.
 
-    def __init__(self, o: AttentionOptions) -> None:
-        width, kv_width = o.num_heads * o.head_dim, o.num_kv_heads * o.head_dim
-        self.q_proj = Linear(o.hidden_size, width, o.dtype, bias=o.qkv_bias)
-        self.k_proj = Linear(o.hidden_size, kv_width, o.dtype, bias=o.qkv_bias)
-        self.v_proj = Linear(o.hidden_size, kv_width, o.dtype, bias=o.qkv_bias)
-        self.o_proj = Linear(width, o.hidden_size, o.dtype, bias=o.output_bias)
+    `q_norm` and `k_norm`, where given, normalize queries and keys before they are rotated.
+    """
+
+    def __init__(
+        self, o: AttentionOptions, q_norm: Norm | None = None, k_norm: Norm | None = None
+    ) -> None:
+        if o.projections == "apart":
+            self.q_proj = Linear(o.hidden_size, o.width, o.dtype, bias=o.qkv_bias)
+            self.k_proj = Linear(o.hidden_size, o.kv_width, o.dtype, bias=o.qkv_bias)
+            self.v_proj = Linear(o.hidden_size, o.kv_width, o.dtype, bias=o.qkv_bias)
+        else:
+            both = o.width + 2 * o.kv_width
+            self.qkv_proj = Linear(o.hidden_size, both, o.dtype, bias=o.qkv_bias)
+        if q_norm is not None:
+            self.q_norm = q_norm
+        if k_norm is not None:
+            self.k_norm = k_norm
+        self.o_proj = Linear(o.width, o.hidden_size, o.dtype, bias=o.output_bias)
         self.options = o
 
     def __call__(self, x: Tensor, cache: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """[n, hidden] -> ([n, hidden], the cache with this layer's keys and values appended)."""
         o, emit = self.options, x.trace.emit
-        q = emit("rope", self.q_proj(x), step.cosine, step.sine, head_dim=o.head_dim)
-        k = emit("rope", self.k_proj(x), step.cosine, step.sine, head_dim=o.head_dim)
+        q, k, v = (self._clipped(t) for t in self._project(x))
+        q, k = self._normed("q_norm", q), self._normed("k_norm", k)
+        q, k = self._rotated(q, step), self._rotated(k, step)
         index = (step.positions, step.seq_ids, step.page_indptr, step.page_table)
-        cache = emit("kv_append", k, self.v_proj(x), cache, *index, head_dim=o.head_dim)
+        cache = emit("kv_append", k, v, cache, *index, head_dim=o.head_dim)
         tiles = (step.tile_start, step.tile_size, step.tile_seq)
         attended = emit(
             "attention",
             *(q, cache, step.positions, step.page_indptr, step.page_table, *tiles),
             head_dim=o.head_dim,
-            scale=o.head_dim**-0.5,
+            scale=o.head_dim**-0.5 if o.scale is None else o.scale,
             window=o.window,
             sinks=o.sinks,
+            **({"softcap": o.softcap} if o.softcap else {}),
         )
         return self.o_proj(attended), cache
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        o = self.options
+        if o.projections == "apart":
+            return self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        y = self.qkv_proj(x)
+        if o.projections == "joined":
+            ends = (o.width, o.width + o.kv_width)
+            return y.part(0, o.width), y.part(ends[0], o.kv_width), y.part(ends[1], o.kv_width)
+        queries = o.width // o.num_kv_heads
+        stride = queries + 2 * o.head_dim
+        parts = ((0, queries), (queries, o.head_dim), (queries + o.head_dim, o.head_dim))
+        q, k, v = (
+            x.trace.emit("slice_groups", y, start=start, size=size, stride=stride)
+            for start, size in parts
+        )
+        return q, k, v
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        limit = self.options.clip
+        return x.trace.emit("clip", x, limit=limit) if limit else x
+
+    def _normed(self, name: str, x: Tensor) -> Tensor:
+        norm = getattr(self, name, None)
+        return x if norm is None else norm(x)
+
+    def _rotated(self, x: Tensor, step: Step) -> Tensor:
+        o = self.options
+        if o.rope is None:
+            return x
+        pairs = {"interleaved": True} if o.interleaved else {}
+        return x.trace.emit("rope", x, *step.rope(o.rope), head_dim=o.head_dim, **pairs)

@@ -1,25 +1,29 @@
-"""The decoder-only skeleton that families share: embedding, layers once, norm, head.
+"""The decoder-only skeleton that families share: embedding, kinds of layers, norm, head.
 
-`trace_causal_lm` is the one place that knows the entry point's parameters and how a layer is
-repeated; family files contain the forward pass of one layer and nothing else.
+`trace_causal_lm` is the one place that knows the entry point's parameters and how layers are
+repeated; family files contain the forward pass of their layers and nothing else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sterna.base.dtype import F32, I32, DType
 from sterna.ir.expr import Var
-from sterna.ir.graph import Function, IRModule
+from sterna.ir.graph import Attr, Function, IRModule
 from sterna.nn.attention import Step
-from sterna.nn.linear import Embedding, Linear, RMSNorm
-from sterna.nn.module import Layers, Module
+from sterna.nn.linear import Embedding, Linear
+from sterna.nn.module import Layers, Module, Parameter, Run, runs
+from sterna.nn.norm import Norm
 from sterna.nn.trace import Tensor, Trace
 
 LAYER = "layer"
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
 class DecoderLayer(Module):
@@ -30,14 +34,33 @@ class DecoderLayer(Module):
 
 
 class Decoder(Module):
-    """Embedding, `count` layers and the final norm: what checkpoints call "model"."""
+    """Embedding, layers and the final norm: what checkpoints call "model".
+
+    A token's embedding is multiplied by `embedding_scale`; learned `position_embeddings` are
+    added to it.
+    """
 
     def __init__(
-        self, embed_tokens: Embedding, layer: DecoderLayer, count: int, norm: RMSNorm
+        self,
+        embed_tokens: Embedding,
+        layers: Layers[DecoderLayer],
+        norm: Norm,
+        *,
+        position_embeddings: Embedding | None = None,
+        embedding_scale: float = 1.0,
     ) -> None:
         self.embed_tokens = embed_tokens
-        self.layers = Layers(layer, count)
+        if position_embeddings is not None:
+            self.position_embeddings = position_embeddings
+        self.layers = layers
         self.norm = norm
+        self.embedding_scale = embedding_scale
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """[n] ids and [n] positions -> [n, hidden] in f32."""
+        x = self.embed_tokens(tokens).scaled(self.embedding_scale)
+        table = getattr(self, "position_embeddings", None)
+        return x if table is None else x + table(positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +75,14 @@ class Cache:
 
 
 @dataclass(frozen=True, slots=True)
+class Rope:
+    """One table of rotary angles: a frequency a pair of dims, and the factor on cos and sin."""
+
+    inv_freq: NDArray[np.float32]
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Upper bounds of a step's symbolic dims."""
 
@@ -61,23 +92,51 @@ class Limits:
 
 
 class CausalLM(Module):
-    """A decoder with an output head; `lm_head` is None when the embedding is the head."""
+    """A decoder with an output head; `lm_head` is None when the embedding is the head.
+
+    `ropes` are the tables that layers choose from. Logits are multiplied by `logit_scale`, then
+    bent by cap * tanh(logits / cap) where `logit_softcap` is not 0. `names` says what checkpoints
+    call a component of a path where that is not its attribute's name here.
+    """
 
     def __init__(
         self,
         model: Decoder,
         lm_head: Linear | None,
         cache: Cache,
-        inv_freq: NDArray[np.float32],
-        rope_scaling: float,
+        ropes: tuple[Rope, ...] = (),
+        *,
+        logit_scale: float = 1.0,
+        logit_softcap: float = 0.0,
+        names: Mapping[str, str] = NO_NAMES,
     ) -> None:
         self.model = model
         if lm_head is not None:
             self.lm_head = lm_head
         self.cache = cache
-        self.inv_freq = inv_freq
-        self.rope_scaling = rope_scaling
+        self.ropes = ropes
+        self.logit_scale = logit_scale
+        self.logit_softcap = logit_softcap
+        self.names = names
         self.name_parameters()
+
+    def parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        for path, parameter in super().parameters(prefix):
+            yield self.renamed(path), parameter
+
+    def name_parameters(self, prefix: str = "") -> None:
+        for path, parameter in self.named(prefix):
+            parameter.path = self.renamed(path)
+
+    def renamed(self, path: str) -> str:
+        """A path as checkpoints spell it."""
+        return ".".join(self.names.get(part, part) for part in path.split("."))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[n, hidden] -> [n, vocab]."""
+        head = getattr(self, "lm_head", None)
+        x = head(x) if head is not None else self.model.embed_tokens.project(x)
+        return x.scaled(self.logit_scale).softcapped(self.logit_softcap)
 
 
 def dims(limits: Limits) -> dict[str, Var]:
@@ -94,7 +153,7 @@ def dims(limits: Limits) -> dict[str, Var]:
 
 
 def trace_causal_lm(model: CausalLM, limits: Limits) -> IRModule:
-    """The forward pass of one ragged step, each distinct layer traced once.
+    """The forward pass of one ragged step, each kind of layer traced once.
 
     (tokens, ..., cache) -> (logits f32 [r, vocab], cache).
     """
@@ -104,18 +163,18 @@ def trace_causal_lm(model: CausalLM, limits: Limits) -> IRModule:
     rows = main.param("logit_rows", (d["r"],), I32)
     cache = main.param("kv_cache", _cache_shape(model.cache, d["pages"]), model.cache.dtype)
     step = _step(main, model, d)
-    x = model.model.embed_tokens(tokens)
-    layer = _trace_layer(model, x, cache, step)
-    count = model.model.layers.count
-    results = tuple(r.type for r in layer.results)
-    x, cache = main.bind(LAYER, results, x, cache, *step.tensors(), repeat=count)
+    x = model.model.embed(tokens, step.positions)
+    layers = model.model.layers
+    kinds = [_trace_kind(layers, kind, x, cache, step) for kind in range(len(layers.kinds))]
+    functions = {kind.name: kind for kind in kinds}
+    for run in runs(layers.order):
+        body = _trace_body(run, kinds, x, cache, step)
+        functions[body.name] = body
+        x, cache = _call(main, body, x, cache, step, **_repeat(run))
     x = model.model.norm(x)
-    head = getattr(model, "lm_head", None)
-    logits = head(x) if head is not None else model.model.embed_tokens.project(x)
-    forward = main.function(main.emit("take", logits, rows).cast(F32), cache)
-    return IRModule(
-        {forward.name: forward, LAYER: layer}, forward.name, tuple(d.values()), main.constants
-    )
+    forward = main.function(main.emit("take", model.logits(x), rows).cast(F32), cache)
+    functions = {forward.name: forward, **functions}
+    return IRModule(functions, forward.name, tuple(d.values()), main.constants)
 
 
 def _cache_shape(c: Cache, pages: Var) -> tuple[Var | int, ...]:
@@ -129,15 +188,57 @@ def _step(main: Trace, model: CausalLM, d: dict[str, Var]) -> Step:
         "tile_start": (d["t"],), "tile_size": (d["t"],), "tile_seq": (d["t"],),
     }  # fmt: skip
     index = {name: main.param(name, shape, I32) for name, shape in others.items()}
-    frequencies = main.constant("rope.inv_freq", model.inv_freq, F32)
-    cosine = main.emit("rope_cos", positions, frequencies, scaling=model.rope_scaling)
-    sine = main.emit("rope_sin", positions, frequencies, scaling=model.rope_scaling)
-    return Step(positions, **index, cosine=cosine, sine=sine)
+    angles: list[Tensor] = []
+    for i, rope in enumerate(model.ropes):
+        title = "rope.inv_freq" if i == 0 else f"rope.inv_freq.{i}"
+        frequencies = main.constant(title, rope.inv_freq, F32)
+        for op in ("rope_cos", "rope_sin"):
+            angles.append(main.emit(op, positions, frequencies, scaling=rope.scaling))
+    return Step(positions, **index, angles=tuple(angles))
 
 
-def _trace_layer(model: CausalLM, x: Tensor, cache: Tensor, step: Step) -> Function:
-    trace = Trace(LAYER)
-    inner_x = trace.param("x", x.shape, x.dtype)
-    inner_cache = trace.param(cache.value.name, cache.shape, cache.dtype)
-    out, new_cache = model.model.layers.layer(inner_x, inner_cache, step.inside(trace))
+def _trace_kind(
+    layers: Layers[DecoderLayer], kind: int, x: Tensor, cache: Tensor, step: Step
+) -> Function:
+    trace = Trace(LAYER if len(layers.kinds) == 1 else f"{LAYER}_{kind}")
+    inner_x, inner_cache, inner_step = _inside(trace, x, cache, step)
+    out, new_cache = layers.kinds[kind](inner_x, inner_cache, inner_step)
     return trace.function(out, new_cache)
+
+
+def _trace_body(run: Run, kinds: list[Function], x: Tensor, cache: Tensor, step: Step) -> Function:
+    """What a run repeats: the kind itself, or a Function that calls kinds one after another."""
+    if len(run.body) == 1:
+        return kinds[run.body[0]]
+    trace = Trace(f"layers_{run.first}")
+    inner_x, inner_cache, inner_step = _inside(trace, x, cache, step)
+    for offset, kind in enumerate(run.body):
+        function = kinds[kind]
+        inner_x, inner_cache = _call(
+            trace, function, inner_x, inner_cache, inner_step, offset=offset
+        )
+    return trace.function(inner_x, inner_cache)
+
+
+def _inside(trace: Trace, x: Tensor, cache: Tensor, step: Step) -> tuple[Tensor, Tensor, Step]:
+    inner_x = trace.param("x", x.shape, x.dtype)
+    inner_cache = trace.param("kv_cache", cache.shape, cache.dtype)
+    return inner_x, inner_cache, step.inside(trace)
+
+
+def _call(
+    trace: Trace, function: Function, x: Tensor, cache: Tensor, step: Step, **attrs: Attr
+) -> tuple[Tensor, Tensor]:
+    results = tuple(r.type for r in function.results)
+    x, cache = trace.bind(function.name, results, x, cache, *step.tensors(), **attrs)
+    return x, cache
+
+
+def _repeat(run: Run) -> dict[str, Attr]:
+    """Layer `first + stride * i + offset` at each i of the repeat; what is usual is left out."""
+    attrs: dict[str, Attr] = {"repeat": run.count}
+    if run.first:
+        attrs["first"] = run.first
+    if len(run.body) > 1:
+        attrs["stride"] = len(run.body)
+    return attrs

@@ -1,4 +1,4 @@
-"""Linear layers, embeddings and norms. A weight may be packed; the layers do not know how."""
+"""Linear layers and embeddings. A weight may be packed; the layers do not know how."""
 
 from __future__ import annotations
 
@@ -49,14 +49,3 @@ class Embedding(Module):
     def project(self, x: Tensor) -> Tensor:
         """Logits of a model whose head is the embedding."""
         return x.trace.emit("matmul", x, self.weight.read(x.trace))
-
-
-class RMSNorm(Module):
-    """x / sqrt(mean(x ** 2) + eps) * weight, over the last dim."""
-
-    def __init__(self, width: int, eps: float, dtype: DType) -> None:
-        self.weight = Parameter((width,), dtype, "norm")
-        self.eps = eps
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return x.trace.emit("rms_norm", x, self.weight.read(x.trace).cast(x.dtype), eps=self.eps)

@@ -1,12 +1,13 @@
 """Modules: trees of parameters whose attribute names are the checkpoint's names.
 
 A Parameter knows its shape and what kind of layer it belongs to, so that quantization and
-loading need no code in the model. Equal layers in a `Layers` list are traced once.
+loading need no code in the model. Each kind of layer in a `Layers` list is traced once, and `runs`
+finds the pattern in which the kinds follow each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -53,13 +54,18 @@ class Module:
             else:
                 yield f"{prefix}{name}", child
 
-    def name_parameters(self, prefix: str = "") -> None:
-        """Give every Parameter its path; called once, on the root."""
+    def named(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        """(path, parameter) below, each kind of layer once with "{i}" for its index."""
         for name, child in self.children():
             if isinstance(child, Module):
-                child.name_parameters(_below(prefix, name, child))
+                yield from child.named(_below(prefix, name, child))
             else:
-                child.path = f"{prefix}{name}"
+                yield f"{prefix}{name}", child
+
+    def name_parameters(self, prefix: str = "") -> None:
+        """Give every Parameter its path; called once, on the root."""
+        for path, parameter in self.named(prefix):
+            parameter.path = path
 
 
 def _below(prefix: str, name: str, child: Module) -> str:
@@ -70,15 +76,64 @@ Layer = TypeVar("Layer", bound=Module)
 
 
 class Layers(Module, Generic[Layer]):
-    """`count` equal layers, held as one: their weights' paths say "{i}"."""
+    """Layers of a few kinds, each kind held once: its weights' paths say "{i}".
 
-    def __init__(self, layer: Layer, count: int) -> None:
-        self.layer = layer
-        self.count = count
+    Layer i is of `kinds[order[i]]`.
+    """
+
+    def __init__(self, kinds: Sequence[Layer], order: Sequence[int]) -> None:
+        self.kinds = tuple(kinds)
+        self.order = tuple(order)
+
+    def children(self) -> Iterator[tuple[str, Module | Parameter]]:
+        for kind in self.kinds:
+            yield "{i}", kind
 
     def parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        for i in range(self.count):
-            yield from self.layer.parameters(f"{prefix}{i}.")
+        for i, kind in enumerate(self.order):
+            yield from self.kinds[kind].parameters(f"{prefix}{i}.")
 
-    def name_parameters(self, prefix: str = "") -> None:
-        self.layer.name_parameters(f"{prefix}{{i}}.")
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`count` times the layers of kinds `body`, from layer `first` on."""
+
+    first: int
+    body: tuple[int, ...]
+    count: int
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.body) * self.count
+
+
+LONGEST_BODY = 16
+
+
+def runs(order: Sequence[int]) -> list[Run]:
+    """The layers in order as few bodies, each repeated: what a launch program spells out.
+
+    The bodies' lengths together are the least possible, among repeats that go on as long as their
+    pattern does. [s s f s s f s] is (s s f) twice and (s) once.
+    """
+    count = len(order)
+    least = [0] * (count + 1)  # of layers that the bodies from i on spell out, and of bodies
+    best: list[Run | None] = [None] * count
+    alike = [[0] * (count + 1) for _ in range(LONGEST_BODY + 1)]
+    for i in reversed(range(count)):
+        options = []
+        for period in range(1, min(LONGEST_BODY, count - i) + 1):
+            equal = i + period < count and order[i] == order[i + period]
+            alike[period][i] = alike[period][i + 1] + 1 if equal else 0
+            repeats = 1 + alike[period][i] // period
+            cost = period * (count + 1) + 1 + least[i + period * repeats]
+            options.append((cost, Run(i, tuple(order[i : i + period]), repeats)))
+        least[i], best[i] = min(options, key=lambda option: option[0])
+    found: list[Run] = []
+    at = 0
+    while at < count:
+        run = best[at]
+        assert run is not None, "every layer begins some run"
+        found.append(run)
+        at = run.end
+    return found

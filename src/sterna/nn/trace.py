@@ -39,6 +39,18 @@ class Tensor:
     def __mul__(self, other: Tensor) -> Tensor:
         return self.trace.emit("multiply", self, other)
 
+    def scaled(self, factor: float) -> Tensor:
+        """The tensor times a constant."""
+        return self if factor == 1.0 else self.trace.emit("scale", self, factor=factor)
+
+    def softcapped(self, cap: float) -> Tensor:
+        """cap * tanh(x / cap); 0 is no cap."""
+        return self.trace.emit("softcap", self, cap=cap) if cap else self
+
+    def part(self, start: int, size: int) -> Tensor:
+        """Channels start..start + size of the last dim."""
+        return self.trace.emit("slice", self, start=start, size=size)
+
     def cast(self, dtype: DType) -> Tensor:
         return self if self.dtype == dtype else self.trace.emit("cast", self, dtype=dtype.name)
 

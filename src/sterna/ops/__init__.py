@@ -1,7 +1,18 @@
 """Operators: one record each, and the table of all of them."""
 
 from sterna.base.errors import InvalidIR
-from sterna.ops import attention, elementwise, matmul, norm, quantize, quantized_matmul, shape
+from sterna.ops import (
+    activation,
+    attention,
+    elementwise,
+    heads,
+    layer_norm,
+    matmul,
+    norm,
+    quantize,
+    quantized_matmul,
+    shape,
+)
 from sterna.ops.op import Kind, Op
 
 OPS: dict[str, Op] = {
@@ -12,10 +23,20 @@ OPS: dict[str, Op] = {
         elementwise.MAXIMUM,
         elementwise.SILU,
         elementwise.CAST,
+        activation.GELU,
+        activation.GELU_TANH,
+        activation.RELU,
+        activation.SOFTCAP,
+        activation.SCALE,
+        activation.CLIP,
         shape.SLICE,
         shape.TAKE,
+        heads.SLICE_GROUPS,
         matmul.MATMUL,
         norm.RMS_NORM,
+        layer_norm.LAYER_NORM,
+        layer_norm.HEAD_RMS_NORM,
+        layer_norm.HEAD_LAYER_NORM,
         quantize.DEQUANTIZE,
         quantized_matmul.DYNAMIC_QUANTIZE,
         quantized_matmul.QUANTIZED_MATMUL,

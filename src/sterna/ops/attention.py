@@ -3,7 +3,8 @@
 Queries, keys and values are [n, heads * head_dim]. The KV cache is one state tensor
 [pages, layers, 2, kv_heads, page_size * head_dim]; where the tokens of a step go in it follows
 from their position and their sequence's pages. Attention reads only the cache, so a step appends
-first. Rotary source: Su et al. 2021, "RoFormer" (arXiv:2104.09864), half-split layout.
+first. Rotary source: Su et al. 2021, "RoFormer" (arXiv:2104.09864), half-split layout
+unless a rope is `interleaved`.
 """
 
 from __future__ import annotations
@@ -49,14 +50,23 @@ def _infer_rope(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType
     return (x,)
 
 
-def rotate(x: Buffer, cosine: Buffer, sine: Buffer, n: Expr, h: Expr, d: Expr, dim: int) -> Expr:
+def rotary_pair(i: Expr, half: int, interleaved: bool) -> tuple[Expr, Expr]:
+    """The two dims that angle i turns: half a rotary part apart, or neighbours."""
+    return (i * 2, i * 2 + 1) if interleaved else (i, i + half)
+
+
+def rotate(
+    x: Buffer, angles: tuple[Buffer, Buffer], n: Expr, h: Expr, d: Expr, dim: int, interleaved: bool
+) -> Expr:
     """Element d of head h after rotation: x1 cos - x2 sin, then x2 cos + x1 sin."""
+    cosine, sine = angles
     half = static(cosine.shape[1], "rope: the rotary dim")
     base = h * dim
-    i = d % half
-    low, high = cast(F32, x[n, base + i]), cast(F32, x[n, base + i + half])
+    i = d // 2 if interleaved else d % half
+    first, second = rotary_pair(i, half, interleaved)
+    low, high = cast(F32, x[n, base + first]), cast(F32, x[n, base + second])
     turned = select(
-        d < half,
+        d % 2 < 1 if interleaved else d < half,
         low * cosine[n, i] - high * sine[n, i],
         high * cosine[n, i] + low * sine[n, i],
     )
@@ -68,9 +78,11 @@ def _compute_rope(
 ) -> tuple[Compute, ...]:
     dim = integer(attrs, "head_dim")
     x, cosine, sine = args
+    interleaved = attrs.get("interleaved") is True
 
     def body(n: Expr, c: Expr) -> Expr:
-        return cast(types[0].dtype, rotate(x, cosine, sine, n, c // dim, c % dim, dim))
+        turned = rotate(x, (cosine, sine), n, c // dim, c % dim, dim, interleaved)
+        return cast(types[0].dtype, turned)
 
     return (define(out, types[0], "n c", body),)
 

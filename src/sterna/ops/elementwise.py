@@ -35,7 +35,9 @@ def _read(buffer: Buffer, index: tuple[Expr, ...]) -> Expr:
     ]
 
 
-def _elementwise(name: str, function: Callable[..., Expr]) -> Op:
+def elementwise(name: str, function: Callable[..., Expr]) -> Op:
+    """function(*elements, **attrs) at each index."""
+
     def infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
         expect(all(t.dtype == types[0].dtype for t in types), f"{name}: dtypes differ")
         return (TensorType(_broadcast(name, types), types[0].dtype),)
@@ -45,7 +47,9 @@ def _elementwise(name: str, function: Callable[..., Expr]) -> Op:
     ) -> tuple[Compute, ...]:
         names = " ".join(_AXES[: len(types[0].shape)])
         return (
-            define(out, types[0], names, lambda *index: function(*(_read(a, index) for a in args))),
+            define(
+                out, types[0], names, lambda *i: function(*(_read(a, i) for a in args), **attrs)
+            ),
         )
 
     return Op(name, Kind.ELEMENTWISE, infer, compute)
@@ -68,8 +72,8 @@ def _silu(x: Expr) -> Expr:
     return cast(x.dtype, wide / (wrap(1.0) + exp(-wide)))
 
 
-ADD = _elementwise("add", lambda a, b: a + b)
-MULTIPLY = _elementwise("multiply", lambda a, b: a * b)
-MAXIMUM = _elementwise("maximum", lambda a, b: binary("max", a, b))
-SILU = _elementwise("silu", _silu)
+ADD = elementwise("add", lambda a, b: a + b)
+MULTIPLY = elementwise("multiply", lambda a, b: a * b)
+MAXIMUM = elementwise("maximum", lambda a, b: binary("max", a, b))
+SILU = elementwise("silu", _silu)
 CAST = Op("cast", Kind.ELEMENTWISE, _infer_cast, _compute_cast)

@@ -25,7 +25,10 @@ def _infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...
 def _compute(
     out: str, args: tuple[Buffer, ...], types: tuple[TensorType, ...], attrs: Attrs
 ) -> tuple[Compute, ...]:
-    """partial[n, l] = sum of squares of every 16th element; square[n] their sum; out = x / rms."""
+    """partial[n, l] = sum of squares of every 16th element; square[n] their sum; out = x / rms.
+
+    An `offset` is added to the weight.
+    """
     x, weight = args
     rows, width = x.shape[0], static(x.shape[1], "rms_norm: the last dim")
     lanes = gcd(width, _LANES)
@@ -41,7 +44,12 @@ def _compute(
     mean = square[n.var] * (1.0 / width)
     third = Compute(scale, (n,), wrap(1.0) / sqrt(mean + number(attrs, "eps")))
     n, h = axis("n", rows), axis("h", width)
-    body = cast(F32, x[n.var, h.var]) * scale[n.var] * cast(F32, weight[h.var])
+    gain = (
+        cast(F32, weight[h.var]) + number(attrs, "offset")
+        if "offset" in attrs
+        else (cast(F32, weight[h.var]))
+    )
+    body = cast(F32, x[n.var, h.var]) * scale[n.var] * gain
     result = Buffer(out, types[0].dtype, types[0].shape)
     return (first, second, third, Compute(result, (n, h), cast(types[0].dtype, body)))
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field, replace
 from sterna.ir.graph import Binding, Call, Function, IRModule, Value
 from sterna.ops import OPS, Kind, op
 
-MOVERS = ("dequantize", "slice", "cast")  # recomputed by each reader: they cost next to nothing
-NORMS = ("rms_norm",)
+# Recomputed by each reader: they cost next to nothing.
+MOVERS = ("dequantize", "slice", "slice_groups", "cast")
+NORMS = ("rms_norm", "layer_norm")
 PRODUCTS = ("matmul", "quantized_matmul")
 
 

@@ -67,7 +67,7 @@ class _Match:
         (q, cosine, sine), k = self.query.call.args, self.key.call.args[0]
         args = (q, k, v, cosine, sine, *cache_and_index)
         outs = (self.query.outs[0], self.append.outs[0])
-        return Binding(outs, Call("rope_append", args, self.append.call.attrs))
+        return Binding(outs, Call("rope_append", args, self.query.call.attrs))
 
 
 def _fused(function: Function) -> Function:
@@ -104,6 +104,6 @@ def _rope(made: dict[Value, Binding], value: Value) -> Binding | None:
 
 def _alike(query: Binding, key: Binding, append: Binding) -> bool:
     """One rotation for both, heads of one size."""
-    turns = query.call.args[1:] == key.call.args[1:]
+    turns = query.call.args[1:] == key.call.args[1:] and query.call.attrs == key.call.attrs
     sizes = {b.call.attr("head_dim") for b in (query, key, append)}
     return query is not key and turns and len(sizes) == 1

@@ -15,7 +15,7 @@ from sterna.ops.op import same_dim
 from sterna.passes.def_use import readers, substituted
 
 # Arguments whose row i, and no other, decides row i of the result.
-_ROWS = {"matmul": (0,), "rms_norm": (0,), "slice": (0,), "rope": (0, 1, 2)}
+_ROWS = {"matmul": (0,), "rms_norm": (0,), "layer_norm": (0,), "slice": (0,), "rope": (0, 1, 2)}
 
 
 def last_rows(module: IRModule) -> IRModule:

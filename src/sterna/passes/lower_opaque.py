@@ -146,6 +146,7 @@ def _rope_append(request: _Request) -> _Built:
         request.cache(cache),
         StepIndex(*index),
         request.setting.dims,
+        interleaved=request.attrs.get("interleaved") is True,
     )
     return _Built(func, (rotated,), ((changed, request.head.call.args[5]),))
 

@@ -1,0 +1,133 @@
+"""What a family of checkpoints is: a class with tables, a reader of its config and its layers.
+
+A family file defines one subclass of Family and nothing that another file needs to know of. The
+rest of the compiler asks `models.family(config)` for it and uses what is public here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
+
+from sterna.base.dtype import DType
+from sterna.models.config import COMMON, Config, DecoderConfig, Fields, LayerKind
+from sterna.models.rope_scaling import inv_freq, rotary_dim
+from sterna.nn.attention import AttentionOptions
+from sterna.nn.decoder import NO_NAMES, Cache, CausalLM, Decoder, DecoderLayer, Rope
+from sterna.nn.linear import Embedding, Linear
+from sterna.nn.mlp import GatedMLP
+from sterna.nn.module import Layers
+from sterna.nn.norm import Norm, RMSNorm
+
+PAGE_SIZE = 16
+
+Names = Mapping[str, str]
+
+
+class Family:
+    """Subclasses say what differs from a decoder with Llama's names.
+
+    `NAMES` maps a component of a weight's path here to the checkpoint's; `CONFIG` a key of
+    config.json here to the checkpoint's. `KEYS` are the keys `read` understands beside the common
+    ones. `FUSED` lists weights that are stored stacked along the rows, `IGNORED` patterns of
+    tensors that checkpoints store though they are computed, `TRANSPOSED` the last components of
+    layers whose weights they store as [in, out].
+    """
+
+    MODEL_TYPES: ClassVar[tuple[str, ...]] = ()
+    ARCHITECTURES: ClassVar[tuple[str, ...]] = ()
+    KEYS: ClassVar[str] = ""
+    CONFIG: ClassVar[Names] = NO_NAMES
+    NAMES: ClassVar[Names] = NO_NAMES
+    FUSED: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+        {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+    )
+    IGNORED: ClassVar[tuple[str, ...]] = ("*.rotary_emb.inv_freq",)
+    TRANSPOSED: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def read_config(cls, config: Config) -> DecoderConfig:
+        """config.json to a DecoderConfig; UnsupportedModel for what the layers do not do."""
+        own = {key: config[name] for key, name in cls.CONFIG.items() if name in config}
+        fields = Fields({**config, **own})
+        fields.refuse_architectures_but(cls.ARCHITECTURES)
+        fields.refuse_others((*COMMON, *cls.KEYS.split(), *cls.CONFIG.values()))
+        return cls.read(fields)
+
+    @classmethod
+    def read(cls, f: Fields) -> DecoderConfig:
+        """The DecoderConfig of keys that are all known."""
+        raise NotImplementedError
+
+    @classmethod
+    def layer(cls, c: DecoderConfig, kind: LayerKind, dtype: DType) -> DecoderLayer:
+        """A layer of a kind, its weights stored as `dtype`."""
+        raise NotImplementedError
+
+    @classmethod
+    def norm(cls, c: DecoderConfig, dtype: DType) -> Norm:
+        """The norm of hidden states."""
+        return RMSNorm(c.hidden_size, c.norm_eps, dtype)
+
+    @classmethod
+    def decoder(cls, c: DecoderConfig, layers: Layers[DecoderLayer], dtype: DType) -> Decoder:
+        """Embedding, layers and norm."""
+        embedding = Embedding(c.vocab_size, c.hidden_size, dtype)
+        norm = cls.norm(c, dtype)
+        return Decoder(embedding, layers, norm, embedding_scale=c.embedding_scale)
+
+    @classmethod
+    def build(cls, config: Config, dtype: DType, context_length: int | None = None) -> CausalLM:
+        """The model of a config.json, its weights stored as `dtype`."""
+        c = cls.read_config(config)
+        kinds = list(dict.fromkeys(c.kinds))
+        layers = Layers(
+            [cls.layer(c, kind, dtype) for kind in kinds], [kinds.index(kind) for kind in c.kinds]
+        )
+        head = Linear(c.hidden_size, c.vocab_size, dtype, bias=c.head_bias, kind="head")
+        tables = (inv_freq(r, rotary_dim(r, c.head_dim), context_length) for r in c.ropes)
+        return CausalLM(
+            cls.decoder(c, layers, dtype),
+            None if c.tie_word_embeddings else head,
+            Cache(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, PAGE_SIZE, dtype),
+            tuple(Rope(frequencies, scaling) for frequencies, scaling in tables),
+            logit_scale=c.logit_scale,
+            logit_softcap=c.logit_softcap,
+            names=cls.NAMES,
+        )
+
+    @classmethod
+    def tied(cls) -> tuple[str, str]:
+        """(head, embedding): one tensor where the config ties them."""
+        paths = ("lm_head.weight", "model.embed_tokens.weight")
+        head, embedding = (".".join(cls.NAMES.get(p, p) for p in path.split(".")) for path in paths)
+        return head, embedding
+
+
+def attention_options(
+    c: DecoderConfig, kind: LayerKind, dtype: DType, **own: object
+) -> AttentionOptions:
+    """The options of a layer's attention that its config states; `own` are a family's."""
+    stated: dict[str, object] = {
+        "hidden_size": c.hidden_size,
+        "num_heads": c.num_attention_heads,
+        "num_kv_heads": c.num_key_value_heads,
+        "head_dim": c.head_dim,
+        "dtype": dtype,
+        "qkv_bias": c.qkv_bias,
+        "output_bias": c.output_bias,
+        "window": kind.window,
+        "sinks": c.attention_sinks,
+        "scale": c.query_scale or None,
+        "softcap": c.score_softcap,
+        "rope": kind.rope if c.rotary else None,
+    }
+    return AttentionOptions(**{**stated, **own})  # type: ignore[arg-type]
+
+
+def gated_mlp(c: DecoderConfig, dtype: DType, *, joined: bool = False) -> GatedMLP:
+    """The gated feed-forward layer that a config states."""
+    return GatedMLP(
+        c.hidden_size, c.intermediate_size, dtype, act=c.act, bias=c.mlp_bias, joined=joined
+    )
