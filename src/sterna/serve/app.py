@@ -20,7 +20,7 @@ from starlette.routing import Route
 from sterna.engine.api import ChatCompletion, ChatCompletionChunk, Completion
 from sterna.engine.api_request import ChatRequest, CompletionRequest
 from sterna.engine.engine import AsyncEngine
-from sterna.serve import generate, page, plain, schema
+from sterna.serve import generate, page, plain, responses, responses_schema, schema
 from sterna.serve.errors import HttpError, body_of, status_of
 from sterna.serve.exchange import Exchange, Gone
 from sterna.serve.guard import Guard
@@ -53,6 +53,16 @@ OPERATIONS = (
         request=CompletionRequest,
         result=Completion,
         chunk=Completion,
+        generates=True,
+    ),
+    Operation(
+        "POST",
+        "/v1/responses",
+        responses.responses,
+        "Answer as items and typed events.",
+        request=responses_schema.ResponsesRequest,
+        result=responses_schema.ResponseObject,
+        chunk=responses_schema.StreamEvent,
         generates=True,
     ),
     Operation(
