@@ -113,6 +113,13 @@ class Chain(NullExecutable):
         return logits
 
 
+def null(window: int = 256, pages: int = 512, **options: Any) -> AsyncEngine:
+    """The null device with another window; `options` are those of the engine."""
+    executable = NullExecutable(manifest(context_window_size=window), pages)
+    engine: AsyncEngine = null_engine(executable, face=AsyncEngine, **options)
+    return engine
+
+
 def scripted(answer: str = "ok, fine!") -> AsyncEngine:
     """An engine that says this, and then is done."""
     engine: AsyncEngine = null_engine(Chain(answer.encode()), face=AsyncEngine)
@@ -121,7 +128,7 @@ def scripted(answer: str = "ok, fine!") -> AsyncEngine:
 
 def start(engine: Any = None, **options: Any) -> Running:
     """Over one engine, several by name, or the null device."""
-    engine = engine or null_engine(face=AsyncEngine)
+    engine = engine or null()
     engines = engine if isinstance(engine, dict) else {engine.model_name: engine}
     chosen = ServeOptions(port=0, **options)
     return Running(App(engines, chosen), chosen)

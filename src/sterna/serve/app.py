@@ -172,7 +172,9 @@ def _routes(state: State) -> Application:
 
     own = Operation("GET", "/openapi.json", describe, "This document.")
     routes.append(Route(own.path, Endpoint(own, state), methods=["GET"]))
-    return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+    app.router.redirect_slashes = False
+    return app
 
 
 def _converted(path: str) -> str:
