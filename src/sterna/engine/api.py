@@ -43,9 +43,14 @@ class PromptTokensDetails(Shape):
 
 
 class CompletionTokensDetails(Shape):
-    """`reasoning_tokens`: how many of the answer's tokens were thinking, marks included."""
+    """`reasoning_tokens`: how many of the answer's tokens were thinking, marks included.
+
+    The predictions are the guesses of speculative decoding; only speed depends on them.
+    """
 
     reasoning_tokens: int
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
 
 
 class Usage(Shape):
