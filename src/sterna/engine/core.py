@@ -28,6 +28,7 @@ from sterna.engine.parts import Parts
 from sterna.engine.request import Phase, Sequence
 from sterna.engine.sampler import sample
 from sterna.engine.scheduler import Scheduler
+from sterna.engine.speculative import Speculator
 from sterna.engine.trace import Trace
 
 T = TypeVar("T")
@@ -38,11 +39,12 @@ Logits = NDArray[np.float32]
 class Core:
     """Starts its thread at once; `close` ends it and closes the executable."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, speculator: Speculator | None = None) -> None:
         self.counters = Counters()
         self.histograms = Histograms()
         self.scheduler = Scheduler(parts.limits)
         self._parts = parts
+        self._speculator = speculator
         self._arrays = StepArrays(parts.limits)
         self._answers: dict[int, Answer] = {}  # by the number of their sequence
         self._numbers = count()
@@ -53,6 +55,11 @@ class Core:
         self._stopped: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="sterna-engine", daemon=True)
         self._thread.start()
+
+    @property
+    def draft_pauses(self) -> int:
+        """Times that speculative decoding was switched off for a request."""
+        return 0 if self._speculator is None else self._speculator.pauses
 
     @property
     def failure(self) -> Exception | None:
@@ -120,6 +127,7 @@ class Core:
         try:
             while self._obey():
                 began = time.perf_counter()
+                self._speculate()
                 batch = self.scheduler.next_batch()
                 if batch is not None:
                     self._step(batch, began)
@@ -162,6 +170,11 @@ class Core:
             self.counters.cancelled += 1
             self._drop(request)
 
+    def _speculate(self) -> None:
+        if self._speculator is not None:
+            decoding = [s for s in self.scheduler.running if s.pending == 1]
+            self._speculator.propose([self._answers[s.number] for s in decoding])
+
     def _step(self, batch: Batch, began: float) -> None:
         prepared = time.perf_counter()
         self._note_starts(batch, prepared)
@@ -173,6 +186,8 @@ class Core:
         self._hand_over()
         self.counters.steps += 1
         self.counters.step_seconds += computed - prepared
+        if self._speculator is not None:
+            self._speculator.time(batch, sampled - began)
         if self._trace is not None:
             self._note_step(self._trace, batch, (began, prepared, computed, sampled))
 
@@ -202,16 +217,20 @@ class Core:
 
     def _advance(self, answer: Answer, piece: Piece, rows: Logits, now: float) -> None:
         """Append the token that follows, and those after it while they are what was guessed."""
-        request = answer.request
+        request, tokens, draft = answer.request, answer.sequence.tokens, [*piece.draft]
+        answer.sequence.draft, before = [], len(tokens)
         try:
-            for right, row in enumerate(rows):
-                chosen = sample(row, request.ask.options, answer.history, answer.banned)
-                self._tell(request, answer.accept(chosen))
+            while tokens[before:] == draft[: len(tokens) - before] and answer.finish_reason is None:
+                row = rows[len(tokens) - before]
+                chosen = sample(
+                    row, request.ask.options, answer.history, answer.banned, answer.allowed
+                )
+                told = answer.accept(chosen)
+                self._tell(request, told)
+                self.counters.completion_tokens += len(told.samples)
                 self._note_token(request.clock, now)
-                if answer.finish_reason is not None or chosen.token not in piece.draft[right:][:1]:
-                    break
-            if piece.draft:
-                self._note_draft(piece, right)
+            if draft:
+                self._note_draft(piece, tokens[before:])
             if answer.finish_reason is not None:
                 self._forget(answer)
                 if not request.open:
@@ -236,7 +255,6 @@ class Core:
         seen.completion_tokens.observe(finished.completion_tokens)
 
     def _note_token(self, clock: Clock, now: float) -> None:
-        self.counters.completion_tokens += 1
         if clock.last is None:
             clock.first = now
             self.histograms.time_to_first_token_seconds.observe(now - clock.arrived)
@@ -244,9 +262,16 @@ class Core:
             self.histograms.inter_token_seconds.observe(now - clock.last)
         clock.last = now
 
-    def _note_draft(self, piece: Piece, right: int) -> None:
-        if piece.sequence.phase is Phase.RUNNING:
-            self.scheduler.accept(piece.sequence, right)
+    def _note_draft(self, piece: Piece, found: list[int]) -> None:
+        """`found` are the tokens that stand where others were guessed."""
+        sequence = piece.sequence
+        same = [guess == token for guess, token in zip(piece.draft, found)]
+        right = same.index(False) if False in same else len(same)
+        self.scheduler.accept(sequence, right)
+        if self._speculator is not None:
+            self._speculator.learn(sequence, right)
+        sequence.drafted += len(piece.draft)
+        sequence.drafted_right += right
         self.counters.drafts += 1
         self.counters.draft_tokens += len(piece.draft)
         self.counters.draft_tokens_accepted += right
@@ -297,6 +322,8 @@ class Core:
         self._answers.pop(answer.sequence.number, None)
         if answer.sequence.phase is not Phase.FINISHED:
             self.scheduler.finish(answer.sequence)
+            if self._speculator is not None:
+                self._speculator.forget(answer.sequence)
 
     def _drop(self, request: Request) -> None:
         for answer in request.answers:
@@ -322,6 +349,8 @@ class Core:
             _report(request, _again(reason))
         self._answers.clear()
         self._parts.executable.close()
+        if self._speculator is not None:
+            self._speculator.source.close()
 
 
 def _again(reason: Exception) -> Exception:
