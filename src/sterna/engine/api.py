@@ -110,10 +110,13 @@ class Message(Sparse):
 
 
 class Choice(Shape):
+    """`shortened`: in a grammar, and brought to an early end by max_tokens or the window."""
+
     index: int
     message: Message
     finish_reason: FinishReason
     logprobs: ChoiceLogprobs | None = None
+    shortened: bool | None = None
 
 
 class ChatCompletion(Shape):
@@ -155,6 +158,7 @@ class ChunkChoice(Shape):
     delta: ChoiceDelta
     finish_reason: FinishReason | None = None
     logprobs: ChoiceLogprobs | None = None
+    shortened: bool | None = None
 
 
 class ChatCompletionChunk(Shape):
@@ -184,6 +188,7 @@ class CompletionChoice(Shape):
     logprobs: CompletionLogprobs | None = None
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None
+    shortened: bool | None = None
 
 
 class Completion(Shape):

@@ -163,6 +163,7 @@ class ChatChunks:
                 tool_calls=[_call_delta(call, heard.ids) for call in parsed.calls] or None,
             ),
             finish_reason=heard.reason(event),
+            shortened=True if event.shortened and event.finish_reason else None,
             logprobs=chat_logprobs(reply.tokenizer, samples) if reply.logprobs else None,
         )
 
@@ -224,11 +225,13 @@ class Written:
     text: str = ""
     samples: list[Sample] = field(default_factory=list)
     finish_reason: api.FinishReason | None = None
+    shortened: bool = False
 
     def add(self, piece: Piece) -> None:
         self.text += piece.text
         self.samples += piece.samples
         self.finish_reason = piece.finish_reason
+        self.shortened = piece.shortened and piece.finish_reason is not None
 
     def completion_choice(self, reply: Reply, index: int) -> api.CompletionChoice:
         prompt = reply.prompts[index // reply.answers]
@@ -239,6 +242,7 @@ class Written:
             logprobs=completion_logprobs(reply.tokenizer, self.samples) if reply.logprobs else None,
             prompt_token_ids=list(prompt) if reply.token_ids else None,
             token_ids=[sample.token for sample in self.samples] if reply.token_ids else None,
+            shortened=self.shortened or None,
         )
 
 
@@ -279,6 +283,7 @@ class Told:
     speech: str = ""
     calls: list[api.FunctionCall] = field(default_factory=list)
     finish_reason: api.FinishReason | None = None
+    shortened: bool = False
 
     def add(self, piece: Piece) -> None:
         parsed = self.heard.add(piece)
@@ -289,6 +294,7 @@ class Told:
                 self.calls.append(api.FunctionCall(name=call.name, arguments=""))
             self.calls[-1].arguments += call.arguments
         self.finish_reason = self.heard.reason(piece)
+        self.shortened = piece.shortened
 
     def choice(self, reply: Reply, index: int) -> api.Choice:
         assert self.finish_reason is not None, "an answer without an end"
@@ -304,6 +310,7 @@ class Told:
                 tool_calls=calls or None,
             ),
             finish_reason=self.finish_reason,
+            shortened=self.shortened or None,
             logprobs=chat_logprobs(reply.tokenizer, samples) if reply.logprobs else None,
         )
 

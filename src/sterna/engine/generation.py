@@ -29,6 +29,7 @@ class Piece:
     text: str
     samples: tuple[Sample, ...]
     finish_reason: FinishReason | None
+    shortened: bool = False  # its grammar was brought to an end before the last token it may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,9 @@ class Finished:
     drafted_tokens: int = 0  # guesses verified,
     drafted_right: int = 0  # and how many of them were right
 
+
+_SPARE = 24  # tokens left when a grammar is brought to its end: more than one choice costs
+_LOOK_EVERY = 64  # tokens between looks at how far the end is, while there is time
 
 Event = Piece | Finished | Exception  # an Exception is the last event of a request that failed
 Sink = Callable[[list[Event]], None]  # takes what one step brought
@@ -130,6 +134,9 @@ class Answer:
         self._stops = StopStrings([*parts.stop_strings, *options.stop])
         if self._constraint is not None:
             self._constraint.prepare()
+        self._shortened = False
+        self._way_out = 0  # how long it was when last looked for
+        self._looked = 0  # and at which token of the answer
 
     @property
     def history(self) -> History:
@@ -154,13 +161,28 @@ class Answer:
         step and does not choose them. Where log probabilities are asked for they come one by one.
         """
         samples, text = [sample], self._append(sample.token)
+        self._mind_the_limit()
         while (token := self._forced()) is not None:
             samples.append(Sample(token))
             text += self._append(token)
         if self._constraint is not None and self.finish_reason is None:
             self._constraint.prepare()
         choice = self.request.ask.first_choice + self._index
-        return Piece(choice, text, tuple(samples), self.finish_reason)
+        return Piece(choice, text, tuple(samples), self.finish_reason, self._shortened)
+
+    def _mind_the_limit(self) -> None:
+        """Where tokens run short, let the grammar end while there is room for its end."""
+        if self._constraint is None or self._shortened or self.finish_reason is not None:
+            return
+        length = self.sequence.output_length
+        left = self._limit - length
+        if left - self._way_out > 2 * _SPARE and length - self._looked < _LOOK_EVERY:
+            return
+        path = self._constraint.way_out()
+        self._looked, self._way_out = length, len(path or ())
+        if path and len(path) <= left < len(path) + _SPARE:
+            self._constraint.end(path)
+            self._shortened = True
 
     def _forced(self) -> int | None:
         """The token that may be appended without asking the model."""

@@ -21,6 +21,7 @@ import llguidance
 import numpy as np
 
 from sterna.base.errors import RequestError
+from sterna.engine.grammar_end import closers, way_out
 from sterna.engine.sampler import Allowed
 from sterna.text.tokenizer import Tokenizer
 
@@ -57,7 +58,7 @@ class Grammars:
         problem = matcher.get_error() or " ".join(matcher.get_grammar_warnings())
         if problem:
             raise RequestError(f"{what} cannot be enforced: {_line(problem)}", what)
-        grammar = Grammar(matcher, self._vocabulary, self._threads)
+        grammar = Grammar(matcher, self._vocabulary, self._threads, self._closers)
         try:
             first = grammar.start()  # some limits are met here only
             if first.finished or not first.allowed().any():
@@ -76,12 +77,20 @@ class Grammars:
 
     @cached_property
     def _words(self) -> llguidance.LLTokenizer:
-        words = _Words(self._tokenizer, self._vocabulary, self._end_ids)
+        words = self._tokens
         return llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(words),
             n_vocab=len(words.tokens),
             eos_token=words.end_ids,
         )
+
+    @cached_property
+    def _tokens(self) -> _Words:
+        return _Words(self._tokenizer, self._vocabulary, self._end_ids)
+
+    @cached_property
+    def _closers(self) -> tuple[tuple[int, ...], ...]:
+        return closers(self._words, self._tokens.tokens[: self._vocabulary])
 
 
 class _Words:
@@ -121,23 +130,22 @@ class Grammar:
     """A compiled source."""
 
     _matcher: llguidance.LLMatcher
-    _vocabulary: int
-    _threads: ThreadPoolExecutor
+    vocabulary: int
+    threads: ThreadPoolExecutor
+    closers: tuple[tuple[int, ...], ...]
 
     def start(self) -> Constraint:
         """Begin an answer."""
-        return Constraint(self._matcher.deep_copy(), self._vocabulary, self._threads)
+        return Constraint(self._matcher.deep_copy(), self)
 
 
 class Constraint:
     """How far one answer has come in its grammar. Used by one thread at a time."""
 
-    def __init__(
-        self, matcher: llguidance.LLMatcher, vocabulary: int, threads: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher, grammar: Grammar) -> None:
         self._matcher = matcher
-        self._vocabulary = vocabulary
-        self._threads = threads
+        self._grammar = grammar
+        self._ending = False  # what is forced is the rest
         self._mask: Future[Allowed] | None = None
         self.forced: deque[int] = deque()  # the only tokens that may come next, in order
         self._look_ahead()
@@ -145,22 +153,35 @@ class Constraint:
     @property
     def finished(self) -> bool:
         """Whether nothing may follow but the end."""
-        return not self.forced and self._matcher.is_stopped()
+        return not self.forced and (self._ending or self._matcher.is_stopped())
 
     def prepare(self) -> None:
         """Begin to compute what may come next, on another thread."""
         if self._mask is None and not self.forced and not self.finished:
-            self._mask = self._threads.submit(self._compute)
+            self._mask = self._grammar.threads.submit(self._compute)
 
     def allowed(self) -> Allowed:
         """Which tokens may come next; the end is one of them where the answer may end."""
         if self.forced:
-            only = np.zeros(self._vocabulary, np.bool_)
+            only = np.zeros(self._grammar.vocabulary, np.bool_)
             only[self.forced[0]] = True
             return only
         self.prepare()
         assert self._mask is not None, "asked what may follow a finished answer"
         return self._mask.result()
+
+    def way_out(self) -> tuple[int, ...] | None:
+        """Tokens after which the answer may end; None if no short way is found."""
+        ahead = way_out(self._matcher, self._grammar.closers)
+        return None if ahead is None else (*self.forced, *ahead)
+
+    def end(self, path: Sequence[int]) -> None:
+        """Let nothing follow but `path`, which `way_out` has just found, and the end."""
+        if self._mask is not None:
+            self._mask.result()
+            self._mask = None
+        self.forced = deque(path)
+        self._ending = True
 
     def advance(self, token: int) -> None:
         """Go on by one token, which must be an allowed one and not the end."""
@@ -172,7 +193,7 @@ class Constraint:
             assert token == expected, f"token {token} where {expected} was forced"
         elif not self._matcher.consume_token(token):
             self._fail()
-        if not self.forced:
+        if not self.forced and not self._ending:
             self._look_ahead()
 
     def _look_ahead(self) -> None:
@@ -188,7 +209,9 @@ class Constraint:
 
     def _compute(self) -> Allowed:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        allowed = np.unpackbits(bits, bitorder="little")[: self._vocabulary].astype(np.bool_)
+        allowed = np.unpackbits(bits, bitorder="little")[: self._grammar.vocabulary].astype(
+            np.bool_
+        )
         if not allowed.any():
             self._fail()
         return allowed
