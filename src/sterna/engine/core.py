@@ -25,6 +25,7 @@ from sterna.engine.batch import Batch, Piece, StepArrays
 from sterna.engine.generation import Answer, Ask, Clock, Event, Request, Sink
 from sterna.engine.metrics import Counters, Histograms
 from sterna.engine.parts import Parts
+from sterna.engine.prefix_store import PrefixStore
 from sterna.engine.request import Phase, Sequence
 from sterna.engine.sampler import sample
 from sterna.engine.scheduler import Scheduler
@@ -39,12 +40,20 @@ Logits = NDArray[np.float32]
 class Core:
     """Starts its thread at once; `close` ends it and closes the executable."""
 
-    def __init__(self, parts: Parts, speculator: Speculator | None = None) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        speculator: Speculator | None = None,
+        store: PrefixStore | None = None,
+    ) -> None:
         self.counters = Counters()
         self.histograms = Histograms()
         self.scheduler = Scheduler(parts.limits)
         self._parts = parts
         self._speculator = speculator
+        self._store = store
+        if store is not None:
+            store.restore(self.scheduler.prefix, self.scheduler.pages, parts.executable)
         self._arrays = StepArrays(parts.limits)
         self._answers: dict[int, Answer] = {}  # by the number of their sequence
         self._numbers = count()
@@ -138,8 +147,11 @@ class Core:
     def _obey(self) -> bool:
         """Carry out all commands, waiting for one if there is nothing to do; False: stop."""
         while True:
+            idle = not self._answers
+            if idle:
+                self._tidy()
             try:
-                command = self._inbox.get(block=not self._answers)
+                command = self._inbox.get(block=idle)
             except queue.Empty:
                 return True
             if command is None:
@@ -148,6 +160,11 @@ class Core:
                 self._admit(command)
             else:
                 command()
+
+    def _tidy(self) -> None:
+        """Save what the disk was too slow for, while nobody asks for anything."""
+        while self._store is not None and self.scheduler.prefix.born and self._inbox.empty():
+            self._store.follow(self.scheduler.prefix, self._parts.executable, patient=True)
 
     def _admit(self, request: Request) -> None:
         self.counters.requests += 1
@@ -186,6 +203,8 @@ class Core:
         self._hand_over()
         self.counters.steps += 1
         self.counters.step_seconds += computed - prepared
+        if self._store is not None:
+            self._store.follow(self.scheduler.prefix, self._parts.executable)
         if self._speculator is not None:
             self._speculator.time(batch, sampled - began)
         if self._trace is not None:
@@ -348,6 +367,9 @@ class Core:
         for request in waiting.values():
             _report(request, _again(reason))
         self._answers.clear()
+        self._tidy()
+        if self._store is not None:
+            self._store.close()
         self._parts.executable.close()
         if self._speculator is not None:
             self._speculator.source.close()

@@ -8,7 +8,7 @@ the objects of `api`. Compiles nothing: a caller that wants a missing library co
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +20,12 @@ from sterna.engine.core import Core
 from sterna.engine.draft_model import DraftModel
 from sterna.engine.generation import Event
 from sterna.engine.limits import draft_limits, plan
-from sterna.engine.loader import Resolve, check_device, load, load_draft
+from sterna.engine.loader import Resolve, check_device, identity, load, load_draft
 from sterna.engine.mailbox import Mailboxes
 from sterna.engine.metrics import Histogram, Histograms
 from sterna.engine.options import EngineOptions, Mode, SamplingOptions, Speculative
 from sterna.engine.parts import Parts
+from sterna.engine.prefix_store import PrefixStore
 from sterna.engine.prepare import Job, Message, Prompt
 from sterna.engine.speculative import NGramLookup, Source, Speculator
 from sterna.engine.stream import AsyncStream, Stream
@@ -63,7 +64,7 @@ class _Model:
             parts.executable.close()
             raise
         named = parts if name is None else replace(parts, model_name=name)
-        self._start(named, _speculator(source, options))
+        self._start(named, _speculator(source, options), _store(options, lambda: identity(located)))
 
     @classmethod
     def from_parts(
@@ -78,10 +79,12 @@ class _Model:
         stop_ids: frozenset[int] | None = None,
         stop_strings: Sequence[str] = (),
         draft: Executable | None = None,
+        identity: str = "",
     ) -> Self:
         """An engine over a model that is already loaded; it closes the executable at its end.
 
-        So with `draft`, a draft model of the same vocabulary, for speculative decoding.
+        So with `draft`, a draft model of the same vocabulary, for speculative decoding. A prefix
+        cache on disk is taken for this model's if it has the same `identity`.
         """
         options = options or EngineOptions()
         limits = plan(options, executable.manifest, executable.num_pages)
@@ -100,12 +103,14 @@ class _Model:
             own = draft_limits(limits, draft.manifest, draft.num_pages)
             source = DraftModel(draft, own, parts.vocabulary)
         engine = cls.__new__(cls)
-        engine._start(parts, _speculator(source, options))
+        engine._start(parts, _speculator(source, options), _store(options, lambda: identity))
         return engine
 
-    def _start(self, parts: Parts, speculator: Speculator | None) -> None:
+    def _start(
+        self, parts: Parts, speculator: Speculator | None, store: PrefixStore | None
+    ) -> None:
         self._parts = parts
-        self._core = Core(parts, speculator)
+        self._core = Core(parts, speculator, store)
         self._finalizer = weakref.finalize(self, self._core.close)
 
     @property
@@ -177,11 +182,18 @@ def _speculator(source: Source | None, options: EngineOptions) -> Speculator | N
     return None if source is None else Speculator(source, options.draft_tokens)
 
 
+def _store(options: EngineOptions, identity: Callable[[], str]) -> PrefixStore | None:
+    folder = options.prefix_cache_dir
+    return None if folder is None else PrefixStore(Path(folder), identity())
+
+
 class Engine(_Model):
     """Blocking: `engine.chat.completions.create(...)`, `engine.completions.create(...)`."""
 
-    def _start(self, parts: Parts, speculator: Speculator | None) -> None:
-        super()._start(parts, speculator)
+    def _start(
+        self, parts: Parts, speculator: Speculator | None, store: PrefixStore | None
+    ) -> None:
+        super()._start(parts, speculator, store)
         self.completions = Completions(self._core, parts)
         self.chat = Chat(ChatCompletions(self._core, parts))
 
@@ -200,8 +212,10 @@ class Engine(_Model):
 class AsyncEngine(_Model):
     """The same for event loops: `await engine.chat.completions.create(...)`."""
 
-    def _start(self, parts: Parts, speculator: Speculator | None) -> None:
-        super()._start(parts, speculator)
+    def _start(
+        self, parts: Parts, speculator: Speculator | None, store: PrefixStore | None
+    ) -> None:
+        super()._start(parts, speculator, store)
         self.completions = AsyncCompletions(self._core, parts)
         self.chat = AsyncChat(AsyncChatCompletions(self._core, parts))
 

@@ -6,6 +6,7 @@ Finding them, compiling a missing library and opening the weights is the busines
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,17 @@ def check_device(device: str) -> None:
     """Unavailable for a device that this Sterna cannot run on."""
     if device not in ("auto", "cpu"):
         raise Unavailable(f"device is {device!r}, possible are 'auto' and 'cpu'")
+
+
+def identity(located: Located) -> str:
+    """What decides the keys and values of a prompt: the library, and the list of the weights.
+
+    The list has a checksum of every file of weights.
+    """
+    library = hashlib.sha256(located.library.read_bytes()).hexdigest()
+    weights = located.folder / "tensor-cache.json"
+    listed = weights.read_bytes() if weights.is_file() else b""
+    return f"{library} {hashlib.sha256(listed).hexdigest()}"
 
 
 def load_draft(located: Located, options: EngineOptions, parts: Parts) -> DraftModel:

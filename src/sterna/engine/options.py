@@ -124,6 +124,10 @@ class EngineOptions:
         },
     )
     prefix_cache: bool = _option(True, bool, "reuse the cache of earlier prompts that begin alike")
+    prefix_cache_dir: str | None = field(
+        default=None,
+        metadata={"kind": str, "help": "keep that cache in this folder, for the next start"},
+    )
     speculative: Speculative | str = field(
         default=Speculative.OFF,
         metadata={
@@ -145,6 +149,8 @@ class EngineOptions:
                 given = getattr(self, option.name)
                 object.__setattr__(self, option.name, _choice(option.name, kind, given))
         _check(self)
+        if self.prefix_cache_dir is not None and not self.prefix_cache:
+            raise RequestError("prefix_cache_dir needs prefix_cache=True")
         if (self.speculative is Speculative.DRAFT) != (self.draft_model is not None):
             raise RequestError(
                 f"speculative is '{self.speculative}' and draft_model is {self.draft_model!r}; "
