@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 
 _ELSEWHERE = ("logit_bias", "logprobs", "top_logprobs", "n")  # for programs: not one answer's text
 SAMPLING = tuple(o.name for o in fields(SamplingOptions) if o.name not in _ELSEWHERE)
-ENGINE = (
-    "mode",
-    "max_num_sequence",
-    "max_total_tokens",
-    "context_window_size",
-    "prefill_chunk_size",
-    "threads",
-)
+ENGINE = tuple(option.name for option in fields(EngineOptions))
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +59,8 @@ def open_engine(args: argparse.Namespace) -> Engine:
         located = locate(
             args.model, args.model_lib, quantization=args.quantization, progress=report
         )
-    return Engine(resolve=lambda *_: located, options=options)
+        draft = locate(options.draft_model, progress=report) if options.draft_model else located
+    return Engine(resolve=lambda name, *_: draft if name else located, options=options)
 
 
 def prompt_text(given: str | None) -> str:
