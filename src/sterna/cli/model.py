@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,13 @@ ENGINE = tuple(option.name for option in fields(EngineOptions))
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """--model-lib, --device, --quantization, and a group each for sampling and engine options."""
+    """Those of `add_engine_flags`, and a group for sampling options."""
+    add_option_flags(parser.add_argument_group("sampling"), SamplingOptions, SAMPLING)
+    add_engine_flags(parser, ENGINE)
+
+
+def add_engine_flags(parser: argparse.ArgumentParser, options: Iterable[str]) -> None:
+    """--model-lib, --device, --quantization, and a group for these engine options."""
     parser.add_argument(
         "--model-lib",
         metavar="LIB",
@@ -36,8 +43,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="for a model that is not converted yet (default: chosen for the model)",
     )
     parser.add_argument("--device", default="auto", help="where to run (default: auto)")
-    add_option_flags(parser.add_argument_group("sampling"), SamplingOptions, SAMPLING)
-    add_option_flags(parser.add_argument_group("engine"), EngineOptions, ENGINE)
+    add_option_flags(parser.add_argument_group("engine"), EngineOptions, options)
 
 
 def sampling(args: argparse.Namespace) -> dict[str, object]:
