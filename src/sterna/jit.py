@@ -2,8 +2,8 @@
 
 In: a Hugging Face folder, a GGUF file, a converted folder, `HF://user/repo`, or None for the demo
 model. Out: both paths; what is missing is converted, configured and compiled into the cache, once.
-Entries are found by all that shapes them: the source files, the scheme, the options, the target, the C
-compiler and Sterna itself, so an upgrade never runs something stale.
+Entries are found by all that shapes them: the source files, the scheme, the options, the target,
+the C compiler and Sterna itself, so an upgrade never runs something stale.
 """
 
 from __future__ import annotations
