@@ -25,7 +25,11 @@ PAGES = range(5)
 SMALL = {"prefill_chunk_size": 64, "max_batch_size": 4}
 MIXTURES = {
     "q4_0, q8_0": {"": "Q4_0", "v_proj": "Q8_0", "embed": "Q8_0", "lm_head": "Q8_0"},
-    "k": {"": "Q4_K", "v_proj": "Q6_K", "down": "Q6_K", "embed": "Q4_K", "lm_head": "Q6_K"},
+    # As llama.cpp mixes: some layers have more bits than others.
+    "k": {
+        "": "Q4_K", "v_proj": "Q6_K", "1.mlp.down": "Q6_K", "0.self_attn.v": "Q5_K",
+        "embed": "Q4_K", "lm_head": "Q6_K",
+    },
     "low": {"": "Q3_K", "o_proj": "Q2_K", "embed": "Q2_K", "lm_head": "Q5_K"},
     "others": {
         "": "Q5_0", "q_proj": "Q4_1", "k_proj": "Q5_1", "v_proj": "IQ4_NL", "down": "MXFP4",

@@ -66,7 +66,7 @@ def stored_weights(config: Config, quantization: Quantization) -> list[StoredWei
     module = family(config)
     plain = list(module.build(config, quantization.compute).parameters())
     shapes = {path: parameter.shape for path, parameter in plain}
-    schemes = {path: quantization.for_weight(path, p.kind) for path, p in plain}
+    schemes = {path: quantization.for_weight(path, cast(Kind, p.kind)) for path, p in plain}
     fused = {part: (name, parts) for name, parts in module.FUSED.items() for part in parts}
     found: dict[str, StoredWeight] = {}
     for path, parameter in plain:

@@ -1,14 +1,15 @@
 """Give a model packed weights: what `quantize` means to a tree of modules.
 
 Every Parameter that its scheme packs is replaced by a PackedWeight that reads as an operator which
-unpacks it. The layers that hold it do not notice.
+unpacks it. The layers that hold it do not notice. Where a Recipe gives layers of one kind
+different schemes, the kind is split, so that what is traced once is stored alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 
-from sterna.base.errors import UnsupportedModel
 from sterna.nn.module import Layers, Module, Parameter
 from sterna.nn.trace import Tensor, Trace
 from sterna.quantize.pack import packed_spec
@@ -84,11 +85,20 @@ def _apply(module: Module, prefix: str, choose: Choose) -> None:
 
 
 def _apply_layers(layers: Layers[Module], prefix: str, choose: Choose) -> None:
-    """The layers are traced once, so they must be stored alike."""
-    found = {tuple(_schemes(layers.layer, f"{prefix}{i}.", choose)) for i in range(layers.count)}
-    if len(found) > 1:
-        raise UnsupportedModel("layers whose weights have different schemes cannot be traced once")
-    _apply(layers.layer, f"{prefix}0.", choose)
+    """One kind for each set of layers that were of one kind and have the same schemes."""
+    found: dict[tuple[int, tuple[Scheme, ...]], int] = {}
+    first: list[int] = []
+    order: list[int] = []
+    for i, kind in enumerate(layers.order):
+        schemes = tuple(_schemes(layers.kinds[kind], f"{prefix}{i}.", choose))
+        if (kind, schemes) not in found:
+            found[kind, schemes] = len(first)
+            first.append(i)
+        order.append(found[kind, schemes])
+    kinds = [deepcopy(layers.kinds[layers.order[i]]) for i in first]
+    for i, layer in zip(first, kinds, strict=True):
+        _apply(layer, f"{prefix}{i}.", choose)
+    layers.kinds, layers.order = tuple(kinds), tuple(order)
 
 
 def _schemes(layer: Module, prefix: str, choose: Choose) -> Iterator[Scheme]:
