@@ -160,8 +160,7 @@ def _roof(plot: _Plot, peaks: Peaks) -> str:
     start = 10.0 ** plot.xs[0]
     corners = [(start, start * peaks.bandwidth), (peaks.ridge, peaks.flops)]
     corners.append((10.0 ** plot.xs[1], peaks.flops))
-    path = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in corners)
-    return f'<polyline points="{path}" fill="none" stroke="{drawing.INK}" stroke-width="2"/>'
+    return drawing.line([(plot.x(x), plot.y(y)) for x, y in corners], drawing.INK)
 
 
 def _points(

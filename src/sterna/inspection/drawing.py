@@ -58,3 +58,8 @@ def stroke(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
 def text(x: float, y: float, words: str, anchor: str = "start", colour: str = INK) -> str:
     at = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
     return f'<text {at} fill="{colour}">{escape(one_line(words))}</text>'
+
+
+def line(points: Iterable[tuple[float, float]], colour: str) -> str:
+    places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="2"/>'
