@@ -89,18 +89,20 @@ class StepArrays:
         rows: list[int] = []
         seq_indptr, page_indptr = [0], [0]
         for piece in batch.pieces:
-            sequence, first, size = piece.sequence, piece.sequence.cached, piece.size
-            if size == 1:
+            sequence, first = piece.sequence, piece.sequence.cached
+            if piece.count == 1 and not piece.draft:
                 tokens.append(sequence.tokens[first])
                 positions.append(first)
+                if piece.last:
+                    rows.append(len(tokens) - 1)
             else:
                 tokens += sequence.tokens[first : first + piece.count]
                 tokens += piece.draft
-                positions += range(first, first + size)
+                positions += range(first, first + piece.size)
+                rows += range(len(tokens) - piece.rows, len(tokens))
             pages += _table(sequence)
             seq_indptr.append(len(tokens))
             page_indptr.append(len(pages))
-            rows += range(len(tokens) - piece.rows, len(tokens))
         if not rows:  # programs are compiled for one row or more; nobody looks at this one
             rows = [len(tokens) - 1]
         return StepInput(

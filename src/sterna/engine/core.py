@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
 
@@ -27,7 +28,7 @@ from sterna.engine.metrics import Counters, Histograms
 from sterna.engine.parts import Parts
 from sterna.engine.prefix_store import PrefixStore
 from sterna.engine.request import Phase, Sequence
-from sterna.engine.sampler import sample
+from sterna.engine.sampler import Sample, sample
 from sterna.engine.scheduler import Scheduler
 from sterna.engine.speculative import Speculator
 from sterna.engine.trace import Trace
@@ -35,6 +36,14 @@ from sterna.engine.trace import Trace
 T = TypeVar("T")
 Command = Callable[[], None]
 Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Logits for an answer's next tokens; if it takes the largest, which these are."""
+
+    logits: Logits
+    largest: list[int | None]
 
 
 class Core:
@@ -226,29 +235,29 @@ class Core:
         return executable.step(self._arrays.fill(batch))[:, : self._parts.vocabulary]
 
     def _sample(self, batch: Batch, logits: Logits, now: float) -> None:
+        ready = [(p, self._answers[p.sequence.number]) for p in batch.pieces if p.last]
+        largest: list[int | None] = [None] * len(logits)
+        if any(answer.takes_the_largest for _, answer in ready):
+            largest = _largest(logits)
         at = 0
-        for piece in batch.pieces:
-            if piece.last:
-                rows, at = logits[at : at + piece.rows], at + piece.rows
-                # A sibling that failed in this very step has taken its whole request along.
-                if piece.sequence.phase is Phase.RUNNING:
-                    self._advance(self._answers[piece.sequence.number], piece, rows, now)
+        for piece, answer in ready:
+            start, at = at, at + piece.rows
+            # A sibling that failed in this very step has taken its whole request along.
+            if piece.sequence.phase is not Phase.RUNNING:
+                continue
+            rows = _Rows(logits[start:at], largest[start:at] if answer.takes_the_largest else [])
+            self._advance(answer, piece, rows, now)
 
-    def _advance(self, answer: Answer, piece: Piece, rows: Logits, now: float) -> None:
+    def _advance(self, answer: Answer, piece: Piece, rows: _Rows, now: float) -> None:
         """Append the token that follows, and those after it while they are what was guessed."""
         request, tokens, draft = answer.request, answer.sequence.tokens, [*piece.draft]
-        answer.sequence.draft, before = [], len(tokens)
+        before = len(tokens)
         try:
-            while tokens[before:] == draft[: len(tokens) - before] and answer.finish_reason is None:
-                row = rows[len(tokens) - before]
-                chosen = sample(
-                    row, request.ask.options, answer.history, answer.banned, answer.allowed
-                )
-                told = answer.accept(chosen)
-                self._tell(request, told)
-                self.counters.completion_tokens += len(told.samples)
-                self._note_token(request.clock, now)
+            self._append(answer, rows, 0, now)
             if draft:
+                answer.sequence.draft = []
+                while answer.finish_reason is None and _begins(draft, tokens[before:]):
+                    self._append(answer, rows, len(tokens) - before, now)
                 self._note_draft(piece, tokens[before:])
             if answer.finish_reason is not None:
                 self._forget(answer)
@@ -257,6 +266,18 @@ class Core:
         except Exception as error:
             # It concerns this request alone: its logits, its text, its listener.
             self._fail(request, error)
+
+    def _append(self, answer: Answer, rows: _Rows, at: int, now: float) -> None:
+        request, token = answer.request, rows.largest[at] if rows.largest else None
+        if token is None:
+            options, allowed = request.ask.options, answer.allowed
+            chosen = sample(rows.logits[at], options, answer.history, answer.banned, allowed)
+        else:
+            chosen = Sample(token)
+        told = answer.accept(chosen)
+        self._tell(request, told)
+        self.counters.completion_tokens += len(told.samples)
+        self._note_token(request.clock, now)
 
     def _finish(self, request: Request) -> None:
         finished = request.finished()
@@ -373,6 +394,18 @@ class Core:
         self._parts.executable.close()
         if self._speculator is not None:
             self._speculator.source.close()
+
+
+def _largest(logits: Logits) -> list[int | None]:
+    """The largest of each row, the first of equals; None where that is not a number."""
+    at = logits.argmax(axis=1)
+    finite = np.isfinite(logits[np.arange(len(at)), at])
+    found: list[int | None] = at.tolist()
+    return found if finite.all() else [t if ok else None for t, ok in zip(found, finite)]
+
+
+def _begins(draft: list[int], tokens: list[int]) -> bool:
+    return draft[: len(tokens)] == tokens
 
 
 def _again(reason: Exception) -> Exception:

@@ -14,7 +14,7 @@ from sterna.engine.grammar import Grammar
 from sterna.engine.options import SamplingOptions
 from sterna.engine.parts import Parts
 from sterna.engine.request import Sequence
-from sterna.engine.sampler import Allowed, History, Sample
+from sterna.engine.sampler import Allowed, History, Sample, takes_the_largest
 from sterna.text.detokenizer import StopStrings, StreamDecoder
 
 
@@ -134,6 +134,7 @@ class Answer:
         self._stops = StopStrings([*parts.stop_strings, *options.stop])
         if self._constraint is not None:
             self._constraint.prepare()
+        self.takes_the_largest = self._constraint is None and takes_the_largest(options)
         self._shortened = False
         self._way_out = 0  # how long it was when last looked for
         self._looked = 0  # and at which token of the answer

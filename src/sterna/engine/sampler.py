@@ -53,6 +53,17 @@ class Sample:
     top: tuple[tuple[int, float], ...] = ()
 
 
+def takes_the_largest(options: SamplingOptions) -> bool:
+    """Whether these options ask for the largest of the model's own logits and nothing else.
+
+    Then `sample` gives what `logits.argmax()` gives, and whole batches can be chosen at once.
+    """
+    adjusted = options.logit_bias or options.repetition_penalty != 1
+    penalized = options.presence_penalty or options.frequency_penalty
+    greedy = options.temperature == 0 and not options.logprobs
+    return greedy and not adjusted and not penalized and options.min_tokens == 0
+
+
 def sample(
     logits: NDArray[np.float32],
     options: SamplingOptions,

@@ -89,7 +89,7 @@ class Scheduler:
             pieces = self._decodes() or list(self._prompts([]))
         if not pieces:
             return None
-        self._prompts_turn = all(piece.sequence.pending == 1 for piece in pieces)
+        self._prompts_turn = all(piece.count == 1 for piece in pieces)
         return Batch(tuple(pieces), tuple(self._copies))
 
     def complete(self, batch: Batch) -> None:
@@ -127,7 +127,7 @@ class Scheduler:
     def _secure_pages(self) -> None:
         """Pages for every token of those that run, the oldest first; the youngest pay."""
         size = self.limits.page_size
-        for sequence in self.running[:]:
+        for sequence in [s for s in self.running if len(s.tokens) > len(s.pages) * size]:
             while sequence.phase is Phase.RUNNING and (
                 len(sequence.tokens) > len(sequence.pages) * size
             ):
@@ -138,8 +138,9 @@ class Scheduler:
                     sequence.pages += page
 
     def _decodes(self) -> list[Piece]:
-        pieces = [Piece(s, 1, True) for s in self.running if s.pending == 1]
-        return self._with_drafts(pieces) if any(p.sequence.draft for p in pieces) else pieces
+        decoding = [s for s in self.running if len(s.tokens) - s.cached == 1]
+        pieces = [Piece(s, 1, True) for s in decoding]
+        return self._with_drafts(pieces) if any(s.draft for s in decoding) else pieces
 
     def _with_drafts(self, pieces: list[Piece]) -> list[Piece]:
         """Let each piece verify as many guesses, while rows, tokens and pages are left."""
@@ -166,8 +167,9 @@ class Scheduler:
 
     def _prompts(self, decodes: list[Piece]) -> Iterator[Piece]:
         """Chunks of prompts, running ones first, then of those admitted now."""
-        tokens = self.limits.chunk - sum(piece.size for piece in decodes)
-        rows = self.limits.rows - sum(piece.rows for piece in decodes)
+        guesses = sum(len(piece.draft) for piece in decodes)
+        tokens = self.limits.chunk - len(decodes) - guesses
+        rows = self.limits.rows - len(decodes) - guesses
         sequences = self._to_prefill()
         while tokens > 0 and rows > 0 and (sequence := next(sequences, None)) is not None:
             piece = piece_of(sequence, tokens)
@@ -175,7 +177,7 @@ class Scheduler:
             yield piece
 
     def _to_prefill(self) -> Iterator[Sequence]:
-        yield from [s for s in self.running if s.pending > 1]
+        yield from [s for s in self.running if len(s.tokens) - s.cached > 1]
         passed: list[Sequence] = []
         for sequence in list(islice(self.waiting, self.limits.max_sequences + _LOOK_AHEAD)):
             if len(self.running) >= self.limits.max_sequences or len(passed) >= _LOOK_AHEAD:
@@ -259,7 +261,7 @@ class Scheduler:
         if not self._caches or end >= len(sequence.tokens):
             return False
         return any(
-            other.pending > 1
+            len(other.tokens) - other.cached > 1
             and other.node is not None
             and other.cached < end <= len(other.tokens)
             and other.tokens[:end] == sequence.tokens[:end]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 from sterna.base.errors import TokenizerError
@@ -64,6 +65,7 @@ def check(steps: Sequence[Step]) -> None:
         fused = fused or kind in ("Fuse", "ByteLevel")
 
 
+@lru_cache(maxsize=1 << 16)
 def token_bytes(token: str) -> bytes:
     """Bytes of a byte-level token; one with a foreign character stands for itself."""
     try:

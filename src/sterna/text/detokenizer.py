@@ -74,6 +74,8 @@ class StopStrings:
 
     def put(self, text: str) -> tuple[str, bool]:
         """Take further text; return (text certain to come before any stop, stop reached)."""
+        if not self._stops:
+            return text, False
         if self.stopped:
             return "", True
         start, text = len(self._held), self._held + text
