@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.base.artifact import QUERY_TILE
-from sterna.base.dtype import DTYPES, F32, I32, DType
+from sterna.base.dtype import F16, F32, I8, I32, DType
 from sterna.base.target import host_target
 from sterna.codegen.c import CSource, render
 from sterna.codegen.c_math import prelude
@@ -38,10 +38,12 @@ from sterna.ir.expr import Buffer, Var, wrap
 from sterna.ir.loop import PrimFunc
 from sterna.kernels.attention import AttentionSpec, attention_split, attention_tiles
 from sterna.kernels.kv_cache import LAYER, CacheLayout
+from sterna.ops.attention import slot_elements
 from sterna.passes.lower_opaque import piece_length
 from sterna.runtime.threads import POOL_BYTES, Team
 
 HEADS, KV_HEADS, PAGE = 32, 8, 16
+KV_DTYPES = {"f32": F32, "f16": F16, "q8": I8}
 CHUNK = 128  # queries of a prefill step
 _CACHE_BYTES = 256_000_000
 _ROUNDS = 9
@@ -105,7 +107,7 @@ class Case:
     @property
     def layer_bytes(self) -> int:
         """Keys and values of the context."""
-        return self.context * 2 * KV_HEADS * self.dim * self.kv.bytes
+        return self.context * 2 * KV_HEADS * slot_elements(self.kv, self.dim) * self.kv.bytes
 
     @property
     def layers(self) -> int:
@@ -118,7 +120,9 @@ class Case:
         return seen * 4 * HEADS * self.dim
 
     def layout(self, layers: Any) -> CacheLayout:
-        return CacheLayout.of("cache", self.kv, DIMS[3], layers, KV_HEADS, PAGE, self.dim)
+        slots = PAGE * slot_elements(self.kv, self.dim)
+        shape = (DIMS[3], layers, wrap(2), wrap(KV_HEADS), wrap(slots))
+        return CacheLayout.over(Buffer("cache", self.kv, shape), PAGE, self.dim)
 
     def kernel(self) -> PrimFunc:
         n, t, b, p = DIMS
@@ -153,7 +157,7 @@ class Case:
         return {
             "q": q,
             "cache": cache,
-            "scales": cache,
+            "cache_scales": cache,
             "positions": np.arange(self.context - n, self.context, dtype=np.int32),
             "page_indptr": np.array([0, pages], np.int32),
             "page_table": rng.permutation(pages).astype(np.int32),
@@ -309,10 +313,10 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 2048, 8192])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--kv", default="f16", choices=list(DTYPES))
+    parser.add_argument("--kv", default="f16", choices=list(KV_DTYPES))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    kv = DTYPES[options.kv]
+    kv = KV_DTYPES[options.kv]
     cases = [
         Case(kind, dim, context, kv)
         for kind in ("prefill", "decode")
