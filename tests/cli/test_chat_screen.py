@@ -10,7 +10,7 @@ from scripted_model import ANSWER
 pytest.importorskip("pty", reason="needs a system with pseudo-terminals")
 pytest.importorskip("pyte", reason="needs pyte to look at a terminal's screen")
 
-from screen import Screen  # noqa: E402 (it needs what may be missing)
+from screen import Screen
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "src"

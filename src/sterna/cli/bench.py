@@ -184,9 +184,9 @@ def _of_model(args: argparse.Namespace) -> BenchReport:
         )
     )
     args.mode, args.prefix_cache = Mode.SERVER, False
+    peaks = measure_peaks()
     with open_engine(args) as engine:
         found = rates(engine, options, lambda test: note(f"measuring {test}"))
-        peaks = measure_peaks()
         return BenchReport(
             kind="rates",
             subject=engine.model_name,

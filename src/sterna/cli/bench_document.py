@@ -73,7 +73,7 @@ def _rates(metrics: Sequence[Metric]) -> Table:
 def _latencies(quantiles: Mapping[str, Sequence[float]]) -> Table:
     shares = (50, 95, 99, 100)
     rows = tuple((name, *(duration(q[share]) for share in shares)) for name, q in quantiles.items())
-    return Table(("time to, or between", "p50", "p95", "p99", "longest"), rows)
+    return Table(("time", "p50", "p95", "p99", "longest"), rows)
 
 
 def _phases(phases: Sequence[PhaseReport]) -> Iterator[Part]:
@@ -102,16 +102,18 @@ def _phases(phases: Sequence[PhaseReport]) -> Iterator[Part]:
 
 def _changes(changes: Sequence[Change], tolerance: float) -> Table:
     rows = tuple(
-        (
-            c.metric.name,
-            _number(c.before, c.metric),
-            _value(c.metric),
-            f"{abs(c.share):.1%} {'worse' if c.share > 0 else 'better'}" if c.share else "the same",
-            "REGRESSION" if c.share > tolerance else "",
-        )
+        (c.metric.name, _number(c.before, c.metric), _value(c.metric), _verdict(c, tolerance))
         for c in changes
     )
-    return Table(("", "was", "is", "", ""), rows)
+    return Table(("", "was", "is", ""), rows)
+
+
+def _verdict(change: Change, tolerance: float) -> str:
+    if change.share == 0:
+        return "the same"
+    if change.share < 0:
+        return f"{-change.share:.1%} better"
+    return f"{change.share:.1%} worse{': REGRESSION' if change.share > tolerance else ''}"
 
 
 def _value(metric: Metric) -> str:

@@ -151,11 +151,19 @@ def _metric(name: str, value: float, unit: str, better: Literal["higher", "lower
 
 
 def quantiles(found: Load) -> dict[str, tuple[float, ...]]:
-    """Seconds at 0 to 100 %: to the first token, between tokens, and to the end of an answer."""
+    """Seconds at 0 to 100 %: to the first token, between pieces of text, to the end of an answer.
+
+    "a token" is the mean of one answer's tokens after its first: pieces may come in bunches.
+    """
     good = [sample for sample in found.samples if sample.error is None]
     times = {
         "first token": [s.pieces[0] - s.begun for s in good if s.pieces],
-        "between tokens": [late - early for s in good for early, late in pairwise(s.pieces)],
+        "a token": [
+            (s.pieces[-1] - s.pieces[0]) / (s.output_tokens - 1)
+            for s in good
+            if s.pieces and s.output_tokens > 1
+        ],
+        "between pieces": [late - early for s in good for early, late in pairwise(s.pieces)],
         "whole answer": [s.ended - s.begun for s in good],
     }
     return {name: _quantiles(values) for name, values in times.items() if values}
