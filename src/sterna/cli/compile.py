@@ -43,6 +43,12 @@ def add(verbs: Subparsers) -> None:
     parser.add_argument(
         "--target", default="cpu", help=f"one of {', '.join(EXAMPLES)}, ... (default: cpu)"
     )
+    parser.add_argument(
+        "--activations",
+        choices=("i16", "f32"),
+        help="what packed weights are multiplied with: 16-bit codes, exact within a group of "
+        "weights, or f32 (default: i16, and f32 for schemes that compute in f32)",
+    )
     parser.add_argument("-o", "--output", metavar="LIB", help="the library to write")
     parser.add_argument(
         "--debug-dump", metavar="DIR", help="write every phase as text, schedules and C sources"
@@ -77,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             folder,
             target,
             output,
-            options=CompileOptions(**overrides),
+            options=CompileOptions(**overrides, activations=args.activations),
             debug_dump=dump,
             progress=lambda text: report("compile", text, 0, 0),
         )

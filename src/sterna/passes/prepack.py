@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from sterna.ir.graph import Binding, Call, Function, IRModule, Value
 
-ROW_TILE = 64
+ROW_TILE = 32
 
 
 def prepack(module: IRModule) -> dict[str, int]:
