@@ -23,10 +23,10 @@ ANSWER = "ok, fine!"
 class Script(NullExecutable):
     """Says `answer` after the last "assistant:" in the cache, else the last ":", then ends.
 
-    It takes `pause` seconds for each step.
+    Without an answer it repeats the last question. It takes `pause` seconds for each step.
     """
 
-    def __init__(self, answer: bytes, window: int, pause: float = 0.0) -> None:
+    def __init__(self, answer: bytes | None, window: int, pause: float = 0.0) -> None:
         super().__init__(manifest(context_window_size=window), 2 * window)
         self._answer = answer
         self._pause = pause
@@ -51,18 +51,28 @@ class Script(NullExecutable):
         self._text[destination] = self._text[source]
 
     def _next(self, text: bytes) -> int:
-        said = len(text.rpartition(b"assistant:" if b"assistant:" in text else b":")[2])
-        return self._answer[said] if said < len(self._answer) else EOS
+        before, mark, said = text.rpartition(b"assistant:")
+        if not mark:
+            before, _, said = text.rpartition(b":")
+        answer = self._answer
+        if answer is None:
+            answer = before.rpartition(b"user: ")[2].removesuffix(b"\n")
+        return answer[len(said)] if len(said) < len(answer) else EOS
 
 
 def scripted(
-    answer: str = ANSWER, window: int = 256, template: bool = True, pause: float = 0.0
-) -> Engine:
-    return Engine.from_parts(
-        Script(answer.encode(), window, pause),
-        ByteTokenizer(),  # type: ignore[arg-type]
+    answer: str | None = ANSWER,
+    window: int = 256,
+    template: bool = True,
+    pause: float = 0.0,
+    face: Any = Engine,
+) -> Any:
+    """An engine of this kind: Engine or AsyncEngine."""
+    return face.from_parts(
+        Script(None if answer is None else answer.encode(), window, pause),
+        ByteTokenizer(),
         LineTemplate() if template else None,
         "scripted",
         SamplingOptions(),
-        options=EngineOptions(mode="server"),  # type: ignore[arg-type]
+        options=EngineOptions(mode="server"),
     )

@@ -58,11 +58,15 @@ class ByteTokenizer:
     bos_id = None
     vocab_size = VOCAB
     decoder_steps = ({"type": "ByteLevel"},)
+    special_tokens = {"</s>": EOS}  # noqa: RUF012
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False
     ) -> list[int]:
         return list(text.encode())
+
+    def encode_marked(self, text: str, mark: str) -> list[int]:
+        return list(text.replace(mark, "").encode())
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         return bytes(i for i in ids if i < EOS).decode("utf-8", "replace")
@@ -78,7 +82,9 @@ class ByteTokenizer:
 
 
 class LineTemplate:
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    variables = frozenset({"messages"})
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **_: Any) -> str:
         return "".join(f"{m['role']}: {m['content']}\n" for m in messages) + "assistant:"
 
 
@@ -91,7 +97,7 @@ def engine(
     executable: Any = None, face: type[Engine] | type[AsyncEngine] = Engine, **changes: Any
 ) -> Any:
     """An engine over the null device; `changes` go to manifest, engine options, or pages."""
-    pages = changes.pop("num_pages", 512)
+    pages, draft = changes.pop("num_pages", 512), changes.pop("draft", None)
     names = {field.name for field in dataclasses.fields(EngineOptions)}
     chosen = {"mode": "server"} | {k: changes.pop(k) for k in list(changes) if k in names}
     return face.from_parts(
@@ -101,4 +107,5 @@ def engine(
         "null",
         SamplingOptions(),
         options=EngineOptions(**chosen),
+        draft=draft,
     )

@@ -10,7 +10,7 @@ from sterna.base.dtype import BF16, BOOL, F16, F32, I32, I64, U8, U32, DType
 from sterna.ir.compute import MAX, SUM, Axis, Combine, Compute, Group
 from sterna.ir.expr import Binary, Buffer, Cast, Const, Expr, Intrin, Load, Select, Unary, Var
 from sterna.ir.graph import Attr, Binding, Call, Function, IRModule, TensorType, Value
-from sterna.ir.loop import Alloc, For, ForKind, If, Let, PrimFunc, Seq, Stmt, Store, Sync
+from sterna.ir.loop import Alloc, For, ForKind, If, Let, Prefetch, PrimFunc, Seq, Stmt, Store, Sync
 
 FLOATS, INTS = (F32, F16, BF16), (I32, U32, U8, I64)
 NAMES = ("x", "y", "i", "acc", "for", "weight.0", "inf", "f32", "max", "7", "ünder")
@@ -99,7 +99,11 @@ def new_buffer(draw: Draw, known: Known, scope: str | None = None) -> Buffer:
 
 
 def statement(draw: Draw, known: Known, depth: int) -> Stmt:
-    kinds = ["store"] if depth == 0 else ["store", "for", "let", "alloc", "if", "seq", "sync"]
+    kinds = (
+        ["store"]
+        if depth == 0
+        else ["store", "for", "let", "alloc", "if", "seq", "sync", "prefetch"]
+    )
     kind = draw(st.sampled_from(kinds))
     if kind == "for":
         var = Var(draw(st.sampled_from(NAMES)), draw(st.sampled_from([I32, I32, I64])))
@@ -125,6 +129,8 @@ def statement(draw: Draw, known: Known, depth: int) -> Stmt:
         return Sync()
     buffer = draw(st.sampled_from(known.buffers))
     where = tuple(index(draw, known) for _ in buffer.shape)
+    if kind == "prefetch":
+        return Prefetch(Load(buffer, where))
     return Store(buffer, where, typed(draw, buffer.dtype, known, 3))
 
 

@@ -19,7 +19,7 @@ from sterna.codegen.c_names import Names, name
 from sterna.ir.bounds import Intervals
 from sterna.ir.expr import Binary, Buffer, Expr, Load, Var, const_value, wrap
 from sterna.ir.interpret import SLACK
-from sterna.ir.loop import Alloc, For, ForKind, If, Let, PrimFunc, Seq, Stmt, Store
+from sterna.ir.loop import Alloc, For, ForKind, If, Let, Prefetch, PrimFunc, Seq, Stmt, Store
 from sterna.ir.rewrite import children, free_vars, substitute, visit
 from sterna.ir.simplify import linear, simplify, simplify_stmt
 
@@ -150,6 +150,9 @@ class _Writer:
                 self.store(stmt)
             case Let():
                 self.let(stmt, last)
+            case Prefetch(place=place):
+                flat = self.out.scalar(self.out.flat(place.buffer, place.index))
+                self.line(f"__builtin_prefetch(&{self.out.array(place.buffer)}[{flat}]);")
             case If():
                 self.branch(stmt)
             case Alloc():

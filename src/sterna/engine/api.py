@@ -43,9 +43,14 @@ class PromptTokensDetails(Shape):
 
 
 class CompletionTokensDetails(Shape):
-    """`reasoning_tokens`: how many of the answer's tokens were thinking, marks included."""
+    """`reasoning_tokens`: how many of the answer's tokens were thinking, marks included.
+
+    The predictions are the guesses of speculative decoding; only speed depends on them.
+    """
 
     reasoning_tokens: int
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
 
 
 class Usage(Shape):
@@ -105,10 +110,13 @@ class Message(Sparse):
 
 
 class Choice(Shape):
+    """`shortened`: in a grammar, and brought to an early end by max_tokens or the window."""
+
     index: int
     message: Message
     finish_reason: FinishReason
     logprobs: ChoiceLogprobs | None = None
+    shortened: bool | None = None
 
 
 class ChatCompletion(Shape):
@@ -150,6 +158,7 @@ class ChunkChoice(Shape):
     delta: ChoiceDelta
     finish_reason: FinishReason | None = None
     logprobs: ChoiceLogprobs | None = None
+    shortened: bool | None = None
 
 
 class ChatCompletionChunk(Shape):
@@ -179,6 +188,7 @@ class CompletionChoice(Shape):
     logprobs: CompletionLogprobs | None = None
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None
+    shortened: bool | None = None
 
 
 class Completion(Shape):

@@ -25,9 +25,11 @@ from sterna.engine.batch import Batch, Piece, StepArrays
 from sterna.engine.generation import Answer, Ask, Clock, Event, Request, Sink
 from sterna.engine.metrics import Counters, Histograms
 from sterna.engine.parts import Parts
+from sterna.engine.prefix_store import PrefixStore
 from sterna.engine.request import Phase, Sequence
 from sterna.engine.sampler import sample
 from sterna.engine.scheduler import Scheduler
+from sterna.engine.speculative import Speculator
 from sterna.engine.trace import Trace
 
 T = TypeVar("T")
@@ -38,11 +40,20 @@ Logits = NDArray[np.float32]
 class Core:
     """Starts its thread at once; `close` ends it and closes the executable."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        speculator: Speculator | None = None,
+        store: PrefixStore | None = None,
+    ) -> None:
         self.counters = Counters()
         self.histograms = Histograms()
         self.scheduler = Scheduler(parts.limits)
         self._parts = parts
+        self._speculator = speculator
+        self._store = store
+        if store is not None:
+            store.restore(self.scheduler.prefix, self.scheduler.pages, parts.executable)
         self._arrays = StepArrays(parts.limits)
         self._answers: dict[int, Answer] = {}  # by the number of their sequence
         self._numbers = count()
@@ -53,6 +64,11 @@ class Core:
         self._stopped: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="sterna-engine", daemon=True)
         self._thread.start()
+
+    @property
+    def draft_pauses(self) -> int:
+        """Times that speculative decoding was switched off for a request."""
+        return 0 if self._speculator is None else self._speculator.pauses
 
     @property
     def failure(self) -> Exception | None:
@@ -120,6 +136,7 @@ class Core:
         try:
             while self._obey():
                 began = time.perf_counter()
+                self._speculate()
                 batch = self.scheduler.next_batch()
                 if batch is not None:
                     self._step(batch, began)
@@ -130,8 +147,11 @@ class Core:
     def _obey(self) -> bool:
         """Carry out all commands, waiting for one if there is nothing to do; False: stop."""
         while True:
+            idle = not self._answers
+            if idle:
+                self._tidy()
             try:
-                command = self._inbox.get(block=not self._answers)
+                command = self._inbox.get(block=idle)
             except queue.Empty:
                 return True
             if command is None:
@@ -140,6 +160,11 @@ class Core:
                 self._admit(command)
             else:
                 command()
+
+    def _tidy(self) -> None:
+        """Save what the disk was too slow for, while nobody asks for anything."""
+        while self._store is not None and self.scheduler.prefix.born and self._inbox.empty():
+            self._store.follow(self.scheduler.prefix, self._parts.executable, patient=True)
 
     def _admit(self, request: Request) -> None:
         self.counters.requests += 1
@@ -162,6 +187,11 @@ class Core:
             self.counters.cancelled += 1
             self._drop(request)
 
+    def _speculate(self) -> None:
+        if self._speculator is not None:
+            decoding = [s for s in self.scheduler.running if s.pending == 1]
+            self._speculator.propose([self._answers[s.number] for s in decoding])
+
     def _step(self, batch: Batch, began: float) -> None:
         prepared = time.perf_counter()
         self._note_starts(batch, prepared)
@@ -173,6 +203,10 @@ class Core:
         self._hand_over()
         self.counters.steps += 1
         self.counters.step_seconds += computed - prepared
+        if self._store is not None:
+            self._store.follow(self.scheduler.prefix, self._parts.executable)
+        if self._speculator is not None:
+            self._speculator.time(batch, sampled - began)
         if self._trace is not None:
             self._note_step(self._trace, batch, (began, prepared, computed, sampled))
 
@@ -202,16 +236,20 @@ class Core:
 
     def _advance(self, answer: Answer, piece: Piece, rows: Logits, now: float) -> None:
         """Append the token that follows, and those after it while they are what was guessed."""
-        request = answer.request
+        request, tokens, draft = answer.request, answer.sequence.tokens, [*piece.draft]
+        answer.sequence.draft, before = [], len(tokens)
         try:
-            for right, row in enumerate(rows):
-                chosen = sample(row, request.ask.options, answer.history, answer.banned)
-                self._tell(request, answer.accept(chosen))
+            while tokens[before:] == draft[: len(tokens) - before] and answer.finish_reason is None:
+                row = rows[len(tokens) - before]
+                chosen = sample(
+                    row, request.ask.options, answer.history, answer.banned, answer.allowed
+                )
+                told = answer.accept(chosen)
+                self._tell(request, told)
+                self.counters.completion_tokens += len(told.samples)
                 self._note_token(request.clock, now)
-                if answer.finish_reason is not None or chosen.token not in piece.draft[right:][:1]:
-                    break
-            if piece.draft:
-                self._note_draft(piece, right)
+            if draft:
+                self._note_draft(piece, tokens[before:])
             if answer.finish_reason is not None:
                 self._forget(answer)
                 if not request.open:
@@ -236,7 +274,6 @@ class Core:
         seen.completion_tokens.observe(finished.completion_tokens)
 
     def _note_token(self, clock: Clock, now: float) -> None:
-        self.counters.completion_tokens += 1
         if clock.last is None:
             clock.first = now
             self.histograms.time_to_first_token_seconds.observe(now - clock.arrived)
@@ -244,9 +281,16 @@ class Core:
             self.histograms.inter_token_seconds.observe(now - clock.last)
         clock.last = now
 
-    def _note_draft(self, piece: Piece, right: int) -> None:
-        if piece.sequence.phase is Phase.RUNNING:
-            self.scheduler.accept(piece.sequence, right)
+    def _note_draft(self, piece: Piece, found: list[int]) -> None:
+        """`found` are the tokens that stand where others were guessed."""
+        sequence = piece.sequence
+        same = [guess == token for guess, token in zip(piece.draft, found)]
+        right = same.index(False) if False in same else len(same)
+        self.scheduler.accept(sequence, right)
+        if self._speculator is not None:
+            self._speculator.learn(sequence, right)
+        sequence.drafted += len(piece.draft)
+        sequence.drafted_right += right
         self.counters.drafts += 1
         self.counters.draft_tokens += len(piece.draft)
         self.counters.draft_tokens_accepted += right
@@ -297,6 +341,8 @@ class Core:
         self._answers.pop(answer.sequence.number, None)
         if answer.sequence.phase is not Phase.FINISHED:
             self.scheduler.finish(answer.sequence)
+            if self._speculator is not None:
+                self._speculator.forget(answer.sequence)
 
     def _drop(self, request: Request) -> None:
         for answer in request.answers:
@@ -321,7 +367,12 @@ class Core:
         for request in waiting.values():
             _report(request, _again(reason))
         self._answers.clear()
+        self._tidy()
+        if self._store is not None:
+            self._store.close()
         self._parts.executable.close()
+        if self._speculator is not None:
+            self._speculator.source.close()
 
 
 def _again(reason: Exception) -> Exception:

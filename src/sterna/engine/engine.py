@@ -8,7 +8,7 @@ the objects of `api`. Compiles nothing: a caller that wants a missing library co
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -17,16 +17,20 @@ from typing import Any, Literal, Self, TypeVar, overload
 from sterna.engine import prepare
 from sterna.engine.api import ChatCompletion, ChatCompletionChunk, Completion
 from sterna.engine.core import Core
+from sterna.engine.draft_model import DraftModel
 from sterna.engine.generation import Event
-from sterna.engine.limits import plan
-from sterna.engine.loader import Resolve, check_device, load
+from sterna.engine.limits import draft_limits, plan
+from sterna.engine.loader import Resolve, check_device, identity, load, load_draft
 from sterna.engine.mailbox import Mailboxes
 from sterna.engine.metrics import Histogram, Histograms
-from sterna.engine.options import EngineOptions, Mode, SamplingOptions
-from sterna.engine.parts import Parts, Template
+from sterna.engine.options import EngineOptions, Mode, SamplingOptions, Speculative
+from sterna.engine.parts import Parts
+from sterna.engine.prefix_store import PrefixStore
 from sterna.engine.prepare import Job, Message, Prompt
+from sterna.engine.speculative import NGramLookup, Source, Speculator
 from sterna.engine.stream import AsyncStream, Stream
 from sterna.runtime.executable import Executable
+from sterna.text.template import Template
 from sterna.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -51,8 +55,16 @@ class _Model:
         if mode is not None:
             options = replace(options, mode=mode)
         check_device(device)
-        parts = load(resolve(model, model_lib, device), options)
-        self._start(parts if name is None else replace(parts, model_name=name))
+        located = resolve(model, model_lib, device)
+        draft = resolve(options.draft_model, None, device) if options.draft_model else None
+        parts = load(located, options, draft)
+        try:
+            source = load_draft(draft, options, parts) if draft else _source(options)
+        except BaseException:
+            parts.executable.close()
+            raise
+        named = parts if name is None else replace(parts, model_name=name)
+        self._start(named, _speculator(source, options), _store(options, lambda: identity(located)))
 
     @classmethod
     def from_parts(
@@ -66,9 +78,16 @@ class _Model:
         options: EngineOptions | None = None,
         stop_ids: frozenset[int] | None = None,
         stop_strings: Sequence[str] = (),
+        draft: Executable | None = None,
+        identity: str = "",
     ) -> Self:
-        """An engine over a model that is already loaded; it closes the executable at its end."""
-        limits = plan(options or EngineOptions(), executable.manifest, executable.num_pages)
+        """An engine over a model that is already loaded; it closes the executable at its end.
+
+        So with `draft`, a draft model of the same vocabulary, for speculative decoding. A prefix
+        cache on disk is taken for this model's if it has the same `identity`.
+        """
+        options = options or EngineOptions()
+        limits = plan(options, executable.manifest, executable.num_pages)
         parts = Parts(
             executable,
             limits,
@@ -79,13 +98,19 @@ class _Model:
             frozenset(tokenizer.eos_ids) if stop_ids is None else stop_ids,
             tuple(stop_strings),
         )
+        source = _source(options)
+        if draft is not None:
+            own = draft_limits(limits, draft.manifest, draft.num_pages)
+            source = DraftModel(draft, own, parts.vocabulary)
         engine = cls.__new__(cls)
-        engine._start(parts)
+        engine._start(parts, _speculator(source, options), _store(options, lambda: identity))
         return engine
 
-    def _start(self, parts: Parts) -> None:
+    def _start(
+        self, parts: Parts, speculator: Speculator | None, store: PrefixStore | None
+    ) -> None:
         self._parts = parts
-        self._core = Core(parts)
+        self._core = Core(parts, speculator, store)
         self._finalizer = weakref.finalize(self, self._core.close)
 
     @property
@@ -118,6 +143,7 @@ class _Model:
         return {
             **asdict(self._core.counters),
             "preemptions": tally.preemptions,
+            "draft_pauses": self._core.draft_pauses,
             "prefix_queries": tally.admitted_tokens,
             "prefix_hits": tally.reused_tokens,
             "prefix_evictions": scheduler.prefix.evicted,
@@ -148,11 +174,26 @@ class _Model:
         self._finalizer()
 
 
+def _source(options: EngineOptions) -> Source | None:
+    return NGramLookup() if options.speculative is Speculative.NGRAM else None
+
+
+def _speculator(source: Source | None, options: EngineOptions) -> Speculator | None:
+    return None if source is None else Speculator(source, options.draft_tokens)
+
+
+def _store(options: EngineOptions, identity: Callable[[], str]) -> PrefixStore | None:
+    folder = options.prefix_cache_dir
+    return None if folder is None else PrefixStore(Path(folder), identity())
+
+
 class Engine(_Model):
     """Blocking: `engine.chat.completions.create(...)`, `engine.completions.create(...)`."""
 
-    def _start(self, parts: Parts) -> None:
-        super()._start(parts)
+    def _start(
+        self, parts: Parts, speculator: Speculator | None, store: PrefixStore | None
+    ) -> None:
+        super()._start(parts, speculator, store)
         self.completions = Completions(self._core, parts)
         self.chat = Chat(ChatCompletions(self._core, parts))
 
@@ -171,8 +212,10 @@ class Engine(_Model):
 class AsyncEngine(_Model):
     """The same for event loops: `await engine.chat.completions.create(...)`."""
 
-    def _start(self, parts: Parts) -> None:
-        super()._start(parts)
+    def _start(
+        self, parts: Parts, speculator: Speculator | None, store: PrefixStore | None
+    ) -> None:
+        super()._start(parts, speculator, store)
         self.completions = AsyncCompletions(self._core, parts)
         self.chat = AsyncChat(AsyncChatCompletions(self._core, parts))
 

@@ -1,7 +1,7 @@
 """A request and its answers as they grow: sampled tokens in, events for the caller out.
 
-Ends an answer at an end token, a stop string (wherever token borders fall), or the last token it
-may have. Knows no device and no scheduler policy; runs on the engine's thread.
+Ends an answer at an end token, a stop string (wherever token borders fall), the end of its grammar,
+or the last token it may have. Knows no device and no scheduler policy; runs on the engine's thread.
 """
 
 from __future__ import annotations
@@ -10,21 +10,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sterna.engine.api import FinishReason, Timings
+from sterna.engine.grammar import Grammar
 from sterna.engine.options import SamplingOptions
 from sterna.engine.parts import Parts
 from sterna.engine.request import Sequence
-from sterna.engine.sampler import History, Sample
+from sterna.engine.sampler import Allowed, History, Sample
 from sterna.text.detokenizer import StopStrings, StreamDecoder
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one token added to an answer; the last one has a finish reason."""
+    """What a sampled token, and those that its grammar forces after it, added to an answer.
+
+    The last one has a finish reason.
+    """
 
     choice: int
     text: str
-    sample: Sample
+    samples: tuple[Sample, ...]
     finish_reason: FinishReason | None
+    shortened: bool = False  # its grammar was brought to an end before the last token it may have
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,12 @@ class Finished:
     completion_tokens: int
     cached_tokens: int  # of the prompt, reused and not computed
     timings: Timings
+    drafted_tokens: int = 0  # guesses verified,
+    drafted_right: int = 0  # and how many of them were right
 
+
+_SPARE = 24  # tokens left when a grammar is brought to its end: more than one choice costs
+_LOOK_EVERY = 64  # tokens between looks at how far the end is, while there is time
 
 Event = Piece | Finished | Exception  # an Exception is the last event of a request that failed
 Sink = Callable[[list[Event]], None]  # takes what one step brought
@@ -45,13 +55,16 @@ Sink = Callable[[list[Event]], None]  # takes what one step brought
 class Ask:
     """One prompt with all that decides its answers; `seed` is drawn if the options have none.
 
-    `first_choice` numbers the answers when one call has several prompts.
+    `first_choice` numbers the answers when one call has several prompts; `shown` are special
+    tokens that are part of an answer's text.
     """
 
     prompt: tuple[int, ...]
     options: SamplingOptions
     seed: int
     first_choice: int = 0
+    grammar: Grammar | None = None
+    shown: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True)
@@ -98,22 +111,32 @@ class Request:
         prompt = len(self.ask.prompt)
         timings = self.clock.timings(prompt, tokens, len(self.answers))
         cached = self.answers[0].sequence.reused or 0
-        return Finished(prompt, tokens, cached, timings)
+        drafted = sum(answer.sequence.drafted for answer in self.answers)
+        right = sum(answer.sequence.drafted_right for answer in self.answers)
+        return Finished(prompt, tokens, cached, timings, drafted, right)
 
 
 class Answer:
     """One of a request's `n` answers."""
 
     def __init__(self, request: Request, index: int, sequence: Sequence, parts: Parts) -> None:
-        options = request.ask.options
+        ask = request.ask
+        options = ask.options
         self.request = request
         self.sequence = sequence
         self.finish_reason: FinishReason | None = None
         self._index = index
         self._limit = min(parts.limits.window - sequence.prompt_length, options.max_tokens or 2**62)
-        self._stop_ids = frozenset() if options.ignore_eos else parts.stop_ids
-        self._decoder = StreamDecoder(parts.tokenizer)
+        self._constraint = ask.grammar.start() if ask.grammar is not None else None
+        endless = options.ignore_eos and self._constraint is None
+        self._stop_ids = frozenset() if endless else parts.stop_ids
+        self._decoder = StreamDecoder(parts.tokenizer, shown=ask.shown)
         self._stops = StopStrings([*parts.stop_strings, *options.stop])
+        if self._constraint is not None:
+            self._constraint.prepare()
+        self._shortened = False
+        self._way_out = 0  # how long it was when last looked for
+        self._looked = 0  # and at which token of the answer
 
     @property
     def history(self) -> History:
@@ -126,21 +149,66 @@ class Answer:
         """Tokens that may not come next: the end, before `min_tokens`."""
         return tuple(self._stop_ids) if self._early() else ()
 
+    @property
+    def allowed(self) -> Allowed | None:
+        """What the grammar lets come next; None without one. Waits for it where need be."""
+        return None if self._constraint is None else self._constraint.allowed()
+
     def accept(self, sample: Sample) -> Piece:
-        """Append a sampled token and say what the caller gets to see."""
+        """Append a sampled token and say what the caller gets to see.
+
+        Tokens that the grammar forces after it are appended too: the model reads them in its next
+        step and does not choose them. Where log probabilities are asked for they come one by one.
+        """
+        samples, text = [sample], self._append(sample.token)
+        self._mind_the_limit()
+        while (token := self._forced()) is not None:
+            samples.append(Sample(token))
+            text += self._append(token)
+        if self._constraint is not None and self.finish_reason is None:
+            self._constraint.prepare()
+        choice = self.request.ask.first_choice + self._index
+        return Piece(choice, text, tuple(samples), self.finish_reason, self._shortened)
+
+    def _mind_the_limit(self) -> None:
+        """Where tokens run short, let the grammar end while there is room for its end."""
+        if self._constraint is None or self._shortened or self.finish_reason is not None:
+            return
+        length = self.sequence.output_length
+        left = self._limit - length
+        if left - self._way_out > 2 * _SPARE and length - self._looked < _LOOK_EVERY:
+            return
+        path = self._constraint.way_out()
+        self._looked, self._way_out = length, len(path or ())
+        if path and len(path) <= left < len(path) + _SPARE:
+            self._constraint.end(path)
+            self._shortened = True
+
+    def _forced(self) -> int | None:
+        """The token that may be appended without asking the model."""
+        if self._constraint is None or self.finish_reason or self.request.ask.options.logprobs:
+            return None
+        return self._constraint.forced[0] if self._constraint.forced else None
+
+    def _append(self, token: int) -> str:
         early = self._early()
-        self.sequence.tokens.append(sample.token)
-        if sample.token in self._stop_ids:
+        self.sequence.tokens.append(token)
+        if token in self._stop_ids:
             self.finish_reason = "stop"
-            return self._piece(sample, self._flush())
-        text = self._decoder.put([sample.token])
+            return self._flush()
+        text = self._decoder.put([token])
         if not early:
             text, stopped = self._stops.put(text)
             self.finish_reason = "stop" if stopped else None
+        if self.finish_reason is None and self._constraint is not None:
+            self._constraint.advance(token)
+            if self._constraint.finished:
+                text += self._flush()
+                self.finish_reason = "stop"
         if self.finish_reason is None and self.sequence.output_length >= self._limit:
             text += self._flush()
             self.finish_reason = self.finish_reason or "length"
-        return self._piece(sample, text)
+        return text
 
     def _early(self) -> bool:
         return self.sequence.output_length < self.request.ask.options.min_tokens
@@ -152,7 +220,3 @@ class Answer:
             self.finish_reason = "stop"
             return text
         return text + self._stops.finish()
-
-    def _piece(self, sample: Sample, text: str) -> Piece:
-        choice = self.request.ask.first_choice + self._index
-        return Piece(choice, text, sample, self.finish_reason)

@@ -68,6 +68,20 @@ def plan(options: EngineOptions, manifest: Manifest, fitting_pages: int | None =
     )
 
 
+def draft_limits(own: Limits, manifest: Manifest, num_pages: int) -> Limits:
+    """The limits of a draft model that runs beside a model with limits `own`."""
+    model = manifest.model
+    rows = _rows(manifest)
+    return Limits(
+        max_sequences=min(own.max_sequences, model.max_batch_size, rows),
+        chunk=model.prefill_chunk_size,
+        num_pages=num_pages,
+        page_size=manifest.kv_cache.page_size,
+        window=min(own.window, model.context_window_size),
+        rows=rows,
+    )
+
+
 def _rows(manifest: Manifest) -> int:
     """The most logits that a step of any entry point gives; without entries, one a token."""
     bounds = [dim.hi for entry in manifest.entries for dim in entry.dims if dim.name == "r"]

@@ -6,20 +6,22 @@ Finding them, compiling a missing library and opening the weights is the busines
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sterna.base.artifact import Manifest
-from sterna.base.errors import Unavailable
+from sterna.base.errors import RequestError, Unavailable
 from sterna.engine.chat_config import check_library, read_chat_config
-from sterna.engine.limits import plan
+from sterna.engine.draft_model import DraftModel
+from sterna.engine.limits import draft_limits, plan
 from sterna.engine.options import EngineOptions
 from sterna.engine.parts import Parts
 from sterna.runtime import cpu
 from sterna.runtime.host import available_memory, usable_cores
 from sterna.runtime.library import read_manifest
-from sterna.runtime.memory import pages_that_fit
+from sterna.runtime.memory import memory_plan, pages_that_fit
 from sterna.text.chat_template import ChatTemplate
 from sterna.text.tokenizer import Tokenizer
 
@@ -39,10 +41,11 @@ class Located:
 Resolve = Callable[[str | Path | None, str | Path | None, str], Located]
 
 
-def load(located: Located, options: EngineOptions) -> Parts:
+def load(located: Located, options: EngineOptions, draft: Located | None = None) -> Parts:
     """Check that folder and library belong together, then load both.
 
-    ArtifactError when they do not, TokenizerError, OutOfMemory, and what the device raises.
+    Memory is left for `draft`, which `load_draft` loads. ArtifactError when folder and library
+    differ, TokenizerError, OutOfMemory, and what the device raises.
     """
     config = read_chat_config(located.folder)
     manifest = read_manifest(located.library)
@@ -50,7 +53,8 @@ def load(located: Located, options: EngineOptions) -> Parts:
     tokenizer = Tokenizer.load(located.folder)
     template = ChatTemplate.load(located.folder)
     threads = options.threads or usable_cores()
-    limits = plan(options, manifest, _fitting_pages(manifest, threads))
+    guesser = None if draft is None else read_manifest(draft.library)
+    limits = plan(options, manifest, _fitting_pages(manifest, threads, guesser))
     executable = cpu.load(
         located.library, located.weights, num_pages=limits.num_pages, threads=threads
     )
@@ -73,6 +77,57 @@ def check_device(device: str) -> None:
         raise Unavailable(f"device is {device!r}, possible are 'auto' and 'cpu'")
 
 
-def _fitting_pages(manifest: Manifest, threads: int) -> int | None:
+def identity(located: Located) -> str:
+    """What decides the keys and values of a prompt: the library, and the list of the weights.
+
+    The list has a checksum of every file of weights.
+    """
+    library = hashlib.sha256(located.library.read_bytes()).hexdigest()
+    weights = located.folder / "tensor-cache.json"
+    listed = weights.read_bytes() if weights.is_file() else b""
+    return f"{library} {hashlib.sha256(listed).hexdigest()}"
+
+
+def load_draft(located: Located, options: EngineOptions, parts: Parts) -> DraftModel:
+    """The draft model of an engine made of `parts`.
+
+    RequestError unless it has the same vocabulary; else as `load`.
+    """
+    config = read_chat_config(located.folder)
+    manifest = read_manifest(located.library)
+    check_library(config, manifest, located.folder, located.library)
+    _check_vocabulary(located.folder, parts.tokenizer)
+    own = parts.limits
+    tokens = own.num_pages * own.page_size
+    limits = draft_limits(own, manifest, -(-tokens // manifest.kv_cache.page_size))
+    threads = options.threads or usable_cores()
+    executable = cpu.load(
+        located.library, located.weights, num_pages=limits.num_pages, threads=threads
+    )
+    return DraftModel(executable, limits, parts.vocabulary)
+
+
+def _check_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
+    draft = Tokenizer.load(folder)
+    sizes = draft.vocab_size, tokenizer.vocab_size
+    for token in range(max(sizes)):
+        ours, theirs = tokenizer.id_to_token(token), draft.id_to_token(token)
+        if ours != theirs:
+            raise RequestError(
+                f"the draft model in {folder} has another vocabulary: token {token} is {theirs!r} "
+                f"there and {ours!r} in the model; choose a draft model of the same family"
+            )
+
+
+def _fitting_pages(manifest: Manifest, threads: int, draft: Manifest | None) -> int | None:
+    """Pages for which there is memory, with as many tokens in the draft model's cache."""
     free = available_memory()
-    return None if free is None else pages_that_fit(manifest, threads, int(free * _MEMORY_SHARE))
+    if free is None:
+        return None
+    memory = int(free * _MEMORY_SHARE)
+    if draft is None:
+        return pages_that_fit(manifest, threads, memory)
+    memory -= memory_plan(draft, 1, threads).total
+    own = manifest.kv_cache
+    token_bytes = own.bytes_per_token + draft.kv_cache.bytes_per_token
+    return pages_that_fit(manifest, threads, memory) * own.bytes_per_token // token_bytes

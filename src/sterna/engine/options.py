@@ -36,6 +36,14 @@ class PrefillMode(StrEnum):
     CHUNKED = "chunked"
 
 
+class Speculative(StrEnum):
+    """Who guesses at the next tokens; see `speculative`."""
+
+    OFF = "off"
+    NGRAM = "ngram"
+    DRAFT = "draft"
+
+
 def _option(
     default: Any, kind: type, help: str, lo: float | None = None, hi: float | None = None
 ) -> Any:
@@ -116,6 +124,23 @@ class EngineOptions:
         },
     )
     prefix_cache: bool = _option(True, bool, "reuse the cache of earlier prompts that begin alike")
+    prefix_cache_dir: str | None = field(
+        default=None,
+        metadata={"kind": str, "help": "keep that cache in this folder, for the next start"},
+    )
+    speculative: Speculative | str = field(
+        default=Speculative.OFF,
+        metadata={
+            "kind": Speculative,
+            "help": "guess at following tokens and verify them in one step: by what followed the "
+            "same words before (ngram), or by a smaller model (draft); answers stay the same",
+        },
+    )
+    draft_model: str | None = field(
+        default=None,
+        metadata={"kind": str, "help": "the smaller model, for speculative draft"},
+    )
+    draft_tokens: int = _option(4, int, "most tokens guessed at a time", 1, 31)
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -124,6 +149,13 @@ class EngineOptions:
                 given = getattr(self, option.name)
                 object.__setattr__(self, option.name, _choice(option.name, kind, given))
         _check(self)
+        if self.prefix_cache_dir is not None and not self.prefix_cache:
+            raise RequestError("prefix_cache_dir needs prefix_cache=True")
+        if (self.speculative is Speculative.DRAFT) != (self.draft_model is not None):
+            raise RequestError(
+                f"speculative is '{self.speculative}' and draft_model is {self.draft_model!r}; "
+                "speculative 'draft' and a draft_model go together"
+            )
 
 
 def override(defaults: SamplingOptions, given: Mapping[str, Any]) -> SamplingOptions:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+from sterna.engine.dialect import Dialect, read_dialect
+from sterna.engine.grammar import Grammars
 from sterna.engine.limits import Limits
 from sterna.engine.options import SamplingOptions
 from sterna.runtime.executable import Executable
+from sterna.text.marking import Marker
+from sterna.text.template import Template
 from sterna.text.tokenizer import Tokenizer
-
-
-class Template(Protocol):
-    """Messages to the text of a prompt, as the model was trained to see it."""
-
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
     """A chat is rendered by `template` or, in MLC's folders without one, by `conv_template`.
 
-    `stop_ids` and `stop_strings` end every answer; callers may add strings of their own.
+    `stop_ids` and `stop_strings` end every answer; callers may add strings of their own. What
+    follows from template and tokenizer is found out once: how the model calls tools and thinks, the
+    grammars' view of its tokens, what of a user's text must not become special tokens.
     """
 
     executable: Executable
@@ -34,6 +34,16 @@ class Parts:
     stop_ids: frozenset[int] = frozenset()
     stop_strings: tuple[str, ...] = ()
     conv_template: Mapping[str, Any] | None = None
+    dialect: Dialect = field(init=False)
+    grammars: Grammars = field(init=False)
+    marker: Marker = field(init=False)
+
+    def __post_init__(self) -> None:
+        specials = self.tokenizer.special_tokens
+        grammars = Grammars(self.tokenizer, self.vocabulary, self.stop_ids)
+        object.__setattr__(self, "dialect", read_dialect(self.template, specials))
+        object.__setattr__(self, "grammars", grammars)
+        object.__setattr__(self, "marker", Marker(specials))
 
     @property
     def vocabulary(self) -> int:

@@ -12,6 +12,7 @@ Source: Zheng et al. 2023, "SGLang", RadixAttention (arXiv:2312.07104).
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
@@ -74,6 +75,8 @@ class PrefixTree:
     def __init__(self, pages: Pages, page_size: int) -> None:
         self.root = Node((), -1, None)
         self.evicted = 0  # pages, since the start
+        self.born: deque[Node] | None = None  # if not None, new full pages are noted here,
+        self.gone: deque[Node] = deque()  # and full pages that were dropped here
         self._pages = pages
         self._size = page_size
         self._count = 0
@@ -135,6 +138,7 @@ class PrefixTree:
         parent.children[tokens] = node
         parent.order.insert(at, tokens)
         self._push(node)
+        self._note_birth(node)
         return node
 
     def evict(self, count: int) -> int:
@@ -199,7 +203,12 @@ class PrefixTree:
         parent.children[tokens] = node
         parent.order[at] = node.tokens = tokens
         self.use((node,))
+        self._note_birth(node)
         return node
+
+    def _note_birth(self, node: Node) -> None:
+        if self.born is not None and len(node.tokens) == self._size:
+            self.born.append(node)
 
     def _remove(self, node: Node) -> None:
         parent = node.parent
@@ -209,6 +218,8 @@ class PrefixTree:
         node.parent = None
         self._pages.drop(node.page)
         self._count -= 1
+        if self.born is not None and len(node.tokens) == self._size:
+            self.gone.append(node)
 
     def _push(self, node: Node) -> None:
         self._entries += 1

@@ -1,4 +1,4 @@
-"""A caller's keywords to what the engine runs: prompts as ids, checked options, an assembler.
+"""A request to what the engine runs: prompts as ids, checked options, a grammar, an assembler.
 
 All that can be wrong with a request is found here, on the caller's thread, and raised as
 RequestError before the engine hears of it. Knows no threads and no queues.
@@ -13,7 +13,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeGuard, TypeVar
 
 from sterna.base.errors import RequestError
+from sterna.engine import grammar_source
 from sterna.engine.api import ChatCompletion, ChatCompletionChunk, Completion
+from sterna.engine.api_request import (
+    ChatFields,
+    CompletionFields,
+    ResponseFormat,
+    read_chat,
+    read_completion,
+    sampling_of,
+)
 from sterna.engine.assemble import (
     Assembler,
     ChatChunks,
@@ -22,10 +31,13 @@ from sterna.engine.assemble import (
     WholeChat,
     WholeCompletion,
 )
+from sterna.engine.chat_prompt import chat_prompt
 from sterna.engine.generation import Ask
+from sterna.engine.grammar import Grammar
+from sterna.engine.offer import Offer, offer_of
 from sterna.engine.options import SamplingOptions, override
 from sterna.engine.parts import Parts
-from sterna.text import conv_template
+from sterna.engine.reasoning import Start
 
 T = TypeVar("T")
 Message = Mapping[str, Any]
@@ -40,64 +52,119 @@ class Job(Generic[T]):
     assembler: Assembler[T]
 
 
-def chat(
-    parts: Parts, messages: Sequence[Message], model: str | None, given: Mapping[str, Any]
-) -> tuple[Reply, tuple[Ask, ...]]:
-    """Render the messages with the model's own template."""
-    conversation = [_message(i, message) for i, message in enumerate(_listed(messages))]
-    prefix, text = _render(parts, conversation)
-    ids = parts.tokenizer.encode(text, add_special_tokens=False, allow_special=True)
-    return _reply(parts, "chatcmpl", [[*prefix, *ids]], model, _renamed(given))
-
-
-def _render(parts: Parts, conversation: Sequence[Message]) -> tuple[list[int], str]:
-    if parts.template is not None:
-        return [], parts.template.render(conversation)
-    if parts.conv_template is not None:
-        return conv_template.render(parts.conv_template, conversation)
-    raise RequestError(
-        f"{parts.model_name} has no chat template; use completions.create with a prompt"
-    )
-
-
 def chat_job(
     parts: Parts, messages: Sequence[Message], model: str | None, given: Mapping[str, Any]
 ) -> Job[ChatCompletion]:
-    reply, asks = chat(parts, messages, model, given)
+    if given.get("stream_options") is not None:
+        raise RequestError("stream_options needs stream=True", "stream_options")
+    reply, asks = _chat(parts, read_chat(_request("messages", messages, model, given)))
     return Job(asks, WholeChat(reply))
 
 
 def chat_stream_job(
     parts: Parts, messages: Sequence[Message], model: str | None, given: Mapping[str, Any]
 ) -> Job[ChatCompletionChunk]:
-    usage, given = _stream_options(given)
-    reply, asks = chat(parts, messages, model, given)
-    return Job(asks, ChatChunks(replace(reply, usage_chunk=usage)))
+    reply, asks = _chat(parts, read_chat(_request("messages", messages, model, given)))
+    return Job(asks, ChatChunks(reply))
 
 
 def completion_job(
     parts: Parts, prompt: Prompt, model: str | None, given: Mapping[str, Any], stream: bool
 ) -> Job[Completion]:
-    usage, given = _stream_options(given) if stream else (False, given)
-    prompts = [_ids(parts, one) for one in _prompts(prompt)]
-    reply, asks = _reply(parts, "cmpl", prompts, model, _completion_options(given))
-    reply = replace(reply, usage_chunk=usage)
+    """With several prompts the answers are numbered through, n for each."""
+    if not stream and given.get("stream_options") is not None:
+        raise RequestError("stream_options needs stream=True", "stream_options")
+    request = read_completion(_request("prompt", prompt, model, given))
+    prompts = _prompts(prompt)
+    options = _options(parts, request)
+    if request.best_of is not None and request.best_of != options.n:
+        raise RequestError(
+            f"best_of is {request.best_of}, possible is n, which is {options.n}: answers are not "
+            "compared",
+            "best_of",
+        )
+    echo = _echo(parts, prompts, request, options)
+    grammar = _format_grammar(parts, request.response_format, Start.SPEECH)
+    reply, asks = _reply(parts, "cmpl", [_ids(parts, one) for one in prompts], request, options)
+    asks = tuple(replace(ask, grammar=grammar) for ask in asks)
+    reply = replace(reply, echo=echo)
     return Job(asks, CompletionChunks(reply) if stream else WholeCompletion(reply))
+
+
+def _request(name: str, value: Any, model: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A caller's keywords as one object; iterators and tuples are lists there."""
+    if isinstance(value, Iterable) and not isinstance(value, str | Mapping):
+        value = list(value)
+    return {**given, name: value, "model": model}
+
+
+def _chat(parts: Parts, request: ChatFields) -> tuple[Reply, tuple[Ask, ...]]:
+    """Render the messages with the model's own template."""
+    offer = offer_of(request)
+    options = _options(parts, request)
+    ids, start = chat_prompt(parts, request, offer)
+    grammar, shown = _format_grammar(parts, request.response_format, start), frozenset[int]()
+    if offer is not None:
+        grammar = _tools_grammar(parts, request.response_format, offer, start)
+        shown = _shown(parts)
+    reply, asks = _reply(parts, "chatcmpl", [ids], request, options)
+    asks = tuple(replace(ask, grammar=grammar, shown=shown) for ask in asks)
+    tools = None if offer is None else parts.dialect.tools
+    return replace(reply, start=start, tools=tools), asks
+
+
+def _format_grammar(parts: Parts, form: ResponseFormat | None, start: Start) -> Grammar | None:
+    source = grammar_source.of_format(form, start, parts.tokenizer.special_tokens)
+    return None if source is None else parts.grammars.compile(source, "response_format")
+
+
+def _tools_grammar(
+    parts: Parts, form: ResponseFormat | None, offer: Offer, start: Start
+) -> Grammar:
+    syntax, specials = parts.dialect.tools, parts.tokenizer.special_tokens
+    source = grammar_source.of_tools(offer, syntax, start, specials, form)
+    return parts.grammars.compile(source, "tools")
+
+
+def _shown(parts: Parts) -> frozenset[int]:
+    """Special tokens that calls are written with: the parser has to see them."""
+    literals = parts.dialect.tools.literals
+    found = parts.tokenizer.special_tokens.items()
+    return frozenset(token for text, token in found if text and text in literals)
+
+
+def _options(parts: Parts, request: ChatFields | CompletionFields) -> SamplingOptions:
+    if request.model is not None and request.model != parts.model_name:
+        raise RequestError(
+            f"model is {request.model!r}, this engine serves {parts.model_name!r}", "model"
+        )
+    options = override(parts.defaults, sampling_of(request))
+    _check_bias(parts, options)
+    return options
+
+
+def _echo(
+    parts: Parts,
+    prompts: Sequence[str | Sequence[int]],
+    request: CompletionFields,
+    options: SamplingOptions,
+) -> tuple[str, ...]:
+    if not request.echo:
+        return ()
+    if options.logprobs:
+        raise RequestError(
+            "echo does not go with logprobs: log probabilities are those of the answer", "echo"
+        )
+    return tuple(p if isinstance(p, str) else parts.tokenizer.decode(p) for p in prompts)
 
 
 def _reply(
     parts: Parts,
     kind: str,
     prompts: Sequence[Sequence[int]],
-    model: str | None,
-    given: Mapping[str, Any],
+    request: ChatFields | CompletionFields,
+    options: SamplingOptions,
 ) -> tuple[Reply, tuple[Ask, ...]]:
-    if model is not None and model != parts.model_name:
-        raise RequestError(f"model is {model!r}, this engine serves {parts.model_name!r}")
-    given = dict(given)
-    token_ids = given.pop("return_token_ids", None) or False
-    options = override(parts.defaults, given)
-    _check_bias(parts, options)
     for ids in prompts:
         _check_prompt(parts, ids)
     asks = tuple(
@@ -111,7 +178,8 @@ def _reply(
         prompts=tuple(tuple(ids) for ids in prompts),
         answers=options.n,
         logprobs=options.logprobs,
-        token_ids=bool(token_ids),
+        usage_chunk=request.stream_options is not None and request.stream_options.include_usage,
+        token_ids=bool(request.return_token_ids),
     )
     return reply, asks
 
@@ -123,7 +191,7 @@ def _seed(options: SamplingOptions) -> int:
 def _check_prompt(parts: Parts, ids: Sequence[int]) -> None:
     vocab, window = parts.vocabulary, parts.limits.window
     if not ids:
-        raise RequestError("the prompt is empty; give at least one token of text")
+        raise RequestError("the prompt is empty; give at least one token of text", "prompt")
     if len(ids) >= window:
         raise RequestError(
             f"the prompt has {len(ids)} tokens, the context window is {window} tokens for prompt "
@@ -139,44 +207,6 @@ def _check_bias(parts: Parts, options: SamplingOptions) -> None:
     for token in options.logit_bias:
         if token >= vocab:
             raise RequestError(f"logit_bias has token id {token}, possible are 0 to {vocab - 1}")
-
-
-def _listed(messages: Sequence[Message]) -> Sequence[Message]:
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
-        raise RequestError("messages is not a list; give [{'role': 'user', 'content': ...}]")
-    if not (listed := list(messages)):
-        raise RequestError("messages is empty; give at least one message")
-    return listed
-
-
-def _message(index: int, message: Any) -> dict[str, str]:
-    """Check one message. A message of an earlier reply may come back as the object it was."""
-    where = f"messages[{index}]"
-    plain = message.model_dump() if hasattr(message, "model_dump") else message
-    if not isinstance(plain, Mapping) or not isinstance(plain.get("role"), str):
-        raise RequestError(f"{where} is {message!r}, it needs a 'role' and a 'content'")
-    for key in plain:
-        if key not in ("role", "content", "name") and plain[key] is not None:
-            raise RequestError(f"{where} has the unsupported field {key!r}")
-    named = {"name": str(plain["name"])} if plain.get("name") else {}
-    return {"role": plain["role"], "content": _content(where, plain.get("content"))} | named
-
-
-def _content(where: str, content: Any) -> str:
-    """Text, or OpenAI's list of parts if all of them are text."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and content:
-        return "".join(_part(where, part) for part in content)
-    raise RequestError(f"{where} has the content {content!r}, possible is text")
-
-
-def _part(where: str, part: Any) -> str:
-    if isinstance(part, Mapping) and part.get("type") == "text":
-        text = part.get("text")
-        if isinstance(text, str):
-            return text
-    raise RequestError(f"{where} has the content part {part!r}, possible are parts of type 'text'")
 
 
 def _prompts(prompt: Prompt) -> list[str | Sequence[int]]:
@@ -204,31 +234,5 @@ def _ids(parts: Parts, prompt: str | Sequence[int]) -> Sequence[int]:
     if not isinstance(prompt, str):
         return prompt
     if not prompt:
-        raise RequestError("the prompt is empty; give at least one token of text")
+        raise RequestError("the prompt is empty; give at least one token of text", "prompt")
     return parts.tokenizer.encode(prompt, add_special_tokens=True, allow_special=True)
-
-
-def _stream_options(given: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
-    rest = dict(given)
-    options = rest.pop("stream_options", None) or {}
-    if not isinstance(options, Mapping) or not set(options) <= {"include_usage"}:
-        raise RequestError(f"stream_options is {options!r}, possible is {{'include_usage': True}}")
-    return bool(options.get("include_usage")), rest
-
-
-def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI's newer name of max_tokens for chats."""
-    rest = dict(given)
-    newer = rest.pop("max_completion_tokens", None)
-    if newer is not None:
-        rest["max_tokens"] = newer
-    return rest
-
-
-def _completion_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Text completions write logprobs=5 where chats write logprobs=True, top_logprobs=5."""
-    rest = dict(given)
-    wanted = rest.get("logprobs")
-    if wanted is not None and not isinstance(wanted, bool):
-        rest |= {"logprobs": True, "top_logprobs": wanted}
-    return rest

@@ -39,6 +39,8 @@ class Sequence:
     reused: int | None = None  # prompt tokens found in the prefix cache on first admission
     overtaken: int = 0  # by sequences that arrived later, while there was no room for this one
     draft: list[int] = field(default_factory=list)  # guesses at what follows `tokens`
+    drafted: int = 0  # guesses verified, in all
+    drafted_right: int = 0  # and how many of them were right
 
     @property
     def pending(self) -> int:

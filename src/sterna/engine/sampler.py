@@ -2,7 +2,7 @@
 
 Stateless, so a token depends on nothing but its own row, its own history, and (seed, answer,
 position): not on its neighbours in the batch, nor on having been preempted. Order: bias,
-penalties, temperature, top-k, top-p, min-p, draw. Equal logits rank by lowest id.
+penalties, what is allowed, temperature, top-k, top-p, min-p, draw. Equal logits rank by lowest id.
 Log probabilities are the model's own, before any of that.
 """
 
@@ -20,6 +20,7 @@ from sterna.engine.philox import uniform
 
 Row = NDArray[np.float64]  # [vocab_size]
 Ids = NDArray[np.intp]
+Allowed = NDArray[np.bool_]  # [vocab_size]: what a grammar lets come next
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,15 @@ def sample(
     options: SamplingOptions,
     history: History,
     banned: Sequence[int] = (),
+    allowed: Allowed | None = None,
 ) -> Sample:
-    """Choose the next token from `logits` [vocab_size]; never one of `banned`.
+    """Choose the next token from `logits` [vocab_size]: one of `allowed`, none of `banned`.
 
     DeviceError when the logits are not numbers: no token can honestly be chosen from those.
     """
     row = adjusted(logits, options, history, banned)
+    if allowed is not None:
+        row[~allowed] = -np.inf
     peak = row.max()
     if not np.isfinite(peak):
         raise DeviceError(

@@ -31,7 +31,7 @@ from sterna.ir.expr import (
     Var,
 )
 from sterna.ir.graph import Value
-from sterna.ir.loop import Alloc, For, If, Let, Seq, Stmt, Store, Sync
+from sterna.ir.loop import Alloc, For, If, Let, Prefetch, Seq, Stmt, Store, Sync
 from sterna.ir.printer import LOOPS, RESERVED, context_of, literal_dtype
 
 Named = Var | Buffer | Value
@@ -292,7 +292,15 @@ class BlockParser:
             return self.nested(node.body)
         if isinstance(node, ast.Expr) and source(node) == "sync()":
             return Sync()
+        if isinstance(node, ast.Expr) and call_name(node.value) == "prefetch":
+            return self.prefetch(expect(node.value, ast.Call, "a prefetch"))
         fail(node, f"{source(node)!r} is not a statement of the IR")
+
+    def prefetch(self, node: ast.Call) -> Stmt:
+        place = self.expr(arguments_of(node, 1)[0])
+        if not isinstance(place, Load):
+            fail(node, "a prefetch names an element of a buffer")
+        return Prefetch(place)
 
     def loop(self, node: ast.For) -> Stmt:
         name = expect(node.target, ast.Name, "a loop variable").id

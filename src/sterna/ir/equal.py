@@ -18,7 +18,7 @@ import numpy as np
 from sterna.ir.compute import Axis, Compute, Group
 from sterna.ir.expr import Binary, Buffer, Cast, Const, Expr, Intrin, Load, Select, Unary, Var
 from sterna.ir.graph import Call, Function, IRModule, TensorType, Value
-from sterna.ir.loop import Alloc, For, If, Let, PrimFunc, Seq, Stmt, Store, Sync
+from sterna.ir.loop import Alloc, For, If, Let, Prefetch, PrimFunc, Seq, Stmt, Store, Sync
 
 Node = Expr | Stmt | PrimFunc | Compute | Group | Function | IRModule
 Bound = Var | Buffer | Value
@@ -140,6 +140,10 @@ class _Encoder:
     def sequence(self, node: Seq) -> int:
         parts = list(flat(node))
         return self.encode(parts[0]) if len(parts) == 1 else self.put_all("seq", parts)
+
+    @encode.register
+    def prefetch(self, node: Prefetch) -> int:
+        return self.put("prefetch", self.expr(node.place))
 
     @encode.register
     def sync(self, node: Sync) -> int:

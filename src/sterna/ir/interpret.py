@@ -16,7 +16,7 @@ import numpy as np
 
 from sterna.base.errors import InvalidIR
 from sterna.ir.expr import Buffer, Expr, Load, Var
-from sterna.ir.loop import Alloc, For, If, Let, PrimFunc, Seq, Stmt, Store, Sync
+from sterna.ir.loop import Alloc, For, If, Let, Prefetch, PrimFunc, Seq, Stmt, Store, Sync
 from sterna.ir.rewrite import visit
 from sterna.ir.simplify import depends_on, linear
 from sterna.ir.values import Array, Memory, Region, Values, offset, poison, region, whole, wide
@@ -46,8 +46,8 @@ class _Program:
             return self.branch(stmt)
         if isinstance(stmt, Alloc):
             return self.alloc(stmt)
-        if isinstance(stmt, Sync):
-            return _nothing  # the loop before it is done
+        if isinstance(stmt, Sync | Prefetch):
+            return _nothing  # the loop before it is done; there is no cache
         raise InvalidIR(f"{type(stmt).__name__} is not a statement that can be run")
 
     def sequence(self, stmt: Seq) -> _Run:

@@ -2,6 +2,7 @@
 
     stmt := For(var, extent, body, kind) | Store(buffer, index, value) | Let(var, value, body)
           | If(cond, then, orelse) | Alloc(buffer, body) | Seq(stmts) | Sync
+          | Prefetch(place)
 
 A program is scalar throughout: a VECTOR or UNROLL loop says how the renderer may execute it, not
 what it means, so the interpreter runs every loop as a loop. Turns of a PARALLEL loop are
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from sterna.ir.expr import Buffer, Expr, ExprLike, Var, node, wrap
+from sterna.ir.expr import Buffer, Expr, ExprLike, Load, Var, node, wrap
 
 
 class ForKind(Enum):
@@ -79,6 +80,13 @@ class Alloc(Stmt):
 @node
 class Seq(Stmt):
     stmts: tuple[Stmt, ...]
+
+
+@node
+class Prefetch(Stmt):
+    """`place` is read soon. Changes nothing; what no cache helps leaves it out."""
+
+    place: Load
 
 
 @node

@@ -37,7 +37,7 @@ from sterna.ir.expr import (
     Var,
 )
 from sterna.ir.graph import Attr, Binding, Call, Function, IRModule, Value
-from sterna.ir.loop import Alloc, For, ForKind, If, Let, PrimFunc, Seq, Stmt, Store, Sync
+from sterna.ir.loop import Alloc, For, ForKind, If, Let, Prefetch, PrimFunc, Seq, Stmt, Store, Sync
 from sterna.ir.rewrite import free_vars, visit
 
 Node = Expr | Stmt | PrimFunc | Compute | Group | Function | IRModule
@@ -234,6 +234,10 @@ class _Printer:
         shape = "".join(f", {self.expr(extent)}" for extent in stmt.buffer.shape)
         head = f'alloc("{stmt.buffer.scope}", {stmt.buffer.dtype}{shape})'
         return [f"{self.bind(stmt.buffer)} = {head}", *self.lines(stmt.body)]
+
+    @lines.register
+    def prefetch(self, stmt: Prefetch) -> list[str]:
+        return [f"prefetch({self.expr(stmt.place)})"]
 
     @lines.register
     def sync(self, stmt: Sync) -> list[str]:

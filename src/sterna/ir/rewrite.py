@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar, overload
 
 from sterna.ir.expr import Binary, Buffer, Cast, Const, Expr, Intrin, Load, Select, Unary, Var
-from sterna.ir.loop import Alloc, For, If, Let, Seq, Stmt, Store, Sync, seq
+from sterna.ir.loop import Alloc, For, If, Let, Prefetch, Seq, Stmt, Store, Sync, seq
 
 Node = Expr | Stmt
 N = TypeVar("N", Expr, Stmt)
@@ -98,6 +98,11 @@ class Rewriter:
             orelse = self.stmt(old.orelse) if old.orelse is not None else None
             same = cond is old.cond and then is old.then and orelse is old.orelse
             return old if same else If(cond, then, orelse)
+        if isinstance(old, Prefetch):
+            place = self.expr(old.place)
+            if not isinstance(place, Load):  # what stood in memory is computed now
+                return Seq(())
+            return old if place is old.place else Prefetch(place)
         if isinstance(old, Sync):
             return old
         raise TypeError(f"{type(old).__name__} is not a statement")
@@ -190,6 +195,8 @@ def children(node: Node) -> tuple[Node, ...]:
         return (node.value, node.body)
     if isinstance(node, Alloc):
         return (node.body,)
+    if isinstance(node, Prefetch):
+        return (node.place,)
     if isinstance(node, If):
         return (
             (node.cond, node.then) if node.orelse is None else (node.cond, node.then, node.orelse)

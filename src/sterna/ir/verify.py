@@ -33,7 +33,7 @@ from sterna.ir.expr import (
     const_value,
 )
 from sterna.ir.graph import Binding, Call, Function, IRModule, TensorType, Value
-from sterna.ir.loop import Alloc, For, ForKind, If, Let, PrimFunc, Seq, Stmt, Store, Sync
+from sterna.ir.loop import Alloc, For, ForKind, If, Let, Prefetch, PrimFunc, Seq, Stmt, Store, Sync
 from sterna.ir.printer import to_text
 from sterna.ir.simplify import simplify
 
@@ -216,6 +216,8 @@ class _Checker:
             if stmt.buffer.scope == "global":
                 raise self.fail(f"{stmt.buffer.name} is allocated, and so cannot be global")
             self.inside(stmt.buffer, stmt.body)
+        elif isinstance(stmt, Prefetch):
+            self.type(stmt.place)
         elif not isinstance(stmt, Sync):
             raise self.fail(f"{type(stmt).__name__} is not a statement")
         elif self.threads:

@@ -27,7 +27,7 @@ from sterna.ir.expr import (
     select,
     wrap,
 )
-from sterna.ir.loop import Alloc, If, Stmt, seq, store
+from sterna.ir.loop import Alloc, If, Prefetch, Stmt, seq, store
 from sterna.kernels.attention_spec import (
     LANES,
     LOW,
@@ -216,7 +216,10 @@ class _Piece:
             return cast(F32, s.cache.key(page, self.q.head, d, t))
 
         if panel is None:
-            return self.each_block(lambda r: self.block_scores(r, u, page, key))
+            return self.page(
+                minimum(u + 1, self.used - 1),
+                lambda after: self.each_block(lambda r: self.block_scores(r, u, page, key, after)),
+            )
 
         def copy(d: Var) -> Stmt:
             return vector("t", size, lambda t: store(panel, d * size + t, key(d, t)))
@@ -230,15 +233,21 @@ class _Piece:
         )
 
     def block_scores(
-        self, first: Expr, u: Var, page: Var, key: Callable[[Expr, Expr], Expr]
+        self,
+        first: Expr,
+        u: Var,
+        page: Var,
+        key: Callable[[Expr, Expr], Expr],
+        after: Var | None = None,
     ) -> Stmt:
+        """Of one block and page. Meanwhile values, and keys of page `after`, come to the cache."""
         s, block, size = self.spec, self.rows.block, self.spec.cache.page_size
         dot = Buffer("dot", F32, (wrap(block), wrap(size)), "register")
 
         def clear(r: Var) -> Stmt:
             return vector("t", size, lambda t: store(dot, (r, t), 0.0))
 
-        def accumulate(d: Var) -> Stmt:
+        def accumulate(d: Expr) -> Stmt:
             def one(r: Var) -> Stmt:
                 weight = self.rows.q[first + r, d]
                 return vector(
@@ -259,7 +268,16 @@ class _Piece:
 
             return vector("t", size, one)
 
-        run = seq(unroll("r", block, clear), loop("d", s.dim, accumulate), unroll("r", block, keep))
+        def some(o: Var) -> Stmt:
+            return seq(
+                Prefetch(s.cache.key(after or page, self.q.head, o * step, wrap(0))),
+                Prefetch(s.cache.value(page, self.q.head, wrap(0), o * (step * size))),
+                unroll("d", step, lambda d: accumulate(o * step + d)),
+            )
+
+        step = gcd(s.dim, max(1, s.cache.line // size))
+        products = loop("d", s.dim, accumulate) if after is None else loop("o", s.dim // step, some)
+        run = seq(unroll("r", block, clear), products, unroll("r", block, keep))
         if const_value(self.q.count) == 1:
             return Alloc(dot, run)
         highest = self.rows.position(self.q, first + (block - 1))
@@ -460,21 +478,37 @@ class _Piece:
 
         def one_page(v: Var) -> Stmt:
             u = begin // size + v
+            stop = minimum(end - u * size, size)
 
             def on_page(page: Var) -> Stmt:
-                def some(low: Var) -> Stmt:
-                    stop = minimum(end - u * size, size)
-                    return loop("t", stop - low, lambda t: one(low + t))
-
                 def one(t: Expr) -> Stmt:
                     return body(
                         u * size + t,
                         lambda i: cast(F32, s.cache.value(page, self.q.head, t, d + i)),
                     )
 
-                return let("low", maximum(begin - u * size, 0), some)
+                def some(low: Var) -> Stmt:
+                    return loop("t", stop - low, lambda t: one(low + t))
+
+                return seq(self.keys_ahead(u, d), let("low", maximum(begin - u * size, 0), some))
 
             return self.page(u, on_page)
 
         pages = (end + (size - 1)) // size - begin // size
         return loop("v", pages, one_page)
+
+    def keys_ahead(self, u: Expr, d: Expr) -> Stmt:
+        """Bring what page u of the next piece holds in some channels to the processor's cache."""
+        s, size, lanes = self.spec, self.spec.cache.page_size, gcd(self.spec.dim, LANES)
+        following = (self.c + 1) * (s.piece // size) + u
+        entry = self.q.pages + minimum(following, self.q.last // size)
+        step = max(1, s.cache.line // size)
+
+        def lines(page: Var) -> Stmt:
+            return unroll(
+                "k",
+                -(-lanes // step),
+                lambda k: Prefetch(s.cache.key(page, self.q.head, d + k * step, wrap(0))),
+            )
+
+        return let("page", s.page_table[entry], lines)

@@ -56,6 +56,11 @@ class CacheLayout:
         """A product with the stored key in slot t, as a product with the key."""
         return product
 
+    @property
+    def line(self) -> int:
+        """Neighbouring elements that a cache line of the processor holds."""
+        return 64 // self.buffer.dtype.bytes
+
     def key(self, page: Expr, head: Expr, d: Expr, t: Expr) -> Load:
         """Element d of the key in slot t of a page."""
         return self.buffer[page, LAYER, 0, head, d * self.page_size + t]

@@ -22,7 +22,7 @@ from sterna.engine.api_request import ChatRequest, CompletionRequest
 from sterna.engine.engine import AsyncEngine
 from sterna.serve import generate, page, plain, responses, responses_schema, schema
 from sterna.serve.errors import HttpError, body_of, status_of
-from sterna.serve.exchange import Exchange, Gone
+from sterna.serve.exchange import Exchange, Gone, told
 from sterna.serve.guard import Guard
 from sterna.serve.metrics import Metrics
 from sterna.serve.models import Models
@@ -131,10 +131,9 @@ class Endpoint:
                     headers=((b"retry-after", b"1"),),
                 )
             await operation.answer(exchange, state)
-        except asyncio.CancelledError:
-            if not exchange.gone:
-                await _interrupted(exchange)
-                raise
+        except asyncio.CancelledError as error:  # the client left, or the grace time is over
+            if not exchange.gone and exchange.status == 0:
+                await exchange.send_error(told(error))
         except Gone:
             pass
         except RecursionError:
@@ -144,12 +143,6 @@ class Endpoint:
         finally:
             metrics.open -= 1
             metrics.answered(operation.path, exchange.status or LEFT)
-
-
-async def _interrupted(exchange: Exchange) -> None:
-    """The grace time is over; whoever still waits is told."""
-    if exchange.status == 0:
-        await exchange.send_error(HttpError(503, "the server is stopping", code="stopping"))
 
 
 async def _fail(exchange: Exchange, error: Exception) -> None:

@@ -83,9 +83,10 @@ class Exchange:
         try:
             async for event in events:
                 await self._send({"type": "http.response.body", "body": event, "more_body": True})
-        except Exception as error:
-            failed = event_of(ENCODER.encode(body_of(error)))
-            await self._send({"type": "http.response.body", "body": failed, "more_body": False})
+        except (Exception, asyncio.CancelledError) as error:
+            if not self.gone:
+                failed = event_of(ENCODER.encode(body_of(told(error))))
+                await self._send({"type": "http.response.body", "body": failed, "more_body": False})
             raise
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -135,6 +136,13 @@ class Exchange:
     def _check_size(self, size: int) -> None:
         if size > self._max_body:
             raise HttpError(413, f"the body has more than {self._max_body} bytes")
+
+
+def told(error: BaseException) -> BaseException:
+    """What a client hears of it: a route is cancelled when the server's grace time is over."""
+    if isinstance(error, asyncio.CancelledError):
+        return HttpError(503, "the server is stopping", code="stopping")
+    return error
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

@@ -19,7 +19,7 @@ import jinja2
 from sterna.base.errors import RequestError, TokenizerError
 from sterna.text.budget import INPUT_COPIES, MAX_CHARACTERS, Budget, OverBudget, size
 from sterna.text.json_file import read_optional, read_text
-from sterna.text.sandbox import BUDGET, MAX_SOURCE, TemplateRefusal, compile_template
+from sterna.text.sandbox import BUDGET, MAX_SOURCE, TemplateRefusal, compile_template, names_read
 from sterna.text.special_tokens import read_special_tokens
 
 DEFAULT = "default"
@@ -31,17 +31,21 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 class ChatTemplate:
     """Compiled templates by name, and the special tokens they may write.
 
-    `sources` holds what was compiled, for `inspect` and for writing it into an artifact.
+    `sources` holds what was compiled, for `inspect` and for writing it into an artifact;
+    `variables` are the names that the templates read from their caller.
     """
 
     sources: Mapping[str, str]
     special_tokens: Mapping[str, str]
     clock: Callable[[], datetime] = datetime.now
+    variables: frozenset[str] = field(init=False)
     _compiled: Mapping[str, jinja2.Template] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         compiled = {name: compile_template(text, self.clock) for name, text in self.sources.items()}
         object.__setattr__(self, "_compiled", compiled)
+        read = frozenset[str]().union(*map(names_read, self.sources.values()))
+        object.__setattr__(self, "variables", read - self.special_tokens.keys())
 
     @classmethod
     def load(cls, folder: Path, file: Path | None = None) -> ChatTemplate | None:

@@ -18,11 +18,19 @@ class StreamDecoder:
     """Decode ids incrementally. Amortised O(1) a token; one object a sequence.
 
     Invariant: the outputs of all `put` calls and of `finish`, concatenated, equal
-    `tokenizer.decode(all_ids, skip_special_tokens=skip_special_tokens)`.
+    `tokenizer.decode(all_ids, skip_special_tokens=skip_special_tokens)`, with those special tokens
+    besides that are in `shown`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
         self._tokenizer = tokenizer
+        self._shown = shown
         self._skip = skip_special_tokens
         self._stages = stages(tokenizer.decoder_steps)
 
@@ -42,8 +50,9 @@ class StreamDecoder:
 
     def _visible(self, token_id: int) -> str | None:
         token = self._tokenizer.id_to_token(token_id)
-        hidden = token is not None and self._skip and self._tokenizer.is_special(token)
-        return None if hidden else token
+        if token is None or not self._skip or token_id in self._shown:
+            return token
+        return None if self._tokenizer.is_special(token) else token
 
 
 class StopStrings:

@@ -20,6 +20,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context
@@ -187,6 +188,12 @@ def compile_template(source: str, clock: Callable[[], datetime]) -> jinja2.Templ
             f"the chat template cannot be compiled ({type(error).__name__}): it nests too deeply "
             "or holds a number that is too large"
         ) from error
+
+
+def names_read(source: str) -> frozenset[str]:
+    """The names that a template, which compiles, reads from its caller."""
+    environment = BudgetedEnvironment(datetime.now)
+    return frozenset(find_undeclared_variables(environment.parse(source)))
 
 
 def tojson(

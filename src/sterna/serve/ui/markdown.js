@@ -361,9 +361,10 @@ function emphasis(text, at, inLink, missing, depth) {
     missing.add(mark);
     return null;
   }
-  const inner = text.slice(at + mark.length, close);
+  const end = skip(text, close, sign);
+  const inner = text.slice(at + mark.length, end - mark.length); // of *** the outer mark's is last
   const tag = mark === "~~" ? "del" : mark.length === 2 ? "strong" : "em";
-  return { node: parent(tag, inline(inner, inLink, depth + 1)), end: close + mark.length };
+  return { node: parent(tag, inline(inner, inLink, depth + 1)), end };
 }
 
 function closes(text, at, mark, sign) {

@@ -1,0 +1,56 @@
+"""The shortest way to end: which tokens bring an answer in a grammar to its end soon.
+
+In: a matcher in some state. Out: a path of tokens after which the answer may end, or None. Greedy
+with a look one step ahead, and always the same for the same state: what ends strings, objects,
+arrays and thoughts is tried first, then any single character. Knows no limits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import llguidance
+
+LONGEST = 192  # tokens of a path
+_CLOSERS = ('"', "}", "]", "</think>", '"}', "0", "1", "null", "true", " ", "\n", "a")
+_BRANCHES = 24  # looked at in each step
+
+
+def closers(words: llguidance.LLTokenizer, tokens: Sequence[bytes]) -> tuple[tuple[int, ...], ...]:
+    """What to try, in order: texts that end things, then all tokens of one printable character."""
+    first = [tuple(words.tokenize_str(text)) for text in _CLOSERS]
+    single = [(i,) for i, token in enumerate(tokens) if len(token) == 1 and 32 <= token[0] < 127]
+    return tuple(dict.fromkeys(path for path in (*first, *single) if path))
+
+
+def way_out(
+    matcher: llguidance.LLMatcher, candidates: Sequence[tuple[int, ...]]
+) -> tuple[int, ...] | None:
+    """A path to where the answer may end; () where it may end already."""
+    matcher = matcher.deep_copy()
+    path: list[int] = []
+    tried: Counter[tuple[int, ...]] = Counter()
+    while not matcher.is_accepting():
+        forced = tuple(matcher.compute_ff_tokens())
+        step = forced or _step(matcher, candidates, tried)
+        if not step or len(path) > LONGEST or not matcher.consume_tokens(list(step)):
+            return None
+        tried[step] += 1
+        path += step
+    return tuple(path)
+
+
+def _step(
+    matcher: llguidance.LLMatcher,
+    candidates: Sequence[tuple[int, ...]],
+    tried: Counter[tuple[int, ...]],
+) -> tuple[int, ...]:
+    """The candidate after which the answer may end or goes on by force; else the least tried."""
+    possible = [c for c in candidates if matcher.validate_tokens(list(c)) == len(c)]
+    possible = sorted(possible, key=lambda candidate: tried[candidate])[:_BRANCHES]
+    for candidate in possible:
+        ahead = matcher.deep_copy()
+        if ahead.consume_tokens(list(candidate)) and ahead.is_accepting():
+            return candidate
+    return possible[0] if possible else ()
