@@ -17,6 +17,7 @@ from sterna.ir.expr import Binary, Expr, Var, const_value
 from sterna.ir.rewrite import free_vars, loads, substitute, visit
 from sterna.ir.simplify import simplify
 from sterna.schedule.steps import (
+    Ahead,
     At,
     Inline,
     Parallel,
@@ -38,6 +39,7 @@ class MatvecKnobs:
     least_rows: int = 16
     items: int = 4
     unroll: int = 16  # steps of k written out; a whole period of packed words where that is more
+    ahead: int = 0  # bytes of packed words asked for before they are read; 0 leaves it to hardware
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class MatmulKnobs:
     tokens: int = 6
     vectors: int = 2
     unroll: int = 8  # steps of k written out while the panel is unpacked
+    ahead: int = 0  # as in MatvecKnobs, where there is no panel
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +97,41 @@ def matvec(found: Product, knobs: MatvecKnobs) -> Schedule:
         *_sum(total, knobs.lanes),
         _inside(partial, total),
         *_sum_by_word(partial, found.weight, knobs),
+        *_words_ahead(partial, found.weight, knobs, _block(out, knobs)),
+    )
+
+
+def _words_ahead(
+    stage: Compute, weight: Compute, knobs: MatvecKnobs | MatmulKnobs, rows: int
+) -> tuple[Step, ...]:
+    """Ask for packed words well before they are read: hardware stops at the end of a page."""
+    codes = _whole_periods(knobs.unroll, _period(weight), stage.over[0].extent)
+    words = next((n.buffer for n in loads(weight.body) if n.buffer.dtype == U32), None)
+    if codes is None or words is None or not knobs.ahead:
+        return ()
+    turn = rows * words.dtype.bytes * codes // _period(weight)
+    return (
+        Ahead(stage.name, f"{stage.over[0].name}_word", words.name, max(1, knobs.ahead // turn)),
     )
 
 
 def skinny_matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
-    """parallel blocks of n { blocks of m { k or groups { a tile of registers } } }, weights inlined.
+    """parallel blocks of n { blocks of m { k or groups { registers } } }, weights inlined.
 
-    Between a matvec, which unpacks a weight anew for each row, and a matmul, whose panel leaves the
-    nearest cache and comes back: worth it while rows fill a few tiles only.
+    Between a matvec, which unpacks a weight anew for each row, and a matmul, whose panel leaves
+    the nearest cache and comes back: worth it while rows fill a few tiles only.
     """
     total, partial = found.total, found.partial
     steps = (Inline(found.weight.name), *_tile(found, knobs))
     if partial is None:
         return (*steps, *_sum_by_word(total, found.weight, knobs, total.axes[0].name))
-    by_word = _sum_by_word(partial, found.weight, knobs, partial.axes[0].name)
-    return (*steps, *_sum(total, knobs.lanes), _inside(partial, total), *by_word)
+    return (
+        *steps,
+        *_sum(total, knobs.lanes),
+        _inside(partial, total),
+        *_sum_by_word(partial, found.weight, knobs, partial.axes[0].name),
+        *_words_ahead(partial, found.weight, knobs, knobs.lanes * knobs.vectors),
+    )
 
 
 def matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
