@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from matvec import ROW_TILE, library, product_groups, tiled
+
 from sterna.base.target import host_target
 from sterna.codegen.c import render
 from sterna.quantize.pack import dequantize, quantize
@@ -81,9 +81,11 @@ def measure(name: str, rows: int, size: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         sources = [render(apply(g, choose(g, host_target()))) for g in groups]
         lib = library(sources, Path(folder), _PEAK)
-        calls = [lambda f=getattr(lib, f"run_{i}"), a=args[i]: f(ctypes.c_void_p(a.ctypes.data))
-                 for i in range(len(groups))]  # fmt: skip
-        where = ctypes.c_void_p(np.array([out.ctypes.data], np.int64).ctypes.data)
+        runs = [getattr(lib, f"run_{i}") for i in range(len(groups))]
+        calls = [
+            lambda run=run, a=a: run(ctypes.c_void_p(a.ctypes.data))
+            for run, a in zip(runs, args, strict=False)
+        ]
         holder = np.array([out.ctypes.data], np.int64)
         where = ctypes.c_void_p(holder.ctypes.data)
         rounds = []
@@ -91,7 +93,8 @@ def measure(name: str, rows: int, size: int) -> dict[str, Any]:
             peak = _FMAS * 16 / fastest(lambda: lib.run_peak(where), 30) / 1e9
             before = fastest(calls[1], 10) if len(calls) > 1 else 0.0
             seconds = fastest(calls[0], 5)
-            rounds.append((peak, 2 * rows * size * size / (seconds + before) / 1e9, before / seconds))
+            rate = 2 * rows * size * size / (seconds + before) / 1e9
+            rounds.append((peak, rate, before / seconds))
     exact = x.astype(np.float64) @ dequantize(packed, packing, (size, size)).astype(np.float64).T
     error = np.linalg.norm(out[:rows] - exact) / np.linalg.norm(exact)
     peak, rate, share = (float(np.median(v)) for v in zip(*rounds, strict=True))

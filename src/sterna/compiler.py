@@ -12,8 +12,8 @@ model of equal shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from sterna.base.artifact import FORMAT, Manifest, Param
 from sterna.base.artifact import KVCache as ManifestCache
 from sterna.base.artifact import Model as ManifestModel
 from sterna.base.cache import key, lookup, store, write_atomic
-from sterna.base.dtype import DType
+from sterna.base.dtype import F16, I8, DType
 from sterna.base.errors import UsageError
 from sterna.base.target import Target
 from sterna.base.version import __version__, source_state
@@ -33,6 +33,7 @@ from sterna.ir.printer import to_text
 from sterna.models.rope_scaling import longest_context
 from sterna.models.stored_scheme import stored_scheme
 from sterna.nn.decoder import CausalLM, Limits, trace_causal_lm
+from sterna.ops.attention import slot_elements
 from sterna.passes.fuse import fuse
 from sterna.passes.lower_opaque import Setting
 from sterna.passes.pipeline import graph_passes, run
@@ -58,6 +59,10 @@ Progress = Callable[[str], None]
 # a word it is codes where the scheme computes in 16 bits, and f32 where it computes in f32.
 Activations = Literal["i16", "f32"]
 
+# What the cache keeps of a key or value: a float, or 8 bits and a scale for each token and head.
+KVDtype = Literal["f16", "q8"]
+_KV_DTYPES: Mapping[str, DType] = {"f16": F16, "q8": I8}
+
 
 @dataclass(frozen=True, slots=True)
 class CompileOptions:
@@ -69,6 +74,7 @@ class CompileOptions:
     sliding_window_size: int | None = None
     attention_sink_size: int | None = None
     activations: Activations | None = None
+    kv_dtype: KVDtype | None = None  # of the KV cache; None: what the scheme computes in
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +167,12 @@ def compile_source(
     config = folder.config | _attention_overrides(options)
     sizes = _sizes(folder, config, options)
     model = models.build(config, quantization, sizes.context)
+    if options.kv_dtype is not None:
+        model.cache = replace(model.cache, dtype=_kv_dtype(options.kv_dtype))
     module = trace_causal_lm(model, _limits(model, sizes))
     passes = graph_passes(
-        models.family(config).FUSED, integer_products=_integer_products(target, options, quantization.compute)
+        models.family(config).FUSED,
+        integer_products=_integer_products(target, options, quantization.compute),
     )
     module = run(module, passes, dump.phase)
     tiles = prepack(module)
@@ -187,6 +196,12 @@ def _integer_products(target: Target, options: CompileOptions, compute: DType) -
         )
     default = "i16" if compute.bits == 16 else "f32"
     return target.pair_products and (options.activations or default) == "i16"
+
+
+def _kv_dtype(asked: str) -> DType:
+    if asked not in _KV_DTYPES:
+        raise UsageError(f"kv_dtype is {asked!r}, possible are {', '.join(_KV_DTYPES)}")
+    return _KV_DTYPES[asked]
 
 
 def _entry(
@@ -288,7 +303,8 @@ def _manifest(
     entries: tuple[EntryPoint, ...],
 ) -> Manifest:
     cache = model.cache
-    token = 2 * cache.layers * cache.kv_heads * cache.head_dim * cache.dtype.bytes
+    slot = slot_elements(cache.dtype, cache.head_dim) * cache.dtype.bytes
+    token = 2 * cache.layers * cache.kv_heads * slot
     return Manifest(
         format=FORMAT,
         sterna=__version__,
@@ -310,7 +326,7 @@ def _manifest(
             kv_heads=cache.kv_heads,
             head_dim=cache.head_dim,
             page_size=cache.page_size,
-            dtype=cache.dtype.name,
+            dtype=next((n for n, d in _KV_DTYPES.items() if d == cache.dtype), cache.dtype.name),
             page_bytes=token * cache.page_size,
         ),
         params=_params(module, tiles),

@@ -1,9 +1,9 @@
 """Whatever the user calls a model, made ready to run: a model folder and a library for a target.
 
-In: a Hugging Face folder, a converted folder, `HF://user/repo`, or None for the demo model. Out:
-both paths; what is missing is converted, configured and compiled into the cache, once. Entries are
-found by all that shapes them: the source files, the scheme, the options, the target, the C
-compiler and Sterna itself, so an upgrade never runs something stale.
+In: a Hugging Face folder, a GGUF file, a converted folder, `HF://user/repo`, or None for the demo
+model. Out: both paths; what is missing is converted, configured and compiled into the cache, once.
+Entries are found by all that shapes them: the source files, the scheme, the options, the target,
+the C compiler and Sterna itself, so an upgrade never runs something stale.
 """
 
 from __future__ import annotations
@@ -19,12 +19,19 @@ from sterna.base.cache import cache_dir, key
 from sterna.base.errors import UsageError
 from sterna.base.target import Target, parse_target
 from sterna.base.version import file_state, source_state
-from sterna.checkpoint.config import read_config, read_errors
+from sterna.checkpoint.config import read_errors
 from sterna.checkpoint.hub import SCHEME, parse_repo, resolve
 from sterna.checkpoint.mlc import CONFIG
 from sterna.checkpoint.model_folder import open_model
 from sterna.compiler import CompileOptions, compile_model, library_key
-from sterna.convert import ConvertProgress, convert_weight, gen_config
+from sterna.convert import (
+    STORED,
+    ConvertProgress,
+    convert_weight,
+    default_quantization,
+    gen_config,
+    source_folder,
+)
 from sterna.engine.loader import Located
 from sterna.quantize.scheme import scheme
 from sterna.runtime.library import read_manifest
@@ -85,15 +92,18 @@ def model_folder(
 ) -> Path:
     """The converted folder of a model: itself, or one in the cache."""
     source = demo.FOLDER if model is None else resolve(str(model))
+    source = source_folder(source)
     if (source / CONFIG).is_file():
         found = open_model(source).quantization
-        if quantization not in (None, found):
+        if quantization not in (None, STORED, found):
             raise UsageError(
                 f"{source} is quantized as {found}, not as {quantization}; leave --quantization "
                 "out, or convert the model's source again"
             )
         return source
-    chosen = scheme(quantization or _quantization(model, source)).name
+    chosen = quantization or _quantization(model, source)
+    if chosen != STORED:
+        chosen = scheme(chosen).name
     name = f"{_name(model, source)}-{chosen}"
     folder = cache_dir("models") / f"{name}-{_source_key(source, chosen)}" / name
     if not _is_complete(folder):
@@ -119,15 +129,6 @@ def library(folder: Path, target: Target, options: CompileOptions, progress: Rep
         )
         progress("compile", f"made {path}", 0, 0)
     return path
-
-
-def default_quantization(folder: Path) -> str:
-    """4 bit where its groups of 32 fill every row of the model; else the weights as float16."""
-    config = read_config(folder)
-    rows = [config.get("hidden_size"), config.get("intermediate_size")]
-    group = scheme("q4f16_1").group
-    fits = all(isinstance(size, int) and size % group == 0 for size in rows)
-    return "q4f16_1" if fits else "q0f16"
 
 
 def _quantization(model: str | Path | None, source: Path) -> str:

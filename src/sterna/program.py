@@ -214,9 +214,8 @@ class _Builder:
         self.used.add(kernel)
         weights = set(function.weights)
         results = tuple(r for r in function.results if r not in aliases)
-        reads = tuple(
-            a for a in args if isinstance(a, Value) and a not in weights and a not in results
-        )
+        values = dict.fromkeys(a for a in args if isinstance(a, Value))  # a view is no second one
+        reads = tuple(v for v in values if v not in weights and v not in results)
         return _Launch(kernel, tuple(args), Use(reads, (*results, *workspaces), aliases))
 
 

@@ -82,9 +82,9 @@ SHARDED: dict[str, tuple[Callable[[Path], object], type[Error], str]] = {
         "qk_norm",
     ),
     "quantized by another tool": (
-        lambda s: edit_config(s, quantization_config={"quant_method": "gptq"}),
+        lambda s: edit_config(s, quantization_config={"quant_method": "quanto"}),
         UnsupportedModel,
-        "quantization_config",
+        "quanto",
     ),
     "more layers than any model": (
         lambda s: edit_config(s, num_hidden_layers=2**31 - 1),

@@ -98,12 +98,13 @@ def engine(
 ) -> Any:
     """An engine over the null device; `changes` go to manifest, engine options, or pages."""
     pages, draft = changes.pop("num_pages", 512), changes.pop("draft", None)
+    template = changes.pop("template", None) or LineTemplate()
     names = {field.name for field in dataclasses.fields(EngineOptions)}
     chosen = {"mode": "server"} | {k: changes.pop(k) for k in list(changes) if k in names}
     return face.from_parts(
         executable or NullExecutable(manifest(**changes), pages),
         ByteTokenizer(),
-        LineTemplate(),
+        template,
         "null",
         SamplingOptions(),
         options=EngineOptions(**chosen),

@@ -230,7 +230,7 @@ def test_logprobs():
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            r"messages\[0\].content\[0\].type: invalid value 'image_url'",
+            r"messages\[0\].content\[0\].type: invalid enum value 'image_url'",
         ),
         (
             {"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]},

@@ -1,4 +1,4 @@
-"""The prefix cache on disk: found again after a restart, or a kill, and never believed when damaged."""
+"""The prefix cache on disk: found after a restart or a kill, not believed when damaged."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ ASKED = {"max_tokens": 5, "temperature": 0, "ignore_eos": True, "return_token_id
 
 
 def ask(folder, prompt=PROMPT, **changes):
-    """(token ids, reused prompt tokens, metrics, pages refused) of an engine that starts and ends."""
+    """(token ids, reused prompt tokens, metrics, pages refused) of one engine from start to end."""
     with engine(prefix_cache_dir=str(folder), **changes) as model:
         result = model.completions.create(prompt=prompt, **ASKED)
         model._core.call(model._core.scheduler.check)

@@ -186,7 +186,6 @@ HUGE = " * ".join(["9" * 90] * 9)
         _with(arena_bytes=-1),
         _with(dims=()),
         sample(kv_cache=msgspec.structs.replace(sample().kv_cache, page_size=0)),
-        sample(model=msgspec.structs.replace(sample().model, quantization="q5f16_1")),
         sample(params=(sample().params[0],)),
     ],
 )

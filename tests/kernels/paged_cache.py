@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.base.dtype import F32, I32, DType
+from sterna.base.dtype import F32, I8, I32, DType
 from sterna.ir.expr import Buffer, Var, wrap
 from sterna.kernels.attention import AttentionSpec
 from sterna.kernels.kv_cache import LAYER, CacheLayout
+from sterna.ops.attention import slot_elements
 
 Array = NDArray[Any]
 PAGE, LAYERS, LAYER_USED, PIECE, PIECES = 16, 2, 1, 32, 8
@@ -29,6 +30,7 @@ class Case:
     window: int = -1
     sinks: int = 0
     kv_heads: int = 2
+    softcap: float = 0.0
 
     @property
     def heads(self) -> int:
@@ -37,11 +39,17 @@ class Case:
     @property
     def name(self) -> str:
         window = f"_w{self.window}_{self.sinks}" if self.window >= 0 else ""
-        return f"g{self.group}_d{self.dim}_{self.dtype}{window}"
+        bent = "_bent" if self.softcap else ""
+        return f"g{self.group}_d{self.dim}_{self.dtype}{window}{bent}"
+
+
+def slots(case: Case) -> int:
+    """Elements of a page's keys, or values, of one head."""
+    return PAGE * slot_elements(case.dtype, case.dim)
 
 
 def cache_buffer(case: Case) -> Buffer:
-    shape = (P, wrap(LAYERS), wrap(2), wrap(case.kv_heads), wrap(PAGE * case.dim))
+    shape = (P, wrap(LAYERS), wrap(2), wrap(case.kv_heads), wrap(slots(case)))
     return Buffer("cache", case.dtype, shape)
 
 
@@ -55,7 +63,7 @@ def spec(case: Case) -> AttentionSpec:
         piece=PIECE,
         pieces=PIECES,
         q=Buffer("q", F32, q_shape),
-        cache=CacheLayout(cache_buffer(case), PAGE, case.dim),
+        cache=CacheLayout.over(cache_buffer(case), PAGE, case.dim),
         positions=Buffer("positions", I32, (N,)),
         page_indptr=Buffer("page_indptr", I32, (B + 1,)),
         page_table=Buffer("page_table", I32, (P,)),
@@ -63,6 +71,7 @@ def spec(case: Case) -> AttentionSpec:
         tile_size=Buffer("tile_size", I32, (T,)),
         tile_seq=Buffer("tile_seq", I32, (T,)),
         out=Buffer("out", F32, q_shape),
+        softcap=case.softcap,
     )
 
 
@@ -106,23 +115,59 @@ class Batch:
         return start.copy(), size.copy(), seq.copy()
 
 
+def scales_of(cache: Array) -> Array:
+    """The memory of a cache of i8 as its scales are seen."""
+    return cache.view(np.float16)
+
+
+def put(case: Case, page: Array, slot: int, k: Array, v: Array) -> None:
+    """Write k and v [kv_heads, dim], f32, into a slot of one layer's page [2, kv_heads, ...]."""
+    elements = PAGE * case.dim
+    for which, x in enumerate((k, v)):
+        numbers, scale = rounded(case, x)
+        keys = page[which, :, :elements].reshape(case.kv_heads, case.dim, PAGE)
+        values = page[which, :, :elements].reshape(case.kv_heads, PAGE, case.dim)
+        if which == 0:
+            keys[:, :, slot] = numbers
+        else:
+            values[:, slot] = numbers
+        page[which, :, :elements] = (keys if which == 0 else values).reshape(case.kv_heads, -1)
+        if case.dtype == I8:
+            scales_of(page[which, :, elements:])[:, slot] = scale
+
+
+def rounded(case: Case, x: Array) -> tuple[Array, Array]:
+    """What the cache keeps of x [kv_heads, dim]: (elements, scale of each head)."""
+    if case.dtype != I8:
+        return x.astype(case.dtype.numpy), np.ones(len(x))
+    x = x.astype(np.float32)
+    scale = (np.abs(x).max(axis=1) / np.float32(127)).astype(np.float16)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(scale > 0, np.float32(1) / scale.astype(np.float32), np.float32(0))
+    steps = np.clip(x * inverse[:, None], np.float32(-127), np.float32(127))
+    return np.floor(steps + np.float32(0.5)).astype(np.int8), scale
+
+
 def filled(case: Case, batch: Batch) -> tuple[Array, list[tuple[Array, Array]]]:
     """(cache with NaNs in unused slots, [(k, v) of each sequence, [tokens, kv_heads, dim]])."""
     rng = np.random.default_rng(batch.seed + 1)
     total = int(batch.page_indptr[-1])
-    shape = (total, LAYERS, 2, case.kv_heads, PAGE * case.dim)
-    cache = np.full(shape, np.nan).astype(case.dtype.numpy)
+    shape = (total, LAYERS, 2, case.kv_heads, slots(case))
+    cache = np.full(shape, np.nan if case.dtype.is_float else -1).astype(case.dtype.numpy)
     pairs = []
     for s, length in enumerate(batch.lengths):
-        k, v = rng.normal(0, 1, (2, length, case.kv_heads, case.dim))
-        k, v = k.astype(case.dtype.numpy), v.astype(case.dtype.numpy)
+        k, v = rng.normal(0, 1, (2, length, case.kv_heads, case.dim)).astype(np.float32)
         for token in range(length):
             page = batch.page_table[batch.page_indptr[s] + token // PAGE]
-            slots = cache[page, LAYER_USED]
-            slots[0].reshape(case.kv_heads, case.dim, PAGE)[:, :, token % PAGE] = k[token]
-            slots[1].reshape(case.kv_heads, PAGE, case.dim)[:, token % PAGE] = v[token]
-        pairs.append((k.astype(np.float64), v.astype(np.float64)))
+            put(case, cache[page, LAYER_USED], token % PAGE, k[token], v[token])
+        pairs.append((kept(case, k), kept(case, v)))
     return cache, pairs
+
+
+def kept(case: Case, x: Array) -> Array:
+    """x [tokens, kv_heads, dim] as the cache gives it back, in f64."""
+    numbers, scales = zip(*(rounded(case, token) for token in x), strict=True)
+    return np.stack(numbers).astype(np.float64) * np.stack(scales).astype(np.float64)[..., None]
 
 
 def plain_attention(case: Case, batch: Batch, q: Array, pairs: list[tuple[Array, Array]]) -> Array:
@@ -137,6 +182,8 @@ def plain_attention(case: Case, batch: Batch, q: Array, pairs: list[tuple[Array,
             seen &= (token > position - case.window) | (token < case.sinks)
         for h in range(case.heads):
             scores = k[seen, h // case.group] @ queries[n, h] * case.dim**-0.5
+            if case.softcap:
+                scores = case.softcap * np.tanh(scores / case.softcap)
             weights = np.exp(scores - scores.max())
             out[n, h] = weights @ v[seen, h // case.group] / weights.sum()
     return out.reshape(len(q), -1)

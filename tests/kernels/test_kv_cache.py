@@ -14,16 +14,26 @@ from paged_cache import (
     N,
     cache_buffer,
     filled,
+    put,
+    scales_of,
     spec,
     step_dims,
 )
 
-from sterna.base.dtype import BF16, F16, F32, I32
+from sterna.base.dtype import BF16, F16, F32, I8, I32
 from sterna.ir.expr import Buffer, wrap
 from sterna.ir.loop import PrimFunc
 from sterna.kernels.kv_cache import CacheLayout, StepIndex, kv_append, rope_append
 
-CASES = [Case(1, 8), Case(2, 32, F16), Case(3, 64, BF16), Case(1, 80, F16), Case(2, 128)]
+CASES = [
+    Case(1, 8),
+    Case(2, 32, F16),
+    Case(3, 64, BF16),
+    Case(1, 80, F16),
+    Case(2, 128),
+    Case(2, 64, I8),
+    Case(1, 80, I8),
+]
 TURNED = {8: 8, 32: 32, 64: 32, 80: 80, 128: 128}  # rotary dims of a head dim
 BATCH = Batch((17, 40, 33, 1), (17, 3, 20, 1), seed=5)
 
@@ -39,7 +49,7 @@ def rows(name: str, heads: int, case: Case) -> Buffer:
 
 def append(case: Case) -> PrimFunc:
     k, v = rows("k", case.kv_heads, case), rows("v", case.kv_heads, case)
-    layout = CacheLayout(cache_buffer(case), PAGE, case.dim)
+    layout = CacheLayout.over(cache_buffer(case), PAGE, case.dim)
     return kv_append(f"append_{case.name}", k, v, layout, index(case), DIMS)
 
 
@@ -51,7 +61,7 @@ def rope(case: Case) -> PrimFunc:
     )
     half = wrap(TURNED[case.dim] // 2)
     angles = Buffer("cos", F32, (N, half)), Buffer("sin", F32, (N, half))
-    layout = CacheLayout(cache_buffer(case), PAGE, case.dim)
+    layout = CacheLayout.over(cache_buffer(case), PAGE, case.dim)
     out = rows("out", case.heads, case)
     return rope_append(f"rope_{case.name}", qkv, angles, out, layout, index(case), DIMS)
 
@@ -66,9 +76,7 @@ def written(case: Case, cache: Array, k: Array, v: Array) -> Array:
     cache = cache.copy()
     for n, (position, s) in enumerate(zip(BATCH.positions, BATCH.seq_ids, strict=True)):
         page = BATCH.page_table[BATCH.page_indptr[s] + position // PAGE]
-        slots = cache[page, LAYER_USED]
-        slots[0].reshape(case.kv_heads, case.dim, PAGE)[:, :, position % PAGE] = k[n]
-        slots[1].reshape(case.kv_heads, PAGE, case.dim)[:, position % PAGE] = v[n]
+        put(case, cache[page, LAYER_USED], position % PAGE, k[n], v[n])
     return cache
 
 
@@ -78,6 +86,20 @@ def rotated(x: Array, cosine: Array, sine: Array) -> Array:
     c, s = cosine[:, None], sine[:, None]
     low, high = x[..., :half], x[..., half : 2 * half]
     return np.concatenate([low * c - high * s, high * c + low * s, x[..., 2 * half :]], axis=-1)
+
+
+def held(case: Case, cache: Array) -> list[Array]:
+    """What the kernel's parameters of the cache are given: apart, for the harness copies each."""
+    return [cache] if case.dtype != I8 else [cache, scales_of(cache).copy()]
+
+
+def together(case: Case, parts: list[Array]) -> Array:
+    """Numbers of the one, scales of the other."""
+    if case.dtype != I8:
+        return parts[0]
+    whole, elements = parts[0].copy(), PAGE * case.dim
+    whole[..., elements:] = parts[1].view(np.int8)[..., elements:]
+    return whole
 
 
 def same_bits(a: Array, b: Array) -> bool:
@@ -92,9 +114,10 @@ def test_kv_append(library: KernelLibrary, case: Case) -> None:
     expected = written(case, cache, k, v)
     func = library.funcs[f"append_{case.name}"]
     where = (BATCH.positions, BATCH.seq_ids, BATCH.page_indptr, BATCH.page_table)
-    values = (k.reshape(len(k), -1), v.reshape(len(v), -1), cache, *where)
+    parts = held(case, cache)
+    values = (k.reshape(len(k), -1), v.reshape(len(v), -1), *parts, *where)
     library.run(func.name, dict(zip(func.params, values, strict=True)), step_dims(BATCH, 1))
-    assert same_bits(cache, expected)
+    assert same_bits(together(case, parts), expected)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -111,7 +134,8 @@ def test_rope_append(library: KernelLibrary, case: Case) -> None:
     func = library.funcs[f"rope_{case.name}"]
     where = (BATCH.positions, BATCH.seq_ids, BATCH.page_indptr, BATCH.page_table)
     flat = (x.reshape(count, -1) for x in (q, k, v))
-    values = (*flat, cosine, sine, cache, *where, out)
+    parts = held(case, cache)
+    values = (*flat, cosine, sine, *parts, *where, out)
     library.run(func.name, dict(zip(func.params, values, strict=True)), step_dims(BATCH, 1))
     assert same_bits(out, rotated(q, cosine, sine).reshape(count, -1))
-    assert same_bits(cache, expected)
+    assert same_bits(together(case, parts), expected)

@@ -149,7 +149,10 @@ class Entry(_Record, frozen=True):
 
 
 class KVCache(_Record, frozen=True):
-    """The paged key/value cache: `page_size` tokens a page, the same pages in every layer."""
+    """The paged key/value cache: `page_size` tokens a page, the same pages in every layer.
+
+    `dtype` is f32, f16, bf16, or q8: numbers of 8 bits, with an f16 scale for each token and head.
+    """
 
     layers: int
     kv_heads: int

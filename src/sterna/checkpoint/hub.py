@@ -1,7 +1,7 @@
-"""Where a model is: a local folder, or `HF://user/repo[:revision]`, fetched into the hub's cache.
+"""Where a model is: a local folder or GGUF file, or `HF://user/repo[:revision]`, fetched.
 
-In: what the user typed. Out: a folder on this machine. The cache, the token and the offline switch
-are huggingface_hub's own; pickles and repositories' subfolders are never fetched.
+In: what the user typed. Out: a folder or a GGUF file on this machine. The cache, the token and the
+offline switch are huggingface_hub's own; pickles and repositories' subfolders are never fetched.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _UNWANTED = ["*/*", "consolidated*.safetensors", "adapter_*", "optimizer*"]
 
 
 def resolve(model: str) -> Path:
-    """Return the folder that `model` names, downloading it first if it is on the hub.
+    """Return the folder or GGUF file that `model` names, downloading it first if on the hub.
 
     Raises UsageError for a name that is neither, CheckpointError when the hub cannot give it.
     """
@@ -33,11 +33,13 @@ def resolve(model: str) -> Path:
         recover(folder.resolve())
         if folder.is_dir():
             return folder
+        if folder.suffix == ".gguf" and folder.is_file():
+            return folder
         exists = folder.exists()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, no such ~user
         raise UsageError(f"{model[:200]!r} is not a folder that can be read: {error}") from error
     if exists:
-        raise UsageError(f"{model} is a file; give the model's folder")
+        raise UsageError(f"{model} is a file; give the model's folder, or a *.gguf file")
     if _REPO.fullmatch(model):
         raise UsageError(f"there is no folder {model}; for the hub's model write {SCHEME}{model}")
     raise UsageError(f"there is no folder {model}; give a model folder or {SCHEME}user/repo")

@@ -42,7 +42,8 @@ _RUN_OPTIONS = frozenset(
 class ModelFolder:
     """An opened model. `config` has Hugging Face's keys; `tensors` have MLC's names.
 
-    `tensors` is empty where the weights were not asked for.
+    `tensors` is empty where the weights were not asked for; `recipe` says which scheme each weight
+    has where the quantization's name does not.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class ModelFolder:
     quantization: str
     fingerprint: str
     tensors: Mapping[str, TensorRef]
+    recipe: dict[str, Any] | None = None
 
 
 def open_model(folder: Path, *, weights: bool = True) -> ModelFolder:
@@ -77,7 +79,10 @@ def open_model(folder: Path, *, weights: bool = True) -> ModelFolder:
         config = _huggingface_config(chat_config, model_type, source)
         fingerprint = digest({"quantization": quantization, "config": config})
     tensors = read_mlc_folder(folder).tensors if weights else MappingProxyType({})
-    return ModelFolder(folder, chat_config, config, model_type, quantization, fingerprint, tensors)
+    recipe = field(sterna, "recipe", dict, source) if "recipe" in sterna else None
+    return ModelFolder(
+        folder, chat_config, config, model_type, quantization, fingerprint, tensors, recipe
+    )
 
 
 def read_sterna(folder: Path) -> dict[str, Any]:

@@ -95,7 +95,12 @@ def number(kind: type) -> Any:
 
 def _add_flag(group: Group, name: str, kind: type, help: str, default: Any) -> None:
     flag, help = f"--{name.replace('_', '-')}", help.replace("%", "%%")
-    if kind is bool:
+    if kind is bool and default:
+        help = f"do not {help}"
+        group.add_argument(
+            f"--no-{flag[2:]}", dest=name, action="store_const", const=False, help=help
+        )
+    elif kind is bool:
         group.add_argument(flag, dest=name, action="store_const", const=True, help=help)
     elif issubclass(kind, Enum):
         choices = [member.value for member in kind]
@@ -103,6 +108,8 @@ def _add_flag(group: Group, name: str, kind: type, help: str, default: Any) -> N
     elif isinstance(default, int | float) or kind in (int, float):
         metavar = "N" if kind is int else "X"
         group.add_argument(flag, dest=name, type=number(kind), metavar=metavar, help=help)
+    elif default is None:
+        group.add_argument(flag, dest=name, metavar="TEXT", help=help)
     else:  # texts, as many as the user likes
         group.add_argument(flag, dest=name, action="append", metavar="TEXT", help=help)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from sterna.base.errors import UsageError
 from sterna.base.target import EXAMPLES, parse_target
@@ -51,6 +52,12 @@ def add(verbs: Subparsers) -> None:
     )
     parser.add_argument("-o", "--output", metavar="LIB", help="the library to write")
     parser.add_argument(
+        "--kv-dtype",
+        choices=("f16", "q8"),
+        help="what the KV cache keeps: 16 bits, or 8 and a scale for each token and head "
+        "(default: what the quantization computes in)",
+    )
+    parser.add_argument(
         "--debug-dump", metavar="DIR", help="write every phase as text, schedules and C sources"
     )
     parser.add_argument(
@@ -67,7 +74,11 @@ def run(args: argparse.Namespace) -> int:
     output, target = output_of(args), parse_target(args.target)
     if output.is_dir():
         raise UsageError(f"--output {output} is a folder; name the library to write")
-    overrides = parse_overrides(args.overrides)
+    settings: dict[str, Any] = {
+        **parse_overrides(args.overrides),
+        "kv_dtype": args.kv_dtype,
+        "activations": args.activations,
+    }
     from sterna.checkpoint.model_folder import open_model
     from sterna.compiler import CompileOptions, compile_model
 
@@ -83,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             folder,
             target,
             output,
-            options=CompileOptions(**overrides, activations=args.activations),
+            options=CompileOptions(**settings),
             debug_dump=dump,
             progress=lambda text: report("compile", text, 0, 0),
         )

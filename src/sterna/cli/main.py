@@ -16,6 +16,7 @@ from types import ModuleType
 from sterna.base.errors import Error, UsageError
 from sterna.base.version import __version__
 from sterna.cli import (
+    bench,
     cache,
     chat,
     compile,
@@ -33,6 +34,7 @@ VERBS: dict[str, ModuleType] = {
     "chat": chat,
     "generate": generate,
     "serve": serve,
+    "bench": bench,
     "convert_weight": convert_weight,
     "gen_config": gen_config,
     "compile": compile,

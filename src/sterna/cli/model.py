@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -20,18 +21,17 @@ if TYPE_CHECKING:
 
 _ELSEWHERE = ("logit_bias", "logprobs", "top_logprobs", "n")  # for programs: not one answer's text
 SAMPLING = tuple(o.name for o in fields(SamplingOptions) if o.name not in _ELSEWHERE)
-ENGINE = (
-    "mode",
-    "max_num_sequence",
-    "max_total_tokens",
-    "context_window_size",
-    "prefill_chunk_size",
-    "threads",
-)
+ENGINE = tuple(option.name for option in fields(EngineOptions))
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """--model-lib, --device, --quantization, and a group each for sampling and engine options."""
+    """Those of `add_engine_flags`, and a group for sampling options."""
+    add_option_flags(parser.add_argument_group("sampling"), SamplingOptions, SAMPLING)
+    add_engine_flags(parser, ENGINE)
+
+
+def add_engine_flags(parser: argparse.ArgumentParser, options: Iterable[str]) -> None:
+    """--model-lib, --device, --quantization, and a group for these engine options."""
     parser.add_argument(
         "--model-lib",
         metavar="LIB",
@@ -43,8 +43,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="for a model that is not converted yet (default: chosen for the model)",
     )
     parser.add_argument("--device", default="auto", help="where to run (default: auto)")
-    add_option_flags(parser.add_argument_group("sampling"), SamplingOptions, SAMPLING)
-    add_option_flags(parser.add_argument_group("engine"), EngineOptions, ENGINE)
+    add_option_flags(parser.add_argument_group("engine"), EngineOptions, options)
 
 
 def sampling(args: argparse.Namespace) -> dict[str, object]:
@@ -66,7 +65,8 @@ def open_engine(args: argparse.Namespace) -> Engine:
         located = locate(
             args.model, args.model_lib, quantization=args.quantization, progress=report
         )
-    return Engine(resolve=lambda *_: located, options=options)
+        draft = locate(options.draft_model, progress=report) if options.draft_model else located
+    return Engine(resolve=lambda name, *_: draft if name else located, options=options)
 
 
 def prompt_text(given: str | None) -> str:

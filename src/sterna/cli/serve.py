@@ -165,7 +165,10 @@ def _load(
 
     with shown() as report:
         located = locate(model, args.model_lib, quantization=args.quantization, progress=report)
-    return AsyncEngine(resolve=lambda *_: located, options=options, name=name)
+        draft = locate(options.draft_model, progress=report) if options.draft_model else located
+    return AsyncEngine(
+        resolve=lambda model, *_: draft if model else located, options=options, name=name
+    )
 
 
 def _named(text: str) -> tuple[str | None, str]:

@@ -13,9 +13,13 @@ CONFIG = "mlc-chat-config.json"
 def add_source_flags(parser: argparse.ArgumentParser) -> None:
     """SOURCE or --source, --model-type, --quantization, --output."""
     parser.add_argument("model", metavar="SOURCE", nargs="?", help="the same as --source")
-    parser.add_argument("--source", help="a Hugging Face folder or HF://user/repo")
+    parser.add_argument("--source", help="a Hugging Face folder, a GGUF file or HF://user/repo")
     parser.add_argument("--model-type", help="the model's family (default: what config.json says)")
-    parser.add_argument("--quantization", metavar="SCHEME", help="default: chosen for the model")
+    parser.add_argument(
+        "--quantization",
+        metavar="SCHEME",
+        help="or 'stored' to keep weights as they are; default: chosen for the model",
+    )
     parser.add_argument("-o", "--output", metavar="FOLDER", help="the model folder to write")
 
 
@@ -45,7 +49,10 @@ def quantization_of(args: argparse.Namespace, source: Path, output: Path) -> str
     if args.quantization:
         return str(args.quantization)
     from sterna.checkpoint.model_folder import read_sterna
-    from sterna.jit import default_quantization
+    from sterna.convert import STORED, default_quantization
 
-    found = read_sterna(output).get("quantization")
-    return found if isinstance(found, str) else default_quantization(source)
+    found = read_sterna(output)
+    if "recipe" in found:
+        return STORED
+    named = found.get("quantization")
+    return named if isinstance(named, str) else default_quantization(source)

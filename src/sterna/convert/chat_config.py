@@ -179,7 +179,7 @@ def _chat_config(
     return {
         "version": "0.1.0",
         "model_type": model.model_type,
-        "quantization": model.scheme.name,
+        "quantization": model.quantization.name,
         "model_config": _model_config(model, sizes),
         "vocab_size": vocab_size,
         "context_window_size": sizes.context,

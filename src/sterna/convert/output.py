@@ -18,6 +18,8 @@ from sterna.checkpoint.mlc_index import INDEX, OLD_INDEX
 from sterna.checkpoint.model_folder import FORMAT, STERNA, read_sterna
 from sterna.convert.source import Source
 from sterna.models.params import fingerprint
+from sterna.quantize.recipe import recipe_json
+from sterna.quantize.scheme import Scheme
 
 # The part of the folder that each command writes besides sterna.json's own keys.
 WEIGHT_KEYS = ("weights", "receipt")
@@ -60,7 +62,10 @@ def _not_ours(output: Path, names: list[str]) -> str:
 
 
 def _difference(found: dict[str, Any], source: Source) -> str | None:
-    for key, wanted in (("quantization", source.scheme.name), ("model_type", source.model_type)):
+    for key, wanted in (
+        ("quantization", source.quantization.name),
+        ("model_type", source.model_type),
+    ):
         if found.get(key) != wanted:
             return f"its {key} is {found.get(key)!r}, not {wanted!r}"
     config = found.get("config")
@@ -75,6 +80,12 @@ def _difference(found: dict[str, Any], source: Source) -> str | None:
     return None
 
 
+def _recipe(source: Source) -> dict[str, Any]:
+    """Which scheme each weight has, where one name does not say it."""
+    recipe = source.quantization
+    return {} if isinstance(recipe, Scheme) else {"recipe": recipe_json(recipe)}
+
+
 def sterna_json(source: Source, found: dict[str, Any], own: dict[str, Any]) -> bytes:
     """The whole `sterna.json`: who the model is, `own` keys, and what the other command left."""
     kept = {key: found[key] for key in (*CONFIG_KEYS, *WEIGHT_KEYS) if key in found}
@@ -83,8 +94,9 @@ def sterna_json(source: Source, found: dict[str, Any], own: dict[str, Any]) -> b
         "format": FORMAT,
         "sterna": __version__,
         "model_type": source.model_type,
-        "quantization": source.scheme.name,
-        "fingerprint": fingerprint({**source.effective, **parts["overrides"]}, source.scheme),
+        "quantization": source.quantization.name,
+        "fingerprint": fingerprint({**source.effective, **parts["overrides"]}, source.quantization),
+        **_recipe(source),
         "config": source.config,
         "generation_config": source.generation_config,
         **parts,

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from sterna.base.dtype import F32
 from sterna.checkpoint.mlc import encode_bf16
-from sterna.checkpoint.tensor import TensorRef
+from sterna.convert.stored import StoredTensor
 from sterna.convert.tensors import Planned
 from sterna.models.params import StoredWeight
 from sterna.quantize.pack import quantize
@@ -32,11 +33,12 @@ MAX_THREADS = 4  # beyond that the memory's bandwidth is the limit
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Rows of one source tensor; `first` is where they lie in the stored weight."""
+    """Rows of one source tensor; `at` is where they lie in the stored weight."""
 
-    name: str
-    ref: TensorRef
+    tensor: StoredTensor
     first: int
+    last: int
+    at: int
 
 
 def pack_rows(planned: Planned, *, f32_as_bf16: bool) -> tuple[dict[str, Array], ErrorSum]:
@@ -49,11 +51,16 @@ def pack_rows(planned: Planned, *, f32_as_bf16: bool) -> tuple[dict[str, Array],
     out = {part: np.empty(shape, dtype.numpy) for part, (shape, dtype) in weight.parts.items()}
 
     def pack(block: _Block) -> ErrorSum:
-        values = block.ref.read()
-        packed = quantize(values, weight.scheme, name=f"{block.name} in {block.ref.path}")
+        index = _index(weight, slice(block.at, block.at + block.last - block.first))
+        if block.tensor.scheme is not None and block.tensor.scheme == weight.scheme:
+            for key, stored in block.tensor.read(block.first, block.last).items():
+                out[key][... if key == "q_group" else index] = stored
+            return ErrorSum(count=(block.last - block.first) * prod(block.tensor.shape[1:]))
+        values = block.tensor.values(block.first, block.last)
+        source = f"{block.tensor.name} in {block.tensor.path}"
+        packed = quantize(values, weight.scheme, name=source)
         if f32_as_bf16 and not weight.scheme.is_quantized and weight.scheme.compute == F32:
             packed = {"weight": _cut(packed["weight"])}
-        index = _index(weight, slice(block.first, block.first + len(values)))
         for part, array in zip(out.values(), packed.values(), strict=True):
             part[index] = array
         return measure(values, packed, weight.scheme)
@@ -78,11 +85,11 @@ def _in_order(pack: Callable[[_Block], ErrorSum], blocks: list[_Block]) -> Itera
 
 def _blocks(planned: Planned) -> Iterator[_Block]:
     start = 0
-    for name, ref in zip(planned.weight.sources, planned.refs, strict=True):
-        rows = ref.shape[0]
-        step = max(1, BLOCK_BYTES * rows // max(1, ref.nbytes))
+    for tensor in planned.tensors:
+        rows = tensor.shape[0]
+        step = rows if tensor.whole else max(1, BLOCK_BYTES * rows // max(1, tensor.nbytes))
         for first in range(0, rows, step):
-            yield _Block(name, ref.rows(first, min(first + step, rows)), start + first)
+            yield _Block(tensor, first, min(first + step, rows), start + first)
         start += rows
 
 

@@ -1,4 +1,4 @@
-"""What is converted: a Hugging Face folder whose config a family understands.
+"""What is converted: a Hugging Face folder or a GGUF file whose config a family understands.
 
 In: the folder and the options `--quantization` and `--model-type`. Out: Source, read and checked
 but for its tensors, which `tensors.py` holds against the config.
@@ -15,26 +15,41 @@ from sterna.base.errors import CheckpointError, UsageError
 from sterna.checkpoint.config import read_config, read_errors, read_generation_config
 from sterna.checkpoint.folder import TOKENIZER_FILES
 from sterna.checkpoint.mlc_index import INDEX, OLD_INDEX
+from sterna.convert.gguf_folder import source_folder
+from sterna.convert.open_tensors import STORAGE_KEYS, format_name, is_quantized, open_tensors
+from sterna.convert.stored import Tensors, as_stored, plain_base
+from sterna.quantize.recipe import Quantization
 from sterna.quantize.scheme import SCHEMES, Scheme, scheme
+
+STORED = "stored"  # the quantization that keeps weights as the source has them
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model to convert. `config` is its config.json as it stands.
+    """A model to convert. `config` is its config.json, but for how its weights are stored.
 
     `effective` is what is computed with: the same with the model type that was asked for.
+    `storage` is what config.json says of stored weights; `tensors` are the weights where they had
+    to be opened to know the quantization.
     """
 
     folder: Path
     config: dict[str, Any]
     generation_config: dict[str, Any]
     model_type: str
-    scheme: Scheme
+    quantization: Quantization
     tokenizer_files: tuple[str, ...]
+    storage: dict[str, Any]
+    opened: Tensors | None = None
 
     @property
     def effective(self) -> dict[str, Any]:
         return {**self.config, "model_type": self.model_type}
+
+    @property
+    def tensors(self) -> Tensors:
+        """The weights as they are stored."""
+        return open_tensors(self.folder, self.storage) if self.opened is None else self.opened
 
 
 def read_source(folder: Path, quantization: str, model_type: str | None) -> Source:
@@ -43,18 +58,51 @@ def read_source(folder: Path, quantization: str, model_type: str | None) -> Sour
     Raises UsageError for options that make no sense, CheckpointError for a folder that is no model
     and UnsupportedModel for one outside this version.
     """
-    wanted = _writable(quantization)
-    folder = Path(folder)
+    wanted = None if quantization == STORED else _writable(quantization)
+    folder = source_folder(Path(folder))
     with read_errors(folder):
         _refuse_converted(folder)
         config = read_config(folder)
+        storage = {key: config.pop(key) for key in STORAGE_KEYS if key in config}
         generation_config = read_generation_config(folder)
         files = tuple(name for name in TOKENIZER_FILES if (folder / name).is_file())
+    tensors = None if wanted else open_tensors(folder, storage)
     source = Source(
-        folder, config, generation_config, _model_type(config, model_type), wanted, files
+        folder,
+        config,
+        generation_config,
+        _model_type(config, model_type),
+        wanted or _kept(format_name(folder, storage), tensors or {}),
+        files,
+        storage,
+        tensors,
     )
     models.family(source.effective).read_config(source.effective)
     return source
+
+
+def default_quantization(named: Path) -> str:
+    """What a source is converted to where nobody says: kept if it is quantized, else 4 bits.
+
+    4 bits only where their groups of 32 fill every row of the model; else float16.
+    """
+    folder = source_folder(named)
+    config = read_config(folder)
+    if is_quantized(folder, config):
+        return STORED
+    rows = [config.get("hidden_size"), config.get("intermediate_size")]
+    group = SCHEMES["q4f16_1"].group
+    fits = all(isinstance(size, int) and size % group == 0 for size in rows)
+    return "q4f16_1" if fits else "q0f16"
+
+
+def _kept(name: str, tensors: Tensors) -> Quantization:
+    """The recipe of the weights as they are; a scheme where they are plain and all of one dtype."""
+    schemes = {tensor.own_scheme for tensor in tensors.values()}
+    (first, *others) = schemes or {None}
+    if first is not None and not others and not first.is_quantized:
+        return first
+    return as_stored(name, tensors, plain_base(tensors))
 
 
 def _writable(quantization: str) -> Scheme:
@@ -62,7 +110,7 @@ def _writable(quantization: str) -> Scheme:
     if quantization not in SCHEMES:
         raise UsageError(
             f"quantization {quantization!r} is MLC's, which Sterna reads but does not write; "
-            f"possible: {', '.join(SCHEMES)}"
+            f"possible: {', '.join(SCHEMES)}, and {STORED!r} to keep weights as they are"
         )
     return wanted
 

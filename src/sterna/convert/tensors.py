@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sterna.base.errors import MissingTensor, ShapeMismatch, UnexpectedTensor
-from sterna.checkpoint.tensor import TensorRef
 from sterna.convert.source import Source
+from sterna.convert.stored import StoredTensor, Tensors, check_float
 from sterna.models.params import StoredWeight, is_ignored, stored_weights, tied_head
 
 
@@ -20,11 +20,11 @@ class Planned:
     """A weight to store and the tensors it is stacked from, in order."""
 
     weight: StoredWeight
-    refs: tuple[TensorRef, ...]
+    tensors: tuple[StoredTensor, ...]
 
     @property
     def source_bytes(self) -> int:
-        return sum(ref.nbytes for ref in self.refs)
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,13 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def plan(source: Source, tensors: Mapping[str, TensorRef]) -> Plan:
+def plan(source: Source, tensors: Tensors) -> Plan:
     """Match a checkpoint with the model that its config describes.
 
     Raises MissingTensor, UnexpectedTensor, and ShapeMismatch for a shape or an element type that
     does not fit.
     """
-    weights = stored_weights(source.effective, source.scheme)
+    weights = stored_weights(source.effective, source.quantization)
     found, notes = _untied(source, tensors)
     expected = {
         name: shape
@@ -53,12 +53,21 @@ def plan(source: Source, tensors: Mapping[str, TensorRef]) -> Plan:
     for name, shape in expected.items():
         _check_shape(found[name], name, shape)
     matched = (Planned(weight, tuple(found[name] for name in weight.sources)) for weight in weights)
-    return Plan(tuple(matched), notes)
+    return Plan(tuple(matched), (*notes, *_twice(source, found, expected)))
 
 
-def _untied(
-    source: Source, tensors: Mapping[str, TensorRef]
-) -> tuple[dict[str, TensorRef], tuple[str, ...]]:
+def _twice(source: Source, found: Tensors, expected: Mapping[str, object]) -> tuple[str, ...]:
+    """A note where weights that were quantized before are quantized again."""
+    again = [name for name in expected if found[name].scheme is not None]
+    if not again or source.opened is not None:
+        return ()
+    return (
+        f"{again[0]}{_and_more(again)} was quantized before, so its accuracy is lost twice; "
+        "quantization 'stored' keeps it as it is",
+    )
+
+
+def _untied(source: Source, tensors: Tensors) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
     """A tied pair is one tensor: take it under either name, and the embedding where both are."""
     found = dict(tensors)
     pair = tied_head(source.effective)
@@ -98,16 +107,12 @@ def _check_read(
         )
 
 
-def _check_shape(ref: TensorRef, name: str, shape: tuple[int, ...]) -> None:
-    if not ref.dtype.is_float:
+def _check_shape(tensor: StoredTensor, name: str, shape: tuple[int, ...]) -> None:
+    check_float(tensor)
+    if tensor.shape != shape:
         raise ShapeMismatch(
-            f"the tensor {name} in {ref.path} has dtype {ref.dtype}; only f16, bf16, f32 and f64 "
-            "weights can be converted"
-        )
-    if ref.shape != shape:
-        raise ShapeMismatch(
-            f"the tensor {name} in {ref.path} has shape {list(ref.shape)}, but config.json calls "
-            f"for {list(shape)}"
+            f"the tensor {name} in {tensor.path} has shape {list(tensor.shape)}, but config.json "
+            f"calls for {list(shape)}"
         )
 
 

@@ -1,8 +1,8 @@
 """`convert_weight`: quantize a checkpoint into a model folder, one stored weight at a time.
 
-In: a Hugging Face folder. Out: the weights' part of a converted model, swapped in whole, and the
-receipt. Everything that can be known from headers is checked before the first byte is written; the
-folder's other part, which `gen_config` writes, is kept.
+In: a Hugging Face folder or a GGUF file. Out: the weights' part of a converted model, swapped in
+whole, and the receipt. Everything that can be known from headers is checked before the first byte
+is written; the folder's other part, which `gen_config` writes, is kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sterna.base.dtype import F32, DType
-from sterna.checkpoint.folder import TOKENIZER_FILES, open_checkpoint
+from sterna.checkpoint.folder import TOKENIZER_FILES
 from sterna.checkpoint.mlc import CONFIG, MlcWriter
 from sterna.checkpoint.model_folder import STERNA
 from sterna.convert.output import found_in, sterna_json
@@ -21,6 +21,7 @@ from sterna.convert.receipt import Receipt, WeightReceipt, make_receipt, receipt
 from sterna.convert.source import read_source
 from sterna.convert.tensors import Planned, plan
 from sterna.quantize.report import ErrorSum
+from sterna.quantize.scheme import Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def convert_weight(
     model_type: str | None = None,
     progress: Callable[[ConvertProgress], None] | None = None,
 ) -> Receipt:
-    """Quantize the weights of a Hugging Face folder into `output`; return the receipt.
+    """Quantize the weights of a source into `output`, or keep them as they are ("stored").
 
     `output` must be new, empty, or hold this very model, whose weights are then replaced at one
     stroke. Beside a stored weight, a few tens of megabytes are in memory. float32 tensors of
@@ -51,17 +52,17 @@ def convert_weight(
     a checkpoint that is not what its config says, and CheckpointError when the disk refuses.
     """
     model = read_source(Path(source), quantization, model_type)
-    todo = plan(model, open_checkpoint(model.folder).tensors)
+    todo = plan(model, model.tensors)
     output = Path(output).resolve()
     found = found_in(output, model)
-    short = model.scheme.is_quantized
+    short = isinstance(model.quantization, Scheme) and model.quantization.is_quantized
     with MlcWriter(output, f32_as_bf16=short) as out:
         done: list[tuple[WeightReceipt, ErrorSum]] = []
         report = _reporter(todo.weights, progress)
         for planned in todo.weights:
             done.append(_convert(planned, out, short))
             report(planned)
-        receipt = make_receipt(model.model_type, model.scheme.name, done, todo.notes)
+        receipt = make_receipt(model.model_type, model.quantization.name, done, todo.notes)
         own = {
             "weights": {"shards": [asdict(shard) for shard in out.finish_shards()]},
             "receipt": receipt_json(receipt),

@@ -43,7 +43,8 @@ class _Part(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A part of a request; a field that it does not have is an error."""
 
 
-class TextPart(_Part, tag_field="type", tag="text"):
+class TextPart(_Part):
+    type: Literal["text"]
     text: str
 
 
@@ -57,7 +58,8 @@ class FunctionArguments(_Part):
     arguments: str
 
 
-class AssistantToolCall(_Part, tag_field="type", tag="function"):
+class AssistantToolCall(_Part):
+    type: Literal["function"]
     id: str
     function: FunctionArguments
 
@@ -112,7 +114,8 @@ class FunctionDefinition(_Part):
     strict: bool | None = None
 
 
-class Tool(_Part, tag_field="type", tag="function"):
+class Tool(_Part):
+    type: Literal["function"]
     function: FunctionDefinition
 
 
@@ -124,9 +127,14 @@ class NamedTool(_Part, tag_field="type", tag="function"):
     function: NamedFunction
 
 
+class AllowedTool(_Part):
+    type: Literal["function"]
+    function: NamedFunction
+
+
 class AllowedTools(_Part):
     mode: Literal["auto", "required"]
-    tools: Annotated[list[NamedTool], Meta(min_length=1, max_length=MAX_TOOLS)]
+    tools: Annotated[list[AllowedTool], Meta(min_length=1, max_length=MAX_TOOLS)]
 
 
 class AllowedToolsChoice(_Part, tag_field="type", tag="allowed_tools"):

@@ -14,12 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
+from sterna.base.artifact import Manifest
 from sterna.engine import prepare
 from sterna.engine.api import ChatCompletion, ChatCompletionChunk, Completion
 from sterna.engine.core import Core
 from sterna.engine.draft_model import DraftModel
 from sterna.engine.generation import Event
-from sterna.engine.limits import draft_limits, plan
+from sterna.engine.limits import Limits, draft_limits, plan
 from sterna.engine.loader import Resolve, check_device, identity, load, load_draft
 from sterna.engine.mailbox import Mailboxes
 from sterna.engine.metrics import Histogram, Histograms
@@ -125,6 +126,16 @@ class _Model:
     @property
     def tokenizer(self) -> Tokenizer:
         return self._parts.tokenizer
+
+    @property
+    def limits(self) -> Limits:
+        """What was decided when the engine started: the most of everything."""
+        return self._parts.limits
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the loaded library says of itself."""
+        return self._parts.executable.manifest
 
     @property
     def failure(self) -> Exception | None:

@@ -212,7 +212,7 @@ class Constraint:
         allowed = np.unpackbits(bits, bitorder="little")[: self._grammar.vocabulary].astype(
             np.bool_
         )
-        if not allowed.any():
+        if self._matcher.is_error() or not allowed.any():
             self._fail()
         return allowed
 

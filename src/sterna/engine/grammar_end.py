@@ -14,14 +14,19 @@ import llguidance
 
 LONGEST = 192  # tokens of a path
 _CLOSERS = ('"', "}", "]", "</think>", '"}', "0", "1", "null", "true", " ", "\n", "a")
+_CONTINUED = (0x80, 0x90, 0xA0)  # one of them may follow any byte that a character begins with
 _BRANCHES = 24  # looked at in each step
 
 
 def closers(words: llguidance.LLTokenizer, tokens: Sequence[bytes]) -> tuple[tuple[int, ...], ...]:
-    """What to try, in order: texts that end things, then all tokens of one printable character."""
+    """What to try, in order: texts that end things, then tokens of one byte, printable ones first.
+
+    Bytes that go on a character come last: they end one that is begun.
+    """
     first = [tuple(words.tokenize_str(text)) for text in _CLOSERS]
-    single = [(i,) for i, token in enumerate(tokens) if len(token) == 1 and 32 <= token[0] < 127]
-    return tuple(dict.fromkeys(path for path in (*first, *single) if path))
+    single = {token[0]: (i,) for i, token in enumerate(tokens) if len(token) == 1}
+    order = (*range(32, 127), *_CONTINUED)
+    return tuple(dict.fromkeys([p for p in first if p] + [single[b] for b in order if b in single]))
 
 
 def way_out(

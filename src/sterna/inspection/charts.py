@@ -7,27 +7,17 @@ mark has a title, which a browser shows under the pointer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from html import escape
 from math import ceil, floor, log10, prod
 
 from sterna.base.artifact import Entry, Launch, Manifest
 from sterna.base.dtype import dtype
+from sterna.inspection import drawing
 from sterna.inspection.costs import KernelCost, StepCost
-from sterna.inspection.document import decimal, one_line, size
+from sterna.inspection.document import decimal, size
 from sterna.inspection.peaks import Peaks
 from sterna.inspection.weights import GROUPS, Weight, split
 from sterna.runtime.memory import MemoryPlan, largest_shape
 
-WIDTH = 900
-_COLOURS = (
-    "#1f6f8b",
-    "#d1603d",
-    "#5b8c5a",
-    "#8a5a9e",
-    "#b8892b",
-    "#6b7280",
-)  # of entries, purposes
-_INK, _SOFT, _GRID = "#1c2733", "#5f6b7a", "#e3e8ee"
 _MAX_BUFFERS = 400
 _NAMED_SHARE = 0.02  # of a step: smaller circles have no number, only a title
 
@@ -40,11 +30,11 @@ def roofline(costs: tuple[StepCost, ...], peaks: Peaks) -> str:
     x0, x1 = floor(log10(min(intensities)) - 0.2), ceil(log10(max(intensities)) + 0.2)
     lowest = peaks.bandwidth * 10.0**x0
     y0, y1 = floor(log10(lowest)), ceil(log10(peaks.flops) + 0.1)
-    plot = _Plot(70, 30, WIDTH - 90, 400, (x0, x1), (y0, y1))
+    plot = _Plot(70, 30, drawing.WIDTH - 90, 400, (x0, x1), (y0, y1))
     marks = [*_axes(plot, "FLOP/byte", "FLOP/s"), _roof(plot, peaks)]
     marks += _points(plot, costs, drawn, peaks)
-    marks += _legend(((cost.entry.name, i) for i, cost in enumerate(costs)), 90, 50)
-    return _svg(480, marks)
+    marks += drawing.legend(((cost.entry.name, i) for i, cost in enumerate(costs)), 90, 50)
+    return drawing.picture(480, marks)
 
 
 def memory_bars(manifest: Manifest, empty: MemoryPlan) -> str:
@@ -62,8 +52,8 @@ def memory_bars(manifest: Manifest, empty: MemoryPlan) -> str:
     marks: list[str] = []
     for row, (label, parts) in enumerate(bars):
         marks += _stacked(40 + 34 * row, label, parts, longest)
-    marks += _legend(zip(names, range(3), strict=True), 130, 14)
-    return _svg(50 + 34 * len(bars), marks)
+    marks += drawing.legend(zip(names, range(3), strict=True), 130, 14)
+    return drawing.picture(50 + 34 * len(bars), marks)
 
 
 def weight_bars(weights: list[Weight]) -> str:
@@ -73,14 +63,16 @@ def weight_bars(weights: list[Weight]) -> str:
     longest = max((max(stored, fp16) for _, stored, fp16 in bars), default=0) or 1
     marks: list[str] = []
     for row, (group, stored, fp16) in enumerate(bars):
-        y, scale = 10 + 34 * row, (WIDTH - 330) / longest
+        y, scale = 10 + 34 * row, (drawing.WIDTH - 330) / longest
         title = f"{group}: {size(stored)}, in fp16 {size(fp16)}"
-        marks.append(_text(120, y + 17, group, anchor="end"))
-        marks.append(_rect(130, y + 4, stored * scale, 18, _COLOURS[0], title))
-        marks.append(_outline(130, y, fp16 * scale, 26, title))
+        marks.append(drawing.text(120, y + 17, group, anchor="end"))
+        marks.append(drawing.rect(130, y + 4, stored * scale, 18, drawing.COLOURS[0], title))
+        marks.append(drawing.outline(130, y, fp16 * scale, 26, title))
         end = 138 + max(stored, fp16) * scale
-        marks.append(_text(end, y + 17, f"{size(stored)} of {size(fp16)}", colour=_SOFT))
-    return _svg(20 + 34 * len(bars), marks)
+        marks.append(
+            drawing.text(end, y + 17, f"{size(stored)} of {size(fp16)}", colour=drawing.SOFT)
+        )
+    return drawing.picture(20 + 34 * len(bars), marks)
 
 
 def arena_map(entry: Entry) -> str:
@@ -89,22 +81,32 @@ def arena_map(entry: Entry) -> str:
     buffers = [buffer for buffer in entry.arena if buffer.name in lives][:_MAX_BUFFERS]
     steps = 1 + max((last for _, last in lives.values()), default=0)
     height, total = max(120, min(480, 14 * steps)), max(1, entry.arena_bytes)
-    across, down = (WIDTH - 90) / total, height / steps
-    marks = [_outline(70, 10, WIDTH - 90, height, f"arena, {size(entry.arena_bytes)}")]
+    across, down = (drawing.WIDTH - 90) / total, height / steps
+    marks = [
+        drawing.outline(70, 10, drawing.WIDTH - 90, height, f"arena, {size(entry.arena_bytes)}")
+    ]
     for i, buffer in enumerate(buffers):
         nbytes = prod(largest_shape(buffer, entry)) * dtype(buffer.dtype).bytes
         first, last = lives[buffer.name]
         x, y, width = 70 + buffer.offset * across, 10 + first * down, nbytes * across
         title = f"{buffer.name}: {size(nbytes)} at {size(buffer.offset)}, launches {first}-{last}"
         tall = (last - first + 1) * down
-        marks.append(_rect(x, y, width, tall, _COLOURS[i % len(_COLOURS)], title, opacity=0.75))
+        marks.append(
+            drawing.rect(
+                x, y, width, tall, drawing.COLOURS[i % len(drawing.COLOURS)], title, opacity=0.75
+            )
+        )
         if width > 9 * len(buffer.name) and tall >= 12:
-            marks.append(_text(x + width / 2, y + tall / 2 + 4, buffer.name, "middle", "#ffffff"))
-    marks.append(_text(70, height + 28, "0 B", colour=_SOFT))
-    marks.append(_text(WIDTH - 20, height + 28, size(entry.arena_bytes), "end", _SOFT))
-    marks.append(_text(60, 22, "first", "end", _SOFT))
-    marks.append(_text(60, height + 6, "last", "end", _SOFT))
-    return _svg(height + 40, marks)
+            marks.append(
+                drawing.text(x + width / 2, y + tall / 2 + 4, buffer.name, "middle", "#ffffff")
+            )
+    marks.append(drawing.text(70, height + 28, "0 B", colour=drawing.SOFT))
+    marks.append(
+        drawing.text(drawing.WIDTH - 20, height + 28, size(entry.arena_bytes), "end", drawing.SOFT)
+    )
+    marks.append(drawing.text(60, 22, "first", "end", drawing.SOFT))
+    marks.append(drawing.text(60, height + 6, "last", "end", drawing.SOFT))
+    return drawing.picture(height + 40, marks)
 
 
 class _Plot:
@@ -138,14 +140,14 @@ def _numbered(costs: tuple[StepCost, ...]) -> Iterator[tuple[int, int, KernelCos
 def _axes(plot: _Plot, x_title: str, y_title: str) -> Iterator[str]:
     for power in range(plot.xs[0], plot.xs[1] + 1):
         x = plot.x(10.0**power)
-        yield _stroke(x, plot.top, x, plot.bottom, _GRID)
-        yield _text(x, plot.bottom + 18, f"{10.0**power:g}", "middle", _SOFT)
+        yield drawing.stroke(x, plot.top, x, plot.bottom, drawing.GRID)
+        yield drawing.text(x, plot.bottom + 18, f"{10.0**power:g}", "middle", drawing.SOFT)
     for power in range(plot.ys[0], plot.ys[1] + 1):
         y = plot.y(10.0**power)
-        yield _stroke(plot.left, y, plot.right, y, _GRID)
-        yield _text(plot.left - 8, y + 4, _tick(power), "end", _SOFT)
-    yield _text((plot.left + plot.right) / 2, plot.bottom + 38, x_title, "middle")
-    yield _text(plot.left - 62, plot.top - 10, y_title)
+        yield drawing.stroke(plot.left, y, plot.right, y, drawing.GRID)
+        yield drawing.text(plot.left - 8, y + 4, _tick(power), "end", drawing.SOFT)
+    yield drawing.text((plot.left + plot.right) / 2, plot.bottom + 38, x_title, "middle")
+    yield drawing.text(plot.left - 62, plot.top - 10, y_title)
 
 
 def _tick(power: int) -> str:
@@ -158,8 +160,7 @@ def _roof(plot: _Plot, peaks: Peaks) -> str:
     start = 10.0 ** plot.xs[0]
     corners = [(start, start * peaks.bandwidth), (peaks.ridge, peaks.flops)]
     corners.append((10.0 ** plot.xs[1], peaks.flops))
-    path = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in corners)
-    return f'<polyline points="{path}" fill="none" stroke="{_INK}" stroke-width="2"/>'
+    return drawing.line([(plot.x(x), plot.y(y)) for x, y in corners], drawing.INK)
 
 
 def _points(
@@ -184,14 +185,14 @@ def _points(
         label = y + radius + 14
         while any(abs(x - a) < 22 and abs(label - b) < 13 for a, b in taken):
             label += 13
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = drawing.COLOURS[i % len(drawing.COLOURS)]
         yield (
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{colour}" '
-            f'fill-opacity="0.65" stroke="{colour}">{_title(title)}</circle>'
+            f'fill-opacity="0.65" stroke="{colour}">{drawing.title(title)}</circle>'
         )
         if share >= _NAMED_SHARE and label < plot.bottom:
             taken.append((x, label))
-            labels.append(_text(x, label, str(number), "middle", colour))
+            labels.append(drawing.text(x, label, str(number), "middle", colour))
     yield from labels
 
 
@@ -214,53 +215,11 @@ def _lives(entry: Entry) -> dict[str, tuple[int, int]]:
 
 
 def _stacked(y: float, label: str, parts: list[tuple[str, int]], longest: int) -> Iterator[str]:
-    scale, x = (WIDTH - 230) / max(1, longest), 130.0
-    yield _text(120, y + 15, label, "end")
+    scale, x = (drawing.WIDTH - 230) / max(1, longest), 130.0
+    yield drawing.text(120, y + 15, label, "end")
     for i, (name, count) in enumerate(parts):
-        yield _rect(x, y, count * scale, 22, _COLOURS[i], f"{label}: {name} {size(count)}")
+        yield drawing.rect(
+            x, y, count * scale, 22, drawing.COLOURS[i], f"{label}: {name} {size(count)}"
+        )
         x += count * scale
-    yield _text(x + 8, y + 15, size(sum(count for _, count in parts)), colour=_SOFT)
-
-
-def _legend(names: Iterable[tuple[str, int]], x: float, y: float) -> Iterator[str]:
-    for name, i in names:
-        yield _rect(x, y - 10, 12, 12, _COLOURS[i % len(_COLOURS)], name)
-        yield _text(x + 18, y, name)
-        x += 40 + 7.5 * len(name)
-
-
-def _svg(height: float, marks: Iterable[str]) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
-        f'font-family="system-ui, sans-serif" font-size="13">{"".join(marks)}</svg>'
-    )
-
-
-def _title(text: str) -> str:
-    return f"<title>{escape(one_line(text))}</title>"
-
-
-def _rect(
-    x: float, y: float, width: float, height: float, colour: str, title: str, opacity: float = 1.0
-) -> str:
-    return (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}" '
-        f'fill-opacity="{opacity}" stroke="#ffffff" stroke-width="0.5">{_title(title)}</rect>'
-    )
-
-
-def _outline(x: float, y: float, width: float, height: float, title: str) -> str:
-    return (
-        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="none" '
-        f'stroke="{_SOFT}">{_title(title)}</rect>'
-    )
-
-
-def _stroke(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
-    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-    return f'<line {ends} stroke="{colour}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = _INK) -> str:
-    at = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
-    return f'<text {at} fill="{colour}">{escape(one_line(text))}</text>'
+    yield drawing.text(x + 8, y + 15, size(sum(count for _, count in parts)), colour=drawing.SOFT)

@@ -65,13 +65,17 @@ def step_costs(manifest: Manifest, context: int) -> tuple[StepCost, ...]:
 
     Raises ArtifactError for a program that launches what the manifest does not have.
     """
+    return tuple(step_cost(manifest, entry, context) for entry in manifest.entries)
+
+
+def step_cost(
+    manifest: Manifest, entry: Entry, context: int, tokens: int | None = None
+) -> StepCost:
+    """The cost of one step of so many tokens, as many as are typical where None."""
     kernels = {kernel.name: kernel for kernel in manifest.kernels}
-    found = []
-    for entry in manifest.entries:
-        dims = typical_dims(entry, manifest, context)
-        costs = (_cost(kernels, name, n, dims) for name, n in launches(entry).items())
-        found.append(StepCost(entry, dims, tuple(costs)))
-    return tuple(found)
+    dims = typical_dims(entry, manifest, context, tokens)
+    costs = (_cost(kernels, name, n, dims) for name, n in launches(entry).items())
+    return StepCost(entry, dims, tuple(costs))
 
 
 def launches(entry: Entry) -> dict[str, int]:
@@ -85,11 +89,13 @@ def launches(entry: Entry) -> dict[str, int]:
     return counts
 
 
-def typical_dims(entry: Entry, manifest: Manifest, context: int) -> dict[str, int]:
+def typical_dims(
+    entry: Entry, manifest: Manifest, context: int, tokens: int | None = None
+) -> dict[str, int]:
     """Dims of a step that serves one sequence, within the entry's bounds, and "context"."""
     bounds = {dim.name: dim for dim in entry.dims}
     most = bounds["n"].hi if "n" in bounds else 1
-    tokens = {"decode": 1, "verify": min(most, QUERY_TILE)}.get(entry.name, most)
+    tokens = tokens or {"decode": 1, "verify": min(most, QUERY_TILE)}.get(entry.name, most)
     page = max(1, manifest.kv_cache.page_size)
     wanted = {
         "n": tokens,

@@ -27,7 +27,8 @@ from sterna.inspection.weights import (
     split,
     weights_of,
 )
-from sterna.models.params import stored_weights
+from sterna.models.params import StoredWeight, stored_weights
+from sterna.quantize.recipe import Quantization, read_recipe
 from sterna.quantize.scheme import scheme
 
 _FACTS = (
@@ -68,7 +69,10 @@ def folder_report(path: Path, *, charts: bool) -> Report:
     tensors = (
         StoredTensor(ref.name, ref.dtype, ref.shape, ref.nbytes) for ref in model.tensors.values()
     )
-    weights = weights_of(tensors, model.quantization, _shapes(model))
+    stored = _stored(model)
+    shapes = {weight.name: weight.shape for weight in stored}
+    schemes = {weight.name: weight.scheme for weight in stored} if model.recipe else {}
+    weights = weights_of(tensors, model.quantization, shapes, schemes)
     parts: list[Part] = [by_scheme(weights), by_group(weights)]
     if charts:
         parts.append(Chart(weight_bars(weights), "Bytes of each group, over its bytes in fp16"))
@@ -97,13 +101,16 @@ def _facts(model: ModelFolder, weights: list[Weight]) -> Table:
     return Table(("", ""), tuple((label, one_line(value)) for label, value in rows), left=2)
 
 
-def _shapes(model: ModelFolder) -> dict[str, tuple[int, ...]]:
-    """Shapes before packing, where the family is one that Sterna builds."""
+def _stored(model: ModelFolder) -> list[StoredWeight]:
+    """What the folder should hold, where the family is one that Sterna builds."""
+    if model.recipe is None:
+        wanted: Quantization = scheme(model.quantization)
+    else:
+        wanted = read_recipe(model.quantization, model.recipe, str(model.folder / STERNA))
     try:
-        stored = stored_weights(model.config, scheme(model.quantization))
+        return stored_weights(model.config, wanted)
     except UnsupportedModel:
-        return {}
-    return {weight.name: weight.shape for weight in stored}
+        return []
 
 
 def _receipt(path: Path) -> ReceiptPart | None:

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
+from types import MappingProxyType
 
 from sterna.base.dtype import DType
 from sterna.base.errors import ShapeMismatch
 from sterna.inspection.document import Table, one_line, size
-from sterna.quantize.scheme import Packing, Scheme, scheme
+from sterna.quantize.scheme import MLC_SCHEMES, SCHEMES, Packing, Scheme
 
 Shape = tuple[int, ...]
 
 _HEAD = ("weights", "parameters", "bytes", "share", "fp16", "compression", "bits/weight")
-_PARTS = ("q_weight", "q_scale", "q_zero")
+_PARTS = ("q_weight", "q_scale", "q_zero", "q_min", "q_outer", "q_outer_min", "q_group")
+_NO_SCHEMES: Mapping[str, Scheme] = MappingProxyType({})
 # What a module is for, by a word in its path; the first that fits. Families differ in the rest.
 _GROUPS = (
     ("norm", ("norm", "ln_")),
@@ -56,21 +58,28 @@ class Weight:
 
 
 def weights_of(
-    tensors: Iterable[StoredTensor], quantization: str, shapes: Mapping[str, Shape]
+    tensors: Iterable[StoredTensor],
+    quantization: str,
+    shapes: Mapping[str, Shape],
+    schemes: Mapping[str, Scheme] = _NO_SCHEMES,
 ) -> list[Weight]:
     """Put the parts of packed weights together.
 
     `shapes` are those of weights before packing, by name ("model.norm.weight"); where one is not
-    known, parameters are counted in whole groups. Raises UsageError for an unknown scheme,
-    ShapeMismatch where scales and codes do not fit.
+    known, parameters are counted in whole groups. `schemes` are those of weights that have one of
+    their own; packed weights of a quantization that is no scheme's name, without one of their own,
+    count no parameters. Raises ShapeMismatch where scales and codes do not fit.
     """
     packed: dict[str, dict[str, StoredTensor]] = {}
     for tensor in tensors:
         module, _, leaf = tensor.name.rpartition(".")
         name = f"{module}.weight" if leaf in _PARTS else tensor.name
         packed.setdefault(name, {})[leaf] = tensor
-    named = scheme(quantization)
-    return [_weight(name, parts, named, shapes.get(name)) for name, parts in packed.items()]
+    named = SCHEMES.get(quantization) or MLC_SCHEMES.get(quantization)
+    return [
+        _weight(name, parts, schemes.get(name, named), shapes.get(name))
+        for name, parts in packed.items()
+    ]
 
 
 def group_of(name: str) -> str:
@@ -131,7 +140,7 @@ def _row(label: str, weights: list[Weight], total: int) -> tuple[str, ...]:
 
 
 def _weight(
-    name: str, parts: dict[str, StoredTensor], named: Scheme, shape: Shape | None
+    name: str, parts: dict[str, StoredTensor], named: Scheme | None, shape: Shape | None
 ) -> Weight:
     stored = sum(part.bytes for part in parts.values())
     if not any(part in parts for part in _PARTS):
@@ -142,6 +151,9 @@ def _weight(
             f"the weight {one_line(name)[:200]} has {', '.join(parts)}, but a packed weight has "
             "q_weight and q_scale"
         )
+    if named is None or not named.is_mlc:
+        parameters = prod(shape) if shape is not None else 0
+        return Weight(name, group_of(name), named.name if named else "packed", parameters, stored)
     scales = prod(parts["q_scale"].shape)
     group = _group_size(named, prod(parts["q_weight"].shape), scales, name)
     label = named.name if group == named.group else f"{named.name}, groups of {group}"

@@ -21,7 +21,9 @@ from sterna.base.dtype import F32
 from sterna.ir.expr import Buffer, Expr, ExprLike, Var, cast, exp, maximum, minimum, wrap
 from sterna.ir.loop import Alloc, If, PrimFunc, Stmt, seq, store
 from sterna.kernels.attention_rows import Queries, Rows
+from sterna.kernels.attention_scores import Scores
 from sterna.kernels.attention_spec import LANES, LOW, AttentionSpec, reaches
+from sterna.kernels.attention_values import Values
 from sterna.kernels.build import let, loop, parallel, vector
 from sterna.kernels.kv_cache import LAYER
 
@@ -42,7 +44,7 @@ def attention_tiles(name: str, s: AttentionSpec, dims: tuple[Var, ...], tile: in
             used = rows.blocks(q) * rows.block
 
             def piece(c: Var) -> Stmt:
-                run = rows.piece(q, c, state.take, state.add)
+                run = _piece(rows, q, c, state.take, state.add)
                 return run if s.window < 0 else If(reaches(s, q.position, q.last, c), run)
 
             return seq(
@@ -86,7 +88,7 @@ def attention_split(
             def keep(r: Expr, d: Expr, o: Expr) -> Stmt:
                 return store(partial, (*at(r), d), o)
 
-            run = seq(rows.load(q), rows.piece(q, c, soft, keep))
+            run = seq(rows.load(q), _piece(rows, q, c, soft, keep))
             return If(reaches(s, q.position, q.position, c), run)
 
         return rows.scoped(_queries(s, t, head, with_query, one=True))
@@ -115,6 +117,28 @@ def attention_split(
     work = parallel("item", s.tile_start.shape[0] * s.cache.kv_heads * s.pieces, item)
     join = parallel("row", s.q.shape[0] * s.heads, merge)
     return PrimFunc(name, (*s.params, partial), (*dims, LAYER), seq(work, join))
+
+
+def _piece(
+    rows: Rows,
+    q: Queries,
+    c: Expr,
+    soft: Callable[[Expr, Expr, Expr], Stmt],
+    keep: Callable[[Expr, Expr, Expr], Stmt],
+) -> Stmt:
+    """All rows against piece c.
+
+    `soft(r, m, l)` takes what a row made of its scores, `keep(r, d, o)` an element of its output,
+    both only for rows that see a token of the piece.
+    """
+
+    def with_count(count: Var) -> Stmt:
+        scores, values = Scores(rows, q, c, count), Values(rows, q, c, count)
+        return seq(scores.all_scores(), scores.soften(soft), values.weigh(keep))
+
+    return let(
+        "count", minimum(q.last + 1 - c * rows.spec.piece, rows.spec.piece), with_count, lo=1
+    )
 
 
 def _queries(

@@ -2,7 +2,8 @@
 
 Cache layout, one page of one layer and kv head: keys as [head_dim, page_size], so that the
 scores of a page's tokens are one vector; values as [page_size, head_dim]. The pages of a
-sequence need not be neighbours.
+sequence need not be neighbours. In 8 bits each key and value has a scale of its own, so what is
+written never depends on what is written beside it.
 """
 
 from __future__ import annotations
@@ -11,50 +12,67 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
 
-from sterna.base.dtype import F32, DType
-from sterna.ir.expr import Buffer, Expr, Load, Var, cast, const_value, wrap
-from sterna.ir.loop import PrimFunc, Stmt, Store, seq, store
+from sterna.base.dtype import F16, F32
+from sterna.ir.expr import (
+    Buffer,
+    Expr,
+    Load,
+    Unary,
+    Var,
+    cast,
+    const_value,
+    maximum,
+    minimum,
+    select,
+    wrap,
+)
+from sterna.ir.loop import Alloc, PrimFunc, Stmt, Store, seq, store
 from sterna.kernels.build import let, loop, parallel, vector
-from sterna.ops.attention import rotary_pair
+from sterna.ops.attention import rotary_pair, slot_elements
 
 LAYER = Var("layer", lo=0)  # which layer of the cache a kernel works on; a launch argument
 _LANES = 16
+_STEPS = 127.0  # of a number of 8 bits, to either side of 0
+
+_Put = Callable[[Expr, Expr], Stmt]  # of a channel and its element
 
 
 @dataclass(frozen=True, slots=True)
 class CacheLayout:
-    """Where tokens lie in the state tensor [pages, layers, 2, kv_heads, page_size * head_dim]."""
+    """Where tokens lie in the state tensor [pages, layers, 2, kv_heads, page_size * slot].
+
+    `buffer` holds keys and values. With numbers of 8 bits `scales` is the same memory seen as
+    f16: behind the numbers of a page's keys, or values, follows a scale for each slot.
+    """
 
     buffer: Buffer
     page_size: int
     head_dim: int
-
-    @property
-    def kv_heads(self) -> int:
-        return int(const_value(self.buffer.shape[3]) or 0)
+    scales: Buffer | None = None
 
     @staticmethod
-    def of(
-        name: str,
-        dtype: DType,
-        pages: Expr,
-        layers: Expr,
-        kv_heads: int,
-        page_size: int,
-        head_dim: int,
-    ) -> CacheLayout:
-        """The layout of a state tensor made here."""
-        shape = (pages, layers, wrap(2), wrap(kv_heads), wrap(page_size * head_dim))
-        return CacheLayout(Buffer(name, dtype, shape), page_size, head_dim)
+    def over(buffer: Buffer, page_size: int, head_dim: int) -> CacheLayout:
+        """The layout of a state tensor, by its dtype."""
+        if buffer.dtype.is_float:
+            return CacheLayout(buffer, page_size, head_dim)
+        *outer, _ = buffer.shape
+        halves = page_size * slot_elements(buffer.dtype, head_dim) // F16.bytes
+        scales = Buffer(f"{buffer.name}_scales", F16, (*outer, wrap(halves)))
+        return CacheLayout(buffer, page_size, head_dim, scales)
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
         """What kernels take as parameters."""
-        return (self.buffer,)
+        return (self.buffer,) if self.scales is None else (self.buffer, self.scales)
 
-    def scaled_key(self, page: Expr, head: Expr, t: Expr, product: Expr) -> Expr:
-        """A product with the stored key in slot t, as a product with the key."""
-        return product
+    @property
+    def views(self) -> tuple[tuple[Buffer, Buffer], ...]:
+        """Parameters that are another one's memory: (view, whole)."""
+        return () if self.scales is None else ((self.scales, self.buffer),)
+
+    @property
+    def kv_heads(self) -> int:
+        return int(const_value(self.buffer.shape[3]) or 0)
 
     @property
     def line(self) -> int:
@@ -68,6 +86,12 @@ class CacheLayout:
     def value(self, page: Expr, head: Expr, t: Expr, d: Expr) -> Load:
         """Element d of the value in slot t of a page."""
         return self.buffer[page, LAYER, 1, head, t * self.head_dim + d]
+
+    def scale(self, page: Expr, which: int, head: Expr, t: Expr) -> Load:
+        """What the key (0) or value (1) in slot t is multiplied by."""
+        assert self.scales is not None, "a cache of floats has no scales"
+        first = self.page_size * self.head_dim // F16.bytes
+        return self.scales[page, LAYER, which, head, t + first]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +115,21 @@ def kv_append(
     dim = cache.head_dim
 
     def token(n: Var, page: Expr, slot: Expr) -> Stmt:
-        def key(h: Var) -> Stmt:
-            return loop(
-                "d", dim, lambda d: _put(cache.key(page, h, d, slot), cast(F32, k[n, h * dim + d]))
+        def one(x: Buffer, which: int, h: Var) -> Stmt:
+            return _Slot(cache, page, which, h, slot).fill(
+                lambda put, lanes: copied(x, h, put, lanes)
             )
 
-        return seq(loop("h", cache.kv_heads, key), _put_values(n, v, cache, page, slot))
+        def copied(x: Buffer, h: Var, put: _Put, lanes: int) -> Stmt:
+            return _channels(dim, lanes, lambda d: put(d, cast(F32, x[n, h * dim + d])))
+
+        return seq(
+            loop("h", cache.kv_heads, lambda h: one(k, 0, h)),
+            loop("h", cache.kv_heads, lambda h: one(v, 1, h)),
+        )
 
     body = parallel("n", k.shape[0], lambda n: _at_slot(n, index, cache.page_size, token))
-    return PrimFunc(name, (k, v, cache.buffer, *index.buffers), (*dims, LAYER), body)
+    return PrimFunc(name, (k, v, *cache.buffers, *index.buffers), (*dims, LAYER), body)
 
 
 def rope_append(
@@ -126,19 +156,23 @@ def rope_append(
             return _rotate(_Turn(n, q, angles, h * dim, dim, interleaved), put, _LANES)
 
         def key(h: Var) -> Stmt:
-            def put(d: Expr, x: Expr) -> Stmt:
-                return _put(cache.key(page, h, d, slot), x)
+            turn = _Turn(n, k, angles, h * dim, dim, interleaved)
+            return _Slot(cache, page, 0, h, slot).fill(lambda put, lanes: _rotate(turn, put, lanes))
 
-            return _rotate(_Turn(n, k, angles, h * dim, dim, interleaved), put, 1)
+        def value(h: Var) -> Stmt:
+            def copied(put: _Put, lanes: int) -> Stmt:
+                return _channels(dim, lanes, lambda d: put(d, cast(F32, v[n, h * dim + d])))
+
+            return _Slot(cache, page, 1, h, slot).fill(copied)
 
         return seq(
             loop("h", heads, query),
             loop("h", cache.kv_heads, key),
-            _put_values(n, v, cache, page, slot),
+            loop("h", cache.kv_heads, value),
         )
 
     body = parallel("n", q.shape[0], lambda n: _at_slot(n, index, cache.page_size, token))
-    params = (q, k, v, *angles, cache.buffer, *index.buffers, out)
+    params = (q, k, v, *angles, *cache.buffers, *index.buffers, out)
     return PrimFunc(name, params, (*dims, LAYER), body)
 
 
@@ -155,23 +189,74 @@ def _at_slot(
     )
 
 
-def _put(place: Load, value: Expr) -> Store:
-    return Store(place.buffer, place.index, cast(place.buffer.dtype, value))
+def _channels(dim: int, lanes: int, body: Callable[[Expr], Stmt]) -> Stmt:
+    """body(d) for every channel of a head, in vectors of `lanes` where they divide it."""
+    lanes = gcd(dim, lanes)
+    return loop("o", dim // lanes, lambda o: vector("i", lanes, lambda i: body(o * lanes + i)))
 
 
-def _put_values(n: Var, v: Buffer, cache: CacheLayout, page: Expr, slot: Expr) -> Stmt:
-    dim = cache.head_dim
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Where one key (0) or value (1) of a head goes."""
+
+    cache: CacheLayout
+    page: Expr
+    which: int
+    head: Expr
+    slot: Expr
+
+    def fill(self, write: Callable[[_Put, int], Stmt]) -> Stmt:
+        """Store what `write(put, lanes)` puts, element by element."""
+        if self.cache.scales is None:
+            return write(self.put, _LANES if self.which else 1)  # elements of a key lie apart
+        dim = self.cache.head_dim
+        row = Buffer("row", F32, (wrap(dim),), "local")
+        filled = write(lambda d, x: store(row, d, x), _LANES)
+        return Alloc(row, seq(filled, _largest(row, dim, lambda most: self.quantize(row, most))))
+
+    def put(self, d: Expr, x: Expr) -> Store:
+        cache = self.cache
+        place = (
+            cache.value(self.page, self.head, self.slot, d)
+            if self.which
+            else cache.key(self.page, self.head, d, self.slot)
+        )
+        return Store(place.buffer, place.index, cast(place.buffer.dtype, x))
+
+    def quantize(self, row: Buffer, most: Expr) -> Stmt:
+        """Numbers to the nearest of 255 steps; the scale is what its f16 can hold."""
+        place = self.cache.scale(self.page, self.which, self.head, self.slot)
+
+        def scaled(scale: Var) -> Stmt:
+            inverse = select(wrap(0.0) < scale, wrap(1.0) / scale, 0.0)
+            return seq(
+                Store(place.buffer, place.index, cast(F16, scale)), let("inverse", inverse, rounded)
+            )
+
+        def rounded(inverse: Var) -> Stmt:
+            def one(d: Expr) -> Stmt:
+                steps = minimum(maximum(row[d] * inverse, -_STEPS), _STEPS)
+                return self.put(d, Unary("floor", steps + 0.5))
+
+            return _channels(self.cache.head_dim, _LANES if self.which else 1, one)
+
+        return let("scale", cast(F32, cast(F16, most / _STEPS)), scaled)
+
+
+def _largest(row: Buffer, dim: int, body: Callable[[Expr], Stmt]) -> Stmt:
+    """body(largest magnitude of a row)."""
     lanes = gcd(dim, _LANES)
+    most = Buffer("most", F32, (wrap(lanes),), "local")
 
-    def element(h: Var, o: Var, i: Var) -> Stmt:
-        d = o * lanes + i
-        return _put(cache.value(page, h, slot, d), cast(F32, v[n, h * dim + d]))
+    def take(o: Var) -> Stmt:
+        def one(i: Var) -> Stmt:
+            return store(most, i, maximum(most[i], Unary("abs", row[o * lanes + i])))
 
-    return loop(
-        "h",
-        cache.kv_heads,
-        lambda h: loop("o", dim // lanes, lambda o: vector("i", lanes, lambda i: element(h, o, i))),
-    )
+        return vector("i", lanes, one)
+
+    clear = vector("i", lanes, lambda i: store(most, i, 0.0))
+    gather = loop("i", lanes, lambda i: store(most, 0, maximum(most[0], most[i])))
+    return Alloc(most, seq(clear, loop("o", dim // lanes, take), gather, body(most[0])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +271,7 @@ class _Turn:
     interleaved: bool
 
 
-def _rotate(turn: _Turn, put: Callable[[Expr, Expr], Stmt], lanes: int) -> Stmt:
+def _rotate(turn: _Turn, put: _Put, lanes: int) -> Stmt:
     """put(d, rotated element d) for one head. Neighbours are no vector: they go one by one."""
     (cosine, sine), n, x, base, dim = turn.angles, turn.n, turn.x, turn.base, turn.dim
     half = int(const_value(cosine.shape[1]) or 0)

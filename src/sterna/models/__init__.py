@@ -17,7 +17,7 @@ from sterna.base.errors import CheckpointError, UnsupportedModel
 from sterna.models.family import Family
 from sterna.nn.decoder import CausalLM
 from sterna.quantize.apply import apply
-from sterna.quantize.scheme import Scheme
+from sterna.quantize.recipe import Quantization
 
 
 def families() -> list[str]:
@@ -42,11 +42,11 @@ def family(config: Mapping[str, object]) -> type[Family]:
 
 
 def build(
-    config: Mapping[str, object], scheme: Scheme, context_length: int | None = None
+    config: Mapping[str, object], quantization: Quantization, context_length: int | None = None
 ) -> CausalLM:
-    """The model of a config.json with the scheme's packed weights in place."""
-    model = family(config).build(config, scheme.compute, context_length)
-    apply(model, scheme)
+    """The model of a config.json with the packed weights of its scheme, or recipe, in place."""
+    model = family(config).build(config, quantization.compute, context_length)
+    apply(model, quantization)
     model.name_parameters()
     return model
 

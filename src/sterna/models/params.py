@@ -18,6 +18,7 @@ from sterna.checkpoint.model_folder import digest
 from sterna.models import family
 from sterna.models.config import Config
 from sterna.quantize.pack import packed_spec
+from sterna.quantize.recipe import Quantization, recipe_json
 from sterna.quantize.scheme import Kind, Scheme
 
 Shape = tuple[int, ...]
@@ -29,7 +30,7 @@ class StoredWeight:
 
     `name` is its path with its last component, as in "model.norm.weight"; `sources` are the
     checkpoint's tensors whose rows, in this order, make it up; `parts` maps "q_weight", "q_scale",
-    "q_zero", or the last component of a weight that is not packed, to shape and dtype.
+    "q_zero" and the like, or the last component of a weight that is not packed, to shape and dtype.
     """
 
     name: str
@@ -55,34 +56,46 @@ class StoredWeight:
         return {self.tensor_name(part): spec for part, spec in self.parts.items()}
 
 
-def stored_weights(config: Config, scheme: Scheme) -> list[StoredWeight]:
+def stored_weights(config: Config, quantization: Quantization) -> list[StoredWeight]:
     """Every weight that a folder of this model holds; a tied head is not there a second time.
 
+    Weights that are stacked as a rule stay apart where their schemes differ, as `combine_matmul`
+    leaves them.
     Raises CheckpointError and UnsupportedModel as the family's `read_config` does.
     """
     module = family(config)
-    plain = list(module.build(config, scheme.compute).parameters())
+    plain = list(module.build(config, quantization.compute).parameters())
     shapes = {path: parameter.shape for path, parameter in plain}
+    schemes = {path: quantization.for_weight(path, cast(Kind, p.kind)) for path, p in plain}
     fused = {part: (name, parts) for name, parts in module.FUSED.items() for part in parts}
     found: dict[str, StoredWeight] = {}
     for path, parameter in plain:
         prefix, own, leaf = _split(path)
         name, parts = fused.get(own, (own, (own,)))
+        if not _stackable(prefix, parts, schemes):
+            name, parts = own, (own,)
         stored = _join(prefix, name, leaf)
         if stored not in found:
             sources = tuple(_join(prefix, part, leaf) for part in parts)
-            found[stored] = _stored(stored, sources, shapes, cast(Kind, parameter.kind), scheme)
+            kind = cast(Kind, parameter.kind)
+            found[stored] = _stored(stored, sources, shapes, kind, schemes[path])
     return list(found.values())
 
 
-def fingerprint(config: Config, scheme: Scheme) -> str:
+def fingerprint(config: Config, quantization: Quantization) -> str:
     """A hash of all that shapes the program: what the family reads of a config, and the scheme.
 
     Remarks in the config (its author's version of transformers, token ids) do not count.
     """
     read = asdict(family(config).read_config(config))
+    own = {} if isinstance(quantization, Scheme) else {"recipe": recipe_json(quantization)}
     return digest(
-        {"model_type": config.get("model_type"), "quantization": scheme.name, "config": read}
+        {
+            "model_type": config.get("model_type"),
+            "quantization": quantization.name,
+            "config": read,
+            **own,
+        }
     )
 
 
@@ -108,10 +121,19 @@ def _join(prefix: str, own: str, leaf: str) -> str:
     return ".".join(part for part in (prefix, own, leaf) if part)
 
 
+def _stackable(prefix: str, parts: tuple[str, ...], schemes: Mapping[str, Scheme]) -> bool:
+    """Whether parts are stored alike, row by row: their weights, and their biases."""
+    for leaf in ("weight", "bias"):
+        paths = [_join(prefix, part, leaf) for part in parts]
+        found = {schemes[path] for path in paths if path in schemes}
+        if len(found) > 1 or any(scheme.indexed for scheme in found):
+            return False
+    return True
+
+
 def _stored(
-    name: str, sources: tuple[str, ...], shapes: Mapping[str, Shape], kind: Kind, scheme: Scheme
+    name: str, sources: tuple[str, ...], shapes: Mapping[str, Shape], kind: Kind, own: Scheme
 ) -> StoredWeight:
-    own = scheme.for_kind(kind)
     parts = tuple(shapes[source] for source in sources)
     whole = (sum(shape[0] for shape in parts), *parts[0][1:])
     spec = packed_spec(whole, own)

@@ -1,6 +1,7 @@
 """Which scheme a model folder really holds: MLC's groups and layouts differ from ours by name.
 
-In: an opened folder. Out: the Scheme of its tensors, told from their shapes. A folder that Sterna
+In: an opened folder. Out: the Scheme of its tensors, told from their shapes, or the
+Recipe that it states. A folder that Sterna
 wrote holds what it says; one without an index (a library is compiled before the weights are
 there) is taken at its word.
 """
@@ -11,11 +12,14 @@ from sterna.checkpoint.mlc_index import INDEX, OLD_INDEX, find_mlc_index, read_m
 from sterna.checkpoint.model_folder import STERNA, ModelFolder
 from sterna.models.params import stored_weights
 from sterna.quantize.infer import infer
-from sterna.quantize.scheme import Scheme, scheme
+from sterna.quantize.recipe import Quantization, read_recipe
+from sterna.quantize.scheme import scheme
 
 
-def stored_scheme(folder: ModelFolder) -> Scheme:
-    """The scheme by which the folder's linear layers are packed."""
+def stored_scheme(folder: ModelFolder) -> Quantization:
+    """The scheme by which the folder's linear layers are packed, or the recipe of all weights."""
+    if folder.recipe is not None:
+        return read_recipe(folder.quantization, folder.recipe, str(folder.folder / STERNA))
     named = scheme(folder.quantization)
     if not named.is_quantized or (folder.folder / STERNA).is_file():
         return named

@@ -21,6 +21,7 @@ from sterna.nn.linear import Embedding, Linear
 from sterna.nn.module import Layers, Module, Parameter, Run, runs
 from sterna.nn.norm import Norm
 from sterna.nn.trace import Tensor, Trace
+from sterna.ops.attention import slot_elements
 
 LAYER = "layer"
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
@@ -178,7 +179,7 @@ def trace_causal_lm(model: CausalLM, limits: Limits) -> IRModule:
 
 
 def _cache_shape(c: Cache, pages: Var) -> tuple[Var | int, ...]:
-    return (pages, c.layers, 2, c.kv_heads, c.page_size * c.head_dim)
+    return (pages, c.layers, 2, c.kv_heads, c.page_size * slot_elements(c.dtype, c.head_dim))
 
 
 def _step(main: Trace, model: CausalLM, d: dict[str, Var]) -> Step:

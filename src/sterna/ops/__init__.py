@@ -11,6 +11,7 @@ from sterna.ops import (
     norm,
     quantize,
     quantized_matmul,
+    restore,
     shape,
 )
 from sterna.ops.op import Kind, Op
@@ -38,6 +39,7 @@ OPS: dict[str, Op] = {
         layer_norm.HEAD_RMS_NORM,
         layer_norm.HEAD_LAYER_NORM,
         quantize.DEQUANTIZE,
+        restore.RESTORE,
         quantized_matmul.DYNAMIC_QUANTIZE,
         quantized_matmul.QUANTIZED_MATMUL,
         attention.COSINE,

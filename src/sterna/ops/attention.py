@@ -1,19 +1,25 @@
 """Rotary embedding and paged attention.
 
 Queries, keys and values are [n, heads * head_dim]. The KV cache is one state tensor
-[pages, layers, 2, kv_heads, page_size * head_dim]; where the tokens of a step go in it follows
-from their position and their sequence's pages. Attention reads only the cache, so a step appends
-first. Rotary source: Su et al. 2021, "RoFormer" (arXiv:2104.09864), half-split layout
-unless a rope is `interleaved`.
+[pages, layers, 2, kv_heads, page_size * slot_elements]; where the tokens of a step go in it follows
+from their position and their sequence's pages. A cache of i8 keeps a key or value as numbers from
+-127 to 127, times a scale in f16 for each token and head that lies behind the page's numbers.
+Attention reads only the cache, so a step appends first. Rotary source: Su et al. 2021, "RoFormer"
+(arXiv:2104.09864), half-split layout unless a rope is `interleaved`.
 """
 
 from __future__ import annotations
 
-from sterna.base.dtype import F32
+from sterna.base.dtype import F16, F32, DType
 from sterna.ir.compute import Compute
 from sterna.ir.expr import Buffer, Expr, Unary, cast, select
 from sterna.ir.graph import TensorType
 from sterna.ops.op import Attrs, Kind, Op, define, expect, integer, number, static
+
+
+def slot_elements(dtype: DType, head_dim: int) -> int:
+    """Elements of the cache that a token's key, or value, takes in one head."""
+    return head_dim + (F16.bytes // dtype.bytes if dtype.is_int else 0)
 
 
 def _infer_angles(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:

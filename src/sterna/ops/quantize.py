@@ -38,14 +38,14 @@ def code_pair(words: Buffer, n: Expr, p: Expr, attrs: Attrs) -> Expr:
             return (word >> cast(U32, shift)) & (mask | mask << 16)
         low, high = word >> cast(U32, shift), word >> cast(U32, shift + half * bits)
         return (low & mask) | ((high & mask) << 16)
-    return _code(words, n, p * 2, attrs) | (_code(words, n, p * 2 + 1, attrs) << 16)
+    return code(words, n, p * 2, attrs) | (code(words, n, p * 2 + 1, attrs) << 16)
 
 
 def _word(words: Buffer, n: Expr, w: Expr, attrs: Attrs) -> Expr:
     return words[w, n] if attrs["layout"] == "KN" else words[n, w]
 
 
-def _code(words: Buffer, n: Expr, k: Expr, attrs: Attrs) -> Expr:
+def code(words: Buffer, n: Expr, k: Expr, attrs: Attrs) -> Expr:
     """The code of weight [n, k] as u32: see Scheme.packing."""
     bits = integer(attrs, "bits")
     mask = (1 << bits) - 1
@@ -70,9 +70,9 @@ def _compute(
         return cast(F32, buffer[g, n] if transposed else buffer[n, g])
 
     def body(n: Expr, k: Expr) -> Expr:
-        code = cast(F32, cast(I32, _code(args[0], n, k, attrs)))
+        value = cast(F32, cast(I32, code(args[0], n, k, attrs)))
         zero = per_group(args[2], n, k) if len(args) > 2 else wrap(number(attrs, "bias"))
-        return (code - zero) * per_group(args[1], n, k)
+        return (value - zero) * per_group(args[1], n, k)
 
     return (define(out, types[0], "n k", body),)
 

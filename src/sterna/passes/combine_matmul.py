@@ -2,7 +2,7 @@
 
 In: a module and the family's table of weights that the model folder stores stacked along the
 rows. Out: one in which every stored name is read as it is stored. Knows the names of weights, and
-where dequantize keeps rows.
+where packed weights have their rows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from sterna.base.errors import InvalidIR
 from sterna.ir.expr import Expr, const_value, wrap
 from sterna.ir.graph import Binding, Call, Function, IRModule, TensorType, Value, call
+from sterna.ops.restore import UNPACKING
 from sterna.passes.def_use import makers, readers
 
 Fused = Mapping[str, tuple[str, ...]]
@@ -22,8 +23,10 @@ Readers = Mapping[Value, Sequence[tuple[Binding, int]]]
 def combine_matmul(module: IRModule, fused: Fused) -> IRModule:
     """Stack the weights of matmuls that share their input, as `fused` says, and slice the result.
 
-    Biases are stacked too where every part has one. Raises InvalidIR when weights that are stored
-    stacked are read in another way. The example's table is {"gate_up": ("gate", "up")}.
+    Biases are stacked too where every part has one. Weights that are stored in different forms
+    cannot be stacked and stay apart, in the model folder as well. Raises InvalidIR when weights
+    that are stored stacked are read in another way. The example's table is
+    {"gate_up": ("gate", "up")}.
 
     Before:
         n = dim(1, 64)
@@ -67,7 +70,7 @@ def combine_matmul(module: IRModule, fused: Fused) -> IRModule:
 class _Part:
     """One of the matmuls, and what belongs to it alone.
 
-    `bindings` are the matmul itself, dequantize if the weight is packed, and the bias's cast and
+    `bindings` are the matmul itself, what unpacks a packed weight, and the bias's cast and
     add; `weights` are the tensors stored for the weight, `bias` for the bias.
     """
 
@@ -75,14 +78,14 @@ class _Part:
     result: Value
     weights: tuple[Value, ...]
     matmul: Binding
-    dequantize: Binding | None = None
+    unpack: Binding | None = None
     bias: Value | None = None
     cast: Binding | None = None
     add: Binding | None = None
 
     @property
     def bindings(self) -> Iterator[Binding]:
-        everything = (self.matmul, self.dequantize, self.cast, self.add)
+        everything = (self.matmul, self.unpack, self.cast, self.add)
         return (binding for binding in everything if binding is not None)
 
     def without_bias(self) -> _Part:
@@ -147,18 +150,19 @@ def _groups(function: Function, fused: Fused) -> list[_Group]:
     return [
         _Group(prefix, name, tuple(parts[own] for own in fused[name]))
         for (prefix, name), parts in found.items()
+        if _stackable(parts)
     ]
 
 
 def _part(function: Function, read: Readers, own: str, weight: Value) -> _Part | None:
     """The matmul that reads a weight, if nothing else does."""
-    dequantize = _sole_reader(read, weight, "dequantize")
-    matrix = weight if dequantize is None else dequantize.outs[0]
+    unpack = next((b for o in UNPACKING if (b := _sole_reader(read, weight, o))), None)
+    matrix = weight if unpack is None else unpack.outs[0]
     matmul = _sole_reader(read, matrix, "matmul", 1)
     if matmul is None or weight in function.results or matrix in function.results:
         return None
-    tensors = (weight,) if dequantize is None else dequantize.call.args
-    return _Part(own, matmul.outs[0], tensors, matmul, dequantize)
+    tensors = (weight,) if unpack is None else unpack.call.args
+    return _Part(own, matmul.outs[0], tensors, matmul, unpack)
 
 
 def _sole_reader(
@@ -190,22 +194,27 @@ def _with_bias(function: Function, made: dict[Value, Binding], read: Readers, pa
 def _check_alike(
     function: Function, prefix: str, name: str, wanted: tuple[str, ...], parts: dict[str, _Part]
 ) -> None:
-    """All parts are there, read one input, and are stored in one way."""
+    """All parts are there and read one input."""
     missing = [own for own in wanted if own not in parts]
     if missing:
         raise _refused(function, prefix, name, f"{', '.join(missing)} is not read beside the rest")
     if len({part.matmul.call.args[0] for part in parts.values()}) > 1:
         raise _refused(function, prefix, name, "the matmuls of its parts do not share their input")
-    if len({_form(part) for part in parts.values()}) > 1:
-        raise _refused(function, prefix, name, "its parts are stored in different forms")
+
+
+def _stackable(parts: dict[str, _Part]) -> bool:
+    """Whether all parts are stored in one form, row by row; others stay as they are."""
+    by_rows = all(len(weight.shape) == 2 for part in parts.values() for weight in part.weights)
+    biases = {part.bias.dtype for part in parts.values() if part.bias is not None}
+    return by_rows and len({_form(part) for part in parts.values()}) == 1 and len(biases) <= 1
 
 
 def _form(part: _Part) -> object:
     """How a weight is stored, but for its number of rows."""
     matrix = part.matmul.call.args[1]
     tensors = tuple((_split(w.name)[2], w.dtype, len(w.shape)) for w in part.weights)
-    attrs = () if part.dequantize is None else part.dequantize.call.attrs
-    return const_value(matrix.shape[1]), tensors, tuple(a for a in attrs if a[0] != "rows")
+    unpack = () if part.unpack is None else (part.unpack.call.op, *part.unpack.call.attrs)
+    return const_value(matrix.shape[1]), tensors, tuple(a for a in unpack if a[0] != "rows")
 
 
 def _refused(function: Function, path: str, name: str, reason: str) -> InvalidIR:
@@ -234,7 +243,7 @@ def _stack(group: _Group) -> _Stack:
 
 def _stacked_matmul(group: _Group, stack: _Stack) -> Value:
     first = stack.parts[0]
-    unpack = first.dequantize
+    unpack = first.unpack
     axis = -1 if unpack is not None and unpack.call.attr("layout") == "KN" else 0
     columns = zip(*(part.weights for part in stack.parts), strict=True)
     weights = [stack.weight(group, tensors, axis) for tensors in columns]
@@ -242,7 +251,7 @@ def _stacked_matmul(group: _Group, stack: _Stack) -> Value:
     if unpack is not None:
         kind = _stacked_type([part.matmul.call.args[1] for part in stack.parts], 0)
         attrs = dict(unpack.call.attrs) | {"rows": _int(kind.shape[0])}
-        matrix = stack.emit(f"{group.name}_weight", kind, call("dequantize", *weights, **attrs))
+        matrix = stack.emit(f"{group.name}_weight", kind, call(unpack.call.op, *weights, **attrs))
     kind = _stacked_type([part.matmul.outs[0] for part in stack.parts], -1)
     return stack.emit(group.name, kind, call("matmul", first.matmul.call.args[0], matrix))
 

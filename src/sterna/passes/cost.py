@@ -15,6 +15,7 @@ from sterna.ir.graph import Function
 from sterna.ir.printer import to_text
 from sterna.ir.rewrite import loads, visit
 from sterna.ir.simplify import simplify
+from sterna.ops.attention import slot_elements
 
 CONTEXT = Var("context", lo=0)  # cached tokens that a query attends to
 
@@ -46,7 +47,7 @@ def attention_cost(function: Function, heads: int, head_dim: int, cache: Buffer)
     q = head.call.args[0]
     n, width = q.shape
     flops = n * CONTEXT * (4 * heads * head_dim)
-    kv = CONTEXT * (2 * head_dim * cache.dtype.bytes) * cache.shape[3]
+    kv = CONTEXT * (2 * slot_elements(cache.dtype, head_dim) * cache.dtype.bytes) * cache.shape[3]
     moved = kv * Var("b", lo=1) + n * width * (2 * F32.bytes)
     return Cost(to_text(simplify(flops)), to_text(simplify(moved)))
 

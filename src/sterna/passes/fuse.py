@@ -16,9 +16,10 @@ from dataclasses import dataclass, field, replace
 
 from sterna.ir.graph import Binding, Call, Function, IRModule, Value
 from sterna.ops import OPS, Kind, op
+from sterna.ops.restore import UNPACKING
 
 # Recomputed by each reader: they cost next to nothing.
-MOVERS = ("dequantize", "slice", "slice_groups", "cast")
+MOVERS = (*UNPACKING, "slice", "slice_groups", "cast")
 NORMS = ("rms_norm", "layer_norm")
 PRODUCTS = ("matmul", "quantized_matmul")
 

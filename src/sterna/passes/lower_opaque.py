@@ -67,6 +67,7 @@ def lower_opaque(function: Function, setting: Setting) -> Program:
     built = build(_Request(function.name, head, args, outs, setting))
     func = PrimFunc(built.func.name, (), built.func.dims, _inline_movers(built.func.body, computes))
     values = {b: v for v, b in logical.items()} | {outs[o]: o for o in built.written}
+    values |= {view: values[whole] for view, whole in built.views}
     kept = _buffers(func.body)
     params = [p for p in (*logical.values(), *built.func.params) if p in kept]
     ordered = tuple(dict.fromkeys(params))
@@ -91,7 +92,7 @@ class _Request:
 
     def cache(self, buffer: Buffer) -> CacheLayout:
         head_dim = _integer(self.attrs, "head_dim")
-        return CacheLayout(buffer, self.setting.page_size, head_dim)
+        return CacheLayout.over(buffer, self.setting.page_size, head_dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class _Built:
     func: PrimFunc
     written: tuple[Value, ...]  # results with a buffer of their own
     changed: tuple[tuple[Value, Value], ...] = ()  # result, argument changed in place
+    views: tuple[tuple[Buffer, Buffer], ...] = ()  # a parameter that is the memory of an argument
 
 
 def _inline_movers(body: Stmt, computes: list[Compute]) -> Stmt:
@@ -132,30 +134,31 @@ def _kv_append(request: _Request) -> _Built:
     k, v, cache, *index = request.args
     layout, head = request.cache(cache), request.head
     func = kv_append(request.name, k, v, layout, StepIndex(*index), request.setting.dims)
-    return _Built(func, (), ((head.outs[0], head.call.args[2]),))
+    return _Built(func, (), ((head.outs[0], head.call.args[2]),), layout.views)
 
 
 def _rope_append(request: _Request) -> _Built:
     q, k, v, cosine, sine, cache, *index = request.args
     rotated, changed = request.head.outs
+    layout = request.cache(cache)
     func = rope_append(
         request.name,
         (q, k, v),
         (cosine, sine),
         request.outs[rotated],
-        request.cache(cache),
+        layout,
         StepIndex(*index),
         request.setting.dims,
         interleaved=request.attrs.get("interleaved") is True,
     )
-    return _Built(func, (rotated,), ((changed, request.head.call.args[5]),))
+    return _Built(func, (rotated,), ((changed, request.head.call.args[5]),), layout.views)
 
 
 def _attention(request: _Request) -> _Built:
     attrs, setting, head = request.attrs, request.setting, request.head
     q, cache, positions, page_indptr, page_table, start, size, seq = request.args
     dim = _integer(attrs, "head_dim")
-    piece = piece_length(setting.context)
+    piece, layout = piece_length(setting.context), request.cache(cache)
     spec = AttentionSpec(
         heads=int(const_value(q.shape[1]) or 0) // dim,
         scale=float(attrs["scale"]),  # type: ignore[arg-type]
@@ -164,7 +167,7 @@ def _attention(request: _Request) -> _Built:
         piece=piece,
         pieces=-(-setting.context // piece),
         q=q,
-        cache=request.cache(cache),
+        cache=layout,
         positions=positions,
         page_indptr=page_indptr,
         page_table=page_table,
@@ -172,12 +175,15 @@ def _attention(request: _Request) -> _Built:
         tile_size=size,
         tile_seq=seq,
         out=request.outs[head.outs[0]],
+        softcap=float(attrs.get("softcap", 0.0)),  # type: ignore[arg-type]
     )
     if not setting.split:
-        return _Built(attention_tiles(request.name, spec, setting.dims, QUERY_TILE), head.outs)
+        func = attention_tiles(request.name, spec, setting.dims, QUERY_TILE)
+        return _Built(func, head.outs, views=layout.views)
     shape = (q.shape[0], wrap(spec.heads), wrap(spec.pieces), wrap(dim + 2))
     partial = Buffer("partial", F32, shape)
-    return _Built(attention_split(request.name, spec, setting.dims, partial), head.outs)
+    func = attention_split(request.name, spec, setting.dims, partial)
+    return _Built(func, head.outs, views=layout.views)
 
 
 def piece_length(context: int) -> int:

@@ -11,6 +11,7 @@ and for the manifest to carry.
 from __future__ import annotations
 
 from sterna.ir.graph import Binding, Call, Function, IRModule, Value
+from sterna.ops.restore import UNPACKING
 
 ROW_TILE = 32
 
@@ -43,6 +44,6 @@ def _parts(function: Function, made: dict[Value, Binding], value: Value) -> list
     if binding is None:
         return []
     call = binding.call
-    if call.op == "dequantize" and call.attr("layout") == "NK":
-        return [a for a in call.args if a in function.weights]
+    if call.op in UNPACKING and call.attr("layout") == "NK":
+        return [a for a in call.args if a in function.weights and len(a.shape) == 2]
     return _parts(function, made, call.args[0]) if call.op == "cast" else []

@@ -70,6 +70,11 @@ class Scheme:
         return self.group > 0
 
     @property
+    def is_mlc(self) -> bool:
+        """Whether the scheme is one that a name and the shapes in a file say all of."""
+        return self.is_plain_grid and self.zero is None and self.scale is None
+
+    @property
     def unit(self) -> int:
         """Weights that are stored whole: rows are filled up to a multiple of it."""
         return self.outer or self.group

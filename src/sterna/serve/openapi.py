@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of the table of routes, made from the very types that decode requests.
+"""The OpenAPI 3.2 document of the table of routes, made from the very types that decode requests.
 
 In: operations. Out: plain data. It cannot drift from the server: there is nothing to keep in step.
 """
@@ -29,7 +29,7 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _one(operation, schemas)
     key = {"type": "http", "scheme": "bearer", "description": "one of the server's --api-key"}
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {"title": "Sterna", "version": __version__, "summary": "OpenAI's API, locally."},
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": {"key": key}},
@@ -66,7 +66,7 @@ def _responses(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
     if operation.result is not None:
         content["application/json"] = {"schema": schemas[operation.result]}
     if operation.chunk is not None:
-        content["text/event-stream"] = {"itemSchema": schemas[operation.chunk]}
+        content["text/event-stream"] = {"itemSchema": _event(schemas[operation.chunk])}
     if operation.text:
         content["text/plain"] = {"schema": {"type": "string"}}
     failed = {"application/json": {"schema": schemas[ErrorBody]}}
@@ -78,3 +78,13 @@ def _responses(operation: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
         text = f"The answer. {_STREAM}" if operation.chunk is not None else "The answer."
         responses["200"] = {"description": text, "content": content}
     return responses
+
+
+def _event(data: Any) -> dict[str, Any]:
+    """A server-sent event as JSON schema sees it: its fields are texts, one of them holds JSON."""
+    held = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    return {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": held, "event": {"type": "string"}},
+    }

@@ -21,6 +21,7 @@ from sterna.serve.responses_schema import (
     InputMessage,
     InputReasoning,
     InputText,
+    OutputOfCall,
     OutputTextBack,
     ResponsesRequest,
 )
@@ -133,5 +134,5 @@ def _other(item: InputItem) -> Fields:
     return {"role": item.role, "content": _text(item.content)}
 
 
-def _text(content: str | list[InputText | OutputTextBack] | list[InputText]) -> str:
+def _text(content: str | list[InputText | OutputTextBack] | list[OutputOfCall]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)

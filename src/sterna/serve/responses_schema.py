@@ -37,7 +37,8 @@ class _Reasoning(_Part):
     summary: None = None
 
 
-class _FunctionTool(_Part, tag_field="type", tag="function"):
+class _FunctionTool(_Part):
+    type: Literal["function"]
     name: str
     parameters: JsonObject | None = None
     description: str | None = None
@@ -48,9 +49,14 @@ class _NamedFunction(_Part, tag_field="type", tag="function"):
     name: str
 
 
+class _AllowedFunction(_Part):
+    type: Literal["function"]
+    name: str
+
+
 class _AllowedTools(_Part, tag_field="type", tag="allowed_tools"):
     mode: Literal["auto", "required"]
-    tools: list[_NamedFunction]
+    tools: list[_AllowedFunction]
 
 
 class _TextFormat(_Part, tag_field="type", tag="text"):
@@ -109,6 +115,13 @@ class InputText(_Part, tag_field="type", tag="input_text"):
     text: str
 
 
+class OutputOfCall(_Part):
+    """As InputText, where nothing else is possible."""
+
+    type: Literal["input_text"]
+    text: str
+
+
 class OutputTextBack(_Part, tag_field="type", tag="output_text"):
     """A part of an earlier answer, sent back as it came."""
 
@@ -138,7 +151,7 @@ class InputCall(_Part):
 
 class InputCallOutput(_Part):
     call_id: str
-    output: str | list[InputText]
+    output: str | list[OutputOfCall]
     type: Literal["function_call_output"]
     id: str | None = None
     status: str | None = None
@@ -148,11 +161,18 @@ class ReasoningText(_Part, tag_field="type", tag="reasoning_text"):
     text: str
 
 
+class ReasoningBack(_Part):
+    """A part of an earlier answer's thinking, sent back as it came."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
 class InputReasoning(_Part):
     type: Literal["reasoning"]
     id: str | None = None
     summary: Annotated[list[Any], Meta(max_length=0)] = []
-    content: list[ReasoningText] | None = None
+    content: list[ReasoningBack] | None = None
     encrypted_content: None = None
     status: str | None = None
 
