@@ -72,9 +72,9 @@ EXPORT void run_read(const struct read_args *a, i64 items) {
 """
 
 
-def product_groups(size: int, packing: Scheme) -> tuple[Group, Group | None]:
-    """y[n, size] = x[n, size] @ weight.T for a few rows; and what quantizes x, where it is."""
-    trace, n = Trace("matvec"), Var("n", I32, 1, 8)
+def product_groups(size: int, packing: Scheme, rows: int = 8) -> tuple[Group, Group | None]:
+    """y[n, size] = x[n, size] @ weight.T for up to `rows` rows; and what quantizes x, if any."""
+    trace, n = Trace("matvec"), Var("n", I32, 1, rows)
     x = trace.param("x", (n, size), F32)
     parts = [
         trace.weight(f"layer.{k}", s, d) for k, (s, d) in packed_spec((size, size), packing).items()
@@ -93,7 +93,7 @@ def product_groups(size: int, packing: Scheme) -> tuple[Group, Group | None]:
     return groups[-1], groups[0] if len(groups) > 1 else None
 
 
-def library(sources: list[CSource], folder: Path) -> ctypes.CDLL:
+def library(sources: list[CSource], folder: Path, more: str = _READ) -> ctypes.CDLL:
     calls = [
         f"""
 EXPORT void run_{i}(const struct {source.name}_args *a);
@@ -107,7 +107,7 @@ EXPORT void run_{i}(const struct {source.name}_args *a) {{
     ]
     widths = {w for source in sources for w in source.widths}
     texts = (source.text for source in sources)
-    text = "\n".join([pool_source(), prelude(widths), *texts, *calls, _READ])
+    text = "\n".join([pool_source(), prelude(widths), *texts, *calls, more])
     target = host_target()
     path = folder / f"matvec{target.suffix}"
     compile_library(text, target, path)

@@ -41,6 +41,7 @@ from sterna.passes.prepack import prepack
 from sterna.passes.specialize import specialize
 from sterna.program import STEP_DIMS, EntryPoint, KernelTable, build_entry, self_contained
 
+DECODE_TOKENS = 2  # most tokens of a decode step: more sequences are a verify step
 VERIFY_TOKENS = 32  # most tokens of a verify step, and most logit rows of any step
 
 # Whose files shape a library; see library_key.
@@ -54,7 +55,8 @@ ENTRIES = ("prefill", "decode", "verify")
 
 Progress = Callable[[str], None]
 
-# How products with packed weights see their other factor: as 16-bit codes, or as it is.
+# How products with packed weights see their other factor: as 16-bit codes, or as it is. Without
+# a word it is codes where the scheme computes in 16 bits, and f32 where it computes in f32.
 Activations = Literal["i16", "f32"]
 
 # What the cache keeps of a key or value: a float, or 8 bits and a scale for each token and head.
@@ -71,7 +73,7 @@ class CompileOptions:
     max_batch_size: int | None = None
     sliding_window_size: int | None = None
     attention_sink_size: int | None = None
-    activations: Activations | None = None  # of products with packed weights
+    activations: Activations | None = None
     kv_dtype: KVDtype | None = None  # of the KV cache; None: what the scheme computes in
 
 
@@ -169,7 +171,8 @@ def compile_source(
         model.cache = replace(model.cache, dtype=_kv_dtype(options.kv_dtype))
     module = trace_causal_lm(model, _limits(model, sizes))
     passes = graph_passes(
-        models.family(config).FUSED, integer_products=_integer_products(target, options)
+        models.family(config).FUSED,
+        integer_products=_integer_products(target, options, quantization.compute),
     )
     module = run(module, passes, dump.phase)
     tiles = prepack(module)
@@ -184,13 +187,15 @@ def compile_source(
     return Source(manifest, LibraryParts(manifest, table.code(), module.constants), table, entries)
 
 
-def _integer_products(target: Target, options: CompileOptions) -> bool:
+def _integer_products(target: Target, options: CompileOptions, compute: DType) -> bool:
+    """Whether activations become codes: by default where the scheme asks for 16 bits of them."""
     if options.activations == "i16" and not target.pair_products:
         raise UsageError(
-            f"16-bit activations were asked for, but {target.spec} does not multiply pairs of "
+            f"activations i16 were asked for, but {target.spec} does not multiply pairs of "
             "16-bit numbers; leave the option out, or ask for f32"
         )
-    return target.pair_products and options.activations != "f32"
+    default = "i16" if compute.bits == 16 else "f32"
+    return target.pair_products and (options.activations or default) == "i16"
 
 
 def _kv_dtype(asked: str) -> DType:
@@ -207,7 +212,11 @@ def _entry(
     sizes: Sizes,
     table: KernelTable,
 ) -> EntryPoint:
-    tokens = {"prefill": sizes.chunk, "decode": sizes.batch, "verify": VERIFY_TOKENS}[title]
+    tokens = {
+        "prefill": sizes.chunk,
+        "decode": min(sizes.batch, DECODE_TOKENS),
+        "verify": VERIFY_TOKENS,
+    }[title]
     rows = min(tokens, max(VERIFY_TOKENS, sizes.batch))
     special = specialize(module, {"n": tokens, "r": rows, "t": tokens})
     dims = tuple(d for d in special.dims if d.name in STEP_DIMS)

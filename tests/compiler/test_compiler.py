@@ -21,6 +21,7 @@ from sterna.base.errors import UsageError
 from sterna.base.target import Target, host_target
 from sterna.checkpoint.model_folder import ModelFolder, open_model
 from sterna.compiler import (
+    DECODE_TOKENS,
     CompileOptions,
     Source,
     compile_model,
@@ -33,6 +34,7 @@ from sterna.ir.parser import parse_group, parse_module, parse_primfunc
 from sterna.ir.printer import to_text
 from sterna.ir.verify import verify, verify_group, verify_primfunc
 from sterna.passes.plan_memory import ALIGN
+from sterna.passes.prepack import ROW_TILE
 from sterna.program import self_contained
 
 SMALL = CompileOptions(prefill_chunk_size=64, max_batch_size=4)
@@ -88,8 +90,8 @@ def test_the_manifest_survives_and_travels_in_the_library(compiled: Compiled) ->
     assert manifest.model.fingerprint == compiled.folder.fingerprint
     assert (manifest.model.prefill_chunk_size, manifest.model.max_batch_size) == (64, 4)
     most = {e.name: {d.name: d.hi for d in e.dims} for e in manifest.entries}
-    assert [most[e]["n"] for e in ENTRIES] == [64, 4, 32]
-    assert [most[e]["r"] for e in ENTRIES] == [32, 4, 32]
+    assert [most[e]["n"] for e in ENTRIES] == [64, DECODE_TOKENS, 32]
+    assert [most[e]["r"] for e in ENTRIES] == [32, DECODE_TOKENS, 32]
 
 
 def test_params_come_layer_by_layer_as_the_folder_names_them(compiled: Compiled) -> None:
@@ -104,7 +106,7 @@ def test_params_come_layer_by_layer_as_the_folder_names_them(compiled: Compiled)
     assert set(names) == set(stored)
     for param in compiled.source.manifest.params:
         assert param.shape == tuple(stored[param.name].shape)
-        assert param.row_tile == (64 if len(param.shape) == 2 else 0)
+        assert param.row_tile == (ROW_TILE if len(param.shape) == 2 else 0)
 
 
 def test_launches_name_what_exists(compiled: Compiled) -> None:

@@ -20,9 +20,12 @@ Q4 = SCHEMES["q4f16_1"]
 
 
 def test_few_rows_read_weights_once_and_many_share_a_panel() -> None:
-    few = choose(product_group("few", (128, 64), Q4, 8), V3)
-    many = choose(product_group("many", (128, 64), Q4, 9), V3)
+    few = choose(product_group("few", (128, 64), Q4, 2), V3)
+    some = choose(product_group("some", (128, 64), Q4, 32), V3)
+    many = choose(product_group("many", (128, 64), Q4, 33), V3)
     assert Inline("t1.weight") in few
+    assert Inline("t1.weight") in some
+    assert few != some
     assert any(isinstance(s, At) and s.stage == "t1.weight" and s.scope == "scratch" for s in many)
 
 

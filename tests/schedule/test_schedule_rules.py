@@ -25,7 +25,7 @@ from sterna.quantize.scheme import MLC_SCHEMES, SCHEMES
 from sterna.schedule.choose import choose
 from sterna.schedule.steps import Schedule
 
-FEW, MANY = 8, 512  # upper bounds of the rows: a matvec, a tiled product
+FEW, SOME, MANY = 2, 32, 512  # upper bounds of the rows: a matvec, a skinny and a tiled product
 ROWS = (1, 3, 7, 65)
 KINDS = {name: s for name, s in SCHEMES.items() if "f32" not in name and "bf16" not in name}
 KINDS |= {"q0f32": SCHEMES["q0f32"], "q0bf16": SCHEMES["q0bf16"], "q4bf16_1": SCHEMES["q4bf16_1"]}
@@ -42,7 +42,7 @@ def title(name: str, shape: tuple[int, int], most: int) -> str:
 
 def groups() -> Iterator[Group]:
     for name, shape in CASES:
-        for most in (FEW, MANY):
+        for most in (FEW, SOME, MANY):
             yield product_group(title(name, shape, most), shape, KINDS[name], most)
     for width in WIDTHS:
         yield norm_group(f"norm_{width}", width, MANY, residual=False)
@@ -82,7 +82,7 @@ def test_matvec_and_matmul_give_the_same_bits(
     (expected,) = evaluate_group(group, inputs, {dim: max(ROWS)}).values()
     assert np.abs(wide - expected).max() <= 2e-6 * np.abs(expected).max()
     for count in ROWS:
-        for most in (FEW, MANY):
+        for most in (FEW, SOME, MANY):
             (part,) = library.run(title(name, shape, most), arrays, n=count).values()
             assert np.array_equal(part.view(np.uint32), wide[:count].view(np.uint32)), (count, most)
 
@@ -101,7 +101,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Library:
     return build(kernels, host_target(), tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.mark.parametrize("most", [FEW, MANY])
+@pytest.mark.parametrize("most", [FEW, SOME, MANY])
 @pytest.mark.parametrize("name", TINY)
 def test_compiled_as_interpreted(tiny: Library, name: str, most: int) -> None:
     """The interpreter checks every access; C gives its bits."""

@@ -44,6 +44,12 @@ def add(verbs: Subparsers) -> None:
     parser.add_argument(
         "--target", default="cpu", help=f"one of {', '.join(EXAMPLES)}, ... (default: cpu)"
     )
+    parser.add_argument(
+        "--activations",
+        choices=("i16", "f32"),
+        help="what packed weights are multiplied with: 16-bit codes, exact within a group of "
+        "weights, or f32 (default: i16, and f32 for schemes that compute in f32)",
+    )
     parser.add_argument("-o", "--output", metavar="LIB", help="the library to write")
     parser.add_argument(
         "--kv-dtype",
@@ -68,7 +74,11 @@ def run(args: argparse.Namespace) -> int:
     output, target = output_of(args), parse_target(args.target)
     if output.is_dir():
         raise UsageError(f"--output {output} is a folder; name the library to write")
-    settings: dict[str, Any] = {**parse_overrides(args.overrides), "kv_dtype": args.kv_dtype}
+    settings: dict[str, Any] = {
+        **parse_overrides(args.overrides),
+        "kv_dtype": args.kv_dtype,
+        "activations": args.activations,
+    }
     from sterna.checkpoint.model_folder import open_model
     from sterna.compiler import CompileOptions, compile_model
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from sterna.ir.graph import Binding, Call, Function, IRModule, Value
 from sterna.ops.restore import UNPACKING
 
-ROW_TILE = 64
+ROW_TILE = 32
 
 
 def prepack(module: IRModule) -> dict[str, int]:

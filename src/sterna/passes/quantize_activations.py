@@ -22,7 +22,8 @@ _SUM_BITS = 31  # of a group's exact sum
 def quantize_activations(module: IRModule) -> IRModule:
     """Replace matmul(x, dequantize(codes, ...)) by a product of codes.
 
-    Weights whose groups do not divide the depth, or could overflow a sum, stay as they are.
+    Weights whose groups do not divide the depth, or could overflow a sum, stay as they are. The
+    dequantize is left for `cleanup` to drop.
 
     Before:
         n = dim(1, 64)
@@ -44,6 +45,8 @@ def quantize_activations(module: IRModule) -> IRModule:
         def f(x: f32[n, 64]):
             code = weight('o.q_weight', u32[32, 8])
             scale = weight('o.q_scale', f16[32, 2])
+            w: f32[32, 64] = dequantize(code, scale, bias=7, bits=4, depth=64,
+                                        group=32, layout='NK', packing='word', rows=32)
             x_codes, x_scales, x_sums = outs(
                 dynamic_quantize(x, group=32, span=8), i32[n, 8, 4], f32[n, 2], i32[n, 2])
             y: f32[n, 32] = quantized_matmul(

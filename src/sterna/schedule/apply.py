@@ -10,83 +10,32 @@ along a vectorized axis, whose buffers have readable slack after their end.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
-from sterna.base.dtype import I32
 from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Compute, Group, combine_step
 from sterna.ir.expr import (
     Binary,
     Buffer,
-    Const,
     Expr,
     Load,
     Var,
-    ceil_div,
     const_value,
     minimum,
     wrap,
 )
-from sterna.ir.loop import Alloc, For, ForKind, If, PrimFunc, Stmt, Store, seq
+from sterna.ir.loop import Alloc, For, ForKind, If, Prefetch, PrimFunc, Stmt, Store, seq
 from sterna.ir.rewrite import free_vars, loads, replace_loads, substitute, visit
 from sterna.ir.simplify import simplify, simplify_stmt
+from sterna.schedule.stage import Loop, Stage, loop_var, transform
 from sterna.schedule.steps import (
+    Ahead,
     At,
-    Fuse,
     Inline,
-    Parallel,
-    Reorder,
     Schedule,
-    Split,
     Step,
-    Unroll,
-    Vectorize,
 )
 
-_KINDS: dict[type[Step], ForKind] = {
-    Parallel: ForKind.PARALLEL,
-    Vectorize: ForKind.VECTOR,
-    Unroll: ForKind.UNROLL,
-}
-
-
-@dataclass(slots=True)
-class _Loop:
-    var: Var
-    extent: Expr
-    reduces: bool
-    kind: ForKind = ForKind.SERIAL
-
-    @property
-    def name(self) -> str:
-        return self.var.name
-
-
-@dataclass(slots=True)
-class _Stage:
-    """A Compute being placed: its loops, and where its axes lie in them."""
-
-    compute: Compute
-    loops: list[_Loop] = field(default_factory=list)
-    base: dict[Var, Expr] = field(default_factory=dict)  # first index of the region
-    local: dict[Var, Expr] = field(default_factory=dict)  # index within the region
-    guards: list[tuple[Expr, Expr]] = field(default_factory=list)  # index, bound
-    buffer: Buffer | None = None  # storage of an attached stage's region
-    at: At | None = None
-
-    @property
-    def name(self) -> str:
-        return self.compute.name
-
-    def loop(self, name: str) -> _Loop:
-        for loop in self.loops:
-            if loop.name == name:
-                return loop
-        have = ", ".join(loop.name for loop in self.loops)
-        raise ScheduleError(f"stage {self.name!r} has no loop {name!r}; it has {have}")
-
-    def index(self, axis: Var) -> Expr:
-        return self.base[axis] + self.local[axis]
+LINE_BYTES = 64  # of a cache line
 
 
 def apply(group: Group, schedule: Schedule) -> PrimFunc:
@@ -143,20 +92,20 @@ class _Placed:
 
     def __init__(self, group: Group, computes: list[Compute], schedule: Schedule) -> None:
         self.group = group
-        self.stages: dict[str, _Stage] = {}
-        self.owner: dict[Buffer, _Stage] = {}
+        self.stages: dict[str, Stage] = {}
+        self.owner: dict[Buffer, Stage] = {}
         self.computes = computes
         for compute in reversed(computes):
             steps = [s for s in schedule if s.stage == compute.name]
             self._place(compute, steps)
 
-    def roots(self) -> list[_Stage]:
+    def roots(self) -> list[Stage]:
         return [self.stages[c.name] for c in self.computes if self.stages[c.name].at is None]
 
     # placing
 
     def _place(self, compute: Compute, steps: list[Step]) -> None:
-        stage = _Stage(compute)
+        stage = Stage(compute)
         at = next((s for s in steps if isinstance(s, At)), None)
         stage.at = at
         if at is None:
@@ -184,12 +133,12 @@ class _Placed:
         self.stages[compute.name] = stage
         self.owner[compute.out] = stage
         for step in steps:
-            _transform(stage, step)
+            transform(stage, step)
 
     def _add_loop(
-        self, stage: _Stage, axis: Var, base: Expr, extent: Expr, *, reduces: bool
+        self, stage: Stage, axis: Var, base: Expr, extent: Expr, *, reduces: bool
     ) -> None:
-        loop = _Loop(_loop_var(axis.name, extent), extent, reduces)
+        loop = Loop(loop_var(axis.name, extent), extent, reduces)
         stage.loops.append(loop)
         stage.base[axis] = base
         stage.local[axis] = loop.var
@@ -222,7 +171,7 @@ class _Placed:
         return found
 
     def _alongside(
-        self, compute: Compute, anchor: _Stage, fixed: set[Var]
+        self, compute: Compute, anchor: Stage, fixed: set[Var]
     ) -> list[tuple[Expr, Expr]]:
         """The region of an output that no stage reads: its first axes follow the anchor's."""
         region = [(wrap(0), axis.extent) for axis in compute.axes]
@@ -254,12 +203,12 @@ class _Placed:
             result.append((base, axis.extent if everything else extent))
         return result
 
-    def _loops_of(self, stage: _Stage) -> dict[Var, _Loop]:
+    def _loops_of(self, stage: Stage) -> dict[Var, Loop]:
         """Every loop around a stage's body, own and enclosing."""
         own = {loop.var: loop for loop in stage.loops}
         return own if stage.at is None else own | self._loops_of(self.stages[stage.at.of])
 
-    def _outer_vars(self, anchor: _Stage, axis: str) -> set[Var]:
+    def _outer_vars(self, anchor: Stage, axis: str) -> set[Var]:
         """Loop variables fixed at the attach point."""
         anchor.loop(axis)
         result: set[Var] = set()
@@ -271,7 +220,7 @@ class _Placed:
                 return result
         return result
 
-    def _inside(self, reader: _Stage, at: At) -> bool:
+    def _inside(self, reader: Stage, at: At) -> bool:
         while reader.name != at.of:
             if reader.at is None:
                 return False
@@ -280,7 +229,7 @@ class _Placed:
 
     # emission
 
-    def emit(self, stage: _Stage) -> Stmt:
+    def emit(self, stage: Stage) -> Stmt:
         """The loops of a stage with everything attached inside them."""
         first = next((i for i, loop in enumerate(stage.loops) if loop.reduces), None)
         if first is None:
@@ -290,14 +239,33 @@ class _Placed:
         update = self._nest(stage, first, self._leaf(stage))
         return self._nest(stage, 0, seq(start, update), stop=first)
 
-    def _nest(self, stage: _Stage, level: int, leaf: Stmt, stop: int | None = None) -> Stmt:
+    def _nest(self, stage: Stage, level: int, leaf: Stmt, stop: int | None = None) -> Stmt:
         if level == (len(stage.loops) if stop is None else stop):
             return leaf
         loop = stage.loops[level]
         body = self._attached(stage, loop, self._nest(stage, level + 1, leaf, stop))
+        body = seq(
+            *(p for a in stage.ahead if a.axis == loop.name for p in self._asked(stage, a)), body
+        )
         return For(loop.var, loop.extent, body, loop.kind)
 
-    def _attached(self, stage: _Stage, loop: _Loop, body: Stmt) -> Stmt:
+    def _asked(self, stage: Stage, step: Ahead) -> list[Stmt]:
+        """Prefetches of one turn: the first element of each cache line that it reads."""
+        outer = stage.loop(step.axis)
+        inner = stage.loops[stage.loops.index(outer) + 1 :]
+        found = next((n for n in loads(self._value(stage)) if n.buffer.name == step.buffer), None)
+        if found is None:
+            raise ScheduleError(f"{step}: the stage does not read {step.buffer!r}")
+        later = {outer.var: outer.var + step.turns, **{loop.var: wrap(0) for loop in inner}}
+        *rows, column = (simplify(substitute(i, later)) for i in found.index)
+        width = 1
+        for loop in inner:
+            if loop.var in free_vars(found.index[-1]) and not loop.reduces:
+                width *= int(const_value(loop.extent) or 1)
+        lines = range(0, width, LINE_BYTES // found.dtype.bytes)
+        return [Prefetch(Load(found.buffer, (*rows, simplify(column + line)))) for line in lines]
+
+    def _attached(self, stage: Stage, loop: Loop, body: Stmt) -> Stmt:
         here = [
             s
             for c in self.computes
@@ -311,7 +279,7 @@ class _Placed:
                 body = Alloc(attached.buffer, body)
         return body
 
-    def _init(self, stage: _Stage, spatial: list[_Loop]) -> Stmt:
+    def _init(self, stage: Stage, spatial: list[Loop]) -> Stmt:
         combine, buffer = stage.compute.combine, stage.buffer
         if combine is None or buffer is None:
             raise ScheduleError(f"reduction {stage.name!r} cannot accumulate in global memory")
@@ -321,7 +289,7 @@ class _Placed:
             stmt = For(loop.var, loop.extent, stmt, loop.kind)
         return stmt
 
-    def _leaf(self, stage: _Stage) -> Stmt:
+    def _leaf(self, stage: Stage) -> Stmt:
         compute = stage.compute
         body = self._value(stage)
         if stage.buffer is None:
@@ -332,7 +300,7 @@ class _Placed:
             body = combine_step(compute.combine, Load(stage.buffer, index), body)
         return self._guarded(stage, Store(stage.buffer, index, body), reduces=True)
 
-    def _guarded(self, stage: _Stage, stmt: Stmt, *, reduces: bool) -> Stmt:
+    def _guarded(self, stage: Stage, stmt: Stmt, *, reduces: bool) -> Stmt:
         """`stmt` under the guards that concern it: reduction guards only where `reduces`."""
         over = {loop.var for loop in stage.loops if loop.reduces}
         lanes = {loop.var for loop in stage.loops if loop.kind is ForKind.VECTOR}
@@ -342,10 +310,10 @@ class _Placed:
                 stmt = If(index < bound, stmt)
         return stmt
 
-    def _local_index(self, stage: _Stage) -> tuple[Expr, ...]:
+    def _local_index(self, stage: Stage) -> tuple[Expr, ...]:
         return tuple(stage.local[a.var] for a in stage.compute.axes)
 
-    def _value(self, stage: _Stage) -> Expr:
+    def _value(self, stage: Stage) -> Expr:
         """The body with axes as loop variables and attached stages read from their regions."""
         exact = {axis: stage.index(axis) for axis in stage.local}
 
@@ -360,12 +328,12 @@ class _Placed:
         body = replace_loads(stage.compute.body, from_region)
         return substitute(body, {axis: self._clamped(stage, axis) for axis in stage.local})
 
-    def _whole_loop(self, stage: _Stage, index: Expr, extent: Expr) -> bool:
+    def _whole_loop(self, stage: Stage, index: Expr, extent: Expr) -> bool:
         """Whether the index is a loop that runs exactly over the axis, whatever its size."""
         loop = self._loops_of(stage).get(index) if isinstance(index, Var) else None
         return loop is not None and const_value(simplify(loop.extent - extent)) == 0
 
-    def _clamped(self, stage: _Stage, axis: Var) -> Expr:
+    def _clamped(self, stage: Stage, axis: Var) -> Expr:
         """The index of an axis, kept inside the tensor where a split may leave it."""
         index = stage.index(axis)
         if stage.at is None or axis in {a.var for a in stage.compute.over}:
@@ -380,13 +348,7 @@ class _Placed:
         return minimum(index, extent - 1)
 
 
-def _loop_var(name: str, extent: Expr) -> Var:
-    size = const_value(extent)
-    hi = size if size is not None else extent.hi if isinstance(extent, Var) else None
-    return Var(name, I32, 0, None if hi is None else int(hi) - 1)
-
-
-def _span(index: Expr, fixed: set[Var], around: dict[Var, _Loop], at: At) -> tuple[Expr, Expr]:
+def _span(index: Expr, fixed: set[Var], around: dict[Var, Loop], at: At) -> tuple[Expr, Expr]:
     """First value and extent of an index while the variables not in `fixed` run.
 
     Sound for indices that grow with every inner variable, which is checked by form.
@@ -415,77 +377,3 @@ def _union(
         low, high = min(int(shift), 0), max(int(growth), 0)
         result.append((simplify(first + low), simplify(extent + high - low)))
     return result
-
-
-def _transform(stage: _Stage, step: Step) -> None:
-    match step:
-        case Split():
-            _split(stage, step)
-        case Fuse():
-            _fuse(stage, step)
-        case Reorder():
-            _reorder(stage, step)
-        case Parallel() | Vectorize() | Unroll():
-            _annotate(stage, step)
-        case At() | Inline():
-            pass  # taken into account when the stage was placed
-        case _:
-            raise ScheduleError(f"{step}: unknown step")
-
-
-def _split(stage: _Stage, step: Split) -> None:
-    loop = stage.loop(step.axis)
-    if step.factor < 1:
-        raise ScheduleError(f"{step}: the factor must be positive")
-    outer_extent = simplify(ceil_div(loop.extent, step.factor))
-    outer = _Loop(_loop_var(step.outer, outer_extent), outer_extent, loop.reduces)
-    inner = _Loop(_loop_var(step.inner, wrap(step.factor)), wrap(step.factor), loop.reduces)
-    at = stage.loops.index(loop)
-    stage.loops[at : at + 1] = [outer, inner]
-    whole = outer.var * step.factor + inner.var
-    _replace(stage, {loop.var: whole})
-    if const_value(simplify(loop.extent % step.factor)) != 0:
-        stage.guards.append((whole, loop.extent))
-
-
-def _fuse(stage: _Stage, step: Fuse) -> None:
-    a, b = stage.loop(step.a), stage.loop(step.b)
-    at = stage.loops.index(a)
-    if stage.loops[at + 1 : at + 2] != [b] or a.reduces != b.reduces:
-        raise ScheduleError(f"{step}: the loops must be neighbours of one kind")
-    extent = simplify(a.extent * b.extent)
-    fused = _Loop(_loop_var(step.into, extent), extent, a.reduces)
-    stage.loops[at : at + 2] = [fused]
-    _replace(stage, {a.var: fused.var // b.extent, b.var: fused.var % b.extent})
-
-
-def _reorder(stage: _Stage, step: Reorder) -> None:
-    chosen = [stage.loop(name) for name in step.axes]
-    if len(set(step.axes)) != len(step.axes):
-        raise ScheduleError(f"{step}: a loop is named twice")
-    places = sorted(stage.loops.index(loop) for loop in chosen)
-    before = [loop.name for loop in stage.loops if loop.reduces]
-    for place, loop in zip(places, chosen, strict=True):
-        stage.loops[place] = loop
-    if [loop.name for loop in stage.loops if loop.reduces] != before:
-        raise ScheduleError(f"{step}: the order of a reduction is part of its meaning")
-
-
-def _annotate(stage: _Stage, step: Parallel | Vectorize | Unroll) -> None:
-    loop = stage.loop(step.axis)
-    if loop.kind is not ForKind.SERIAL:
-        raise ScheduleError(f"{step}: the loop is {loop.kind.value} already")
-    if isinstance(step, Parallel):
-        outermost = stage.loops[0] is loop and stage.at is None and not loop.reduces
-        if not outermost:
-            raise ScheduleError(f"{step}: only the outermost loop of an output runs in parallel")
-    elif not isinstance(loop.extent, Const):
-        raise ScheduleError(f"{step}: the extent {loop.extent!r} is not a number")
-    if isinstance(step, Vectorize) and (stage.loops[-1] is not loop or loop.reduces):
-        raise ScheduleError(f"{step}: only the innermost loop that is no reduction is vectorized")
-    loop.kind = _KINDS[type(step)]
-
-
-def _replace(stage: _Stage, values: dict[Var, Expr]) -> None:
-    stage.local = {axis: substitute(e, values) for axis, e in stage.local.items()}
-    stage.guards = [(substitute(i, values), bound) for i, bound in stage.guards]

@@ -24,6 +24,7 @@ from sterna.schedule.rules.matmul import (
     matmul,
     matvec,
     product,
+    skinny_matmul,
 )
 from sterna.schedule.rules.norm import NormKnobs, norm
 from sterna.schedule.steps import Schedule
@@ -31,13 +32,16 @@ from sterna.schedule.steps import Schedule
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
-    """One row of a table. `few_rows`: up to so many rows of x, a product is a matvec.
+    """One row of a table.
 
+    Up to `matvec_rows` rows of x a product is a matvec, up to `skinny_rows` a skinny matmul.
     `matmul` is for products of floats, `pairs` for those of pairs of integers.
     """
 
-    few_rows: int
+    matvec_rows: int
+    skinny_rows: int
     matvec: MatvecKnobs
+    skinny: MatmulKnobs
     matmul: MatmulKnobs
     pairs: MatmulKnobs
     norm: NormKnobs
@@ -53,8 +57,10 @@ def choose(group: Group, target: Target) -> Schedule:
         )
     found = product(group)
     if found is not None:
-        if _most_rows(found) <= knobs.few_rows:
+        if _most_rows(found) <= knobs.matvec_rows:
             return matvec(found, knobs.matvec)
+        if _most_rows(found) <= knobs.skinny_rows:
+            return skinny_matmul(found, knobs.skinny)
         return matmul(found, knobs.matmul if found.weight.out.dtype.is_float else knobs.pairs)
     if any(c.over for c in group.computes):
         return norm(group, knobs.norm)

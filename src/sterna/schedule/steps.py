@@ -96,6 +96,19 @@ class At(Step):
     scope: str = "register"
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead(Step):
+    """Each turn of loop `axis` asks for what the turn `turns` later reads of an input.
+
+    `buffer` names the input. Its elements must lie side by side along the stage's loops inside
+    `axis`; those of the first turn of each are asked for, a cache line at a time.
+    """
+
+    axis: str
+    buffer: str
+    turns: int
+
+
 Schedule = tuple[Step, ...]
 
 

@@ -1,8 +1,9 @@
 """Schedules for a Group headed by a matrix product with a weight stage.
 
 In: a Group whose stages are `weight` [k, n], sums over k and one output [m, n] with its epilogue.
-Out: steps. For few rows (`matvec`) weights are read once and used at once; for many (`matmul`) a
-panel of weights is unpacked once and used by all rows. Both leave the order of each sum alone.
+Out: steps. For a row or two (`matvec`) weights are read once and used at once; for a handful
+(`skinny_matmul`) each is unpacked into a register for several rows; for many (`matmul`) a panel of
+weights is unpacked once and used by all rows. All leave the order of each sum alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from sterna.ir.expr import Binary, Expr, Var, const_value
 from sterna.ir.rewrite import free_vars, loads, substitute, visit
 from sterna.ir.simplify import simplify
 from sterna.schedule.steps import (
+    Ahead,
     At,
     Inline,
     Parallel,
@@ -37,6 +39,7 @@ class MatvecKnobs:
     least_rows: int = 16
     items: int = 4
     unroll: int = 16  # steps of k written out; a whole period of packed words where that is more
+    ahead: int = 0  # bytes of packed words asked for before they are read; 0 leaves it to hardware
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class MatmulKnobs:
     tokens: int = 6
     vectors: int = 2
     unroll: int = 8  # steps of k written out while the panel is unpacked
+    ahead: int = 0  # as in MatvecKnobs, where there is no panel
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +95,65 @@ def matvec(found: Product, knobs: MatvecKnobs) -> Schedule:
     return (
         *steps,
         *_sum(total, knobs.lanes),
-        At(partial.name, total.name, total.over[0].name, "register"),
+        _inside(partial, total),
         *_sum_by_word(partial, found.weight, knobs),
+        *_words_ahead(partial, found.weight, knobs, _block(out, knobs)),
+    )
+
+
+def _words_ahead(
+    stage: Compute, weight: Compute, knobs: MatvecKnobs | MatmulKnobs, rows: int
+) -> tuple[Step, ...]:
+    """Ask for packed words well before they are read: hardware stops at the end of a page."""
+    codes = _whole_periods(knobs.unroll, _period(weight), stage.over[0].extent)
+    words = next((n.buffer for n in loads(weight.body) if n.buffer.dtype == U32), None)
+    if codes is None or words is None or not knobs.ahead:
+        return ()
+    turn = rows * words.dtype.bytes * codes // _period(weight)
+    return (
+        Ahead(stage.name, f"{stage.over[0].name}_word", words.name, max(1, knobs.ahead // turn)),
+    )
+
+
+def skinny_matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
+    """parallel blocks of n { blocks of m { k or groups { registers } } }, weights inlined.
+
+    Between a matvec, which unpacks a weight anew for each row, and a matmul, whose panel leaves
+    the nearest cache and comes back: worth it while rows fill a few tiles only.
+    """
+    total, partial = found.total, found.partial
+    steps = (Inline(found.weight.name), *_tile(found, knobs))
+    if partial is None:
+        return (*steps, *_sum_by_word(total, found.weight, knobs, total.axes[0].name))
+    return (
+        *steps,
+        *_sum(total, knobs.lanes),
+        _inside(partial, total),
+        *_sum_by_word(partial, found.weight, knobs, partial.axes[0].name),
+        *_words_ahead(partial, found.weight, knobs, knobs.lanes * knobs.vectors),
     )
 
 
 def matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
     """parallel blocks of n { unpack a panel; blocks of m { k { a tile of registers } } }."""
     out, total, partial, weight = found.out, found.total, found.partial, found.weight
+    steps = (
+        *_tile(found, knobs),
+        At(weight.name, out.name, _names(out).block, "scratch"),
+        *_panel(weight, knobs),
+        *_sum(total, knobs.lanes),
+    )
+    if partial is None:
+        return steps
+    return (*steps, _inside(partial, total), *_sum(partial, knobs.lanes))
+
+
+def _tile(found: Product, knobs: MatmulKnobs) -> tuple[Step, ...]:
+    """The output in tiles of registers, blocks of n in parallel; a tile's sums inside it."""
+    out = found.out
     row, n = out.axes[0].name, _names(out)
     tile, each = f"{row}_tile", f"{row}_inside"
-    steps: list[Step] = [
+    return (
         Split(out.name, n.axis, n.block, n.inside, knobs.lanes * knobs.vectors),
         Split(out.name, n.inside, n.register, n.lane, knobs.lanes),
         Split(out.name, row, tile, each, knobs.tokens),
@@ -109,17 +161,13 @@ def matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
         Parallel(out.name, n.block),
         Unroll(out.name, each),
         *_annotate(out),
-        At(weight.name, out.name, n.block, "scratch"),
-        *_panel(weight, knobs),
-        At(total.name, out.name, tile, "register"),
-        *_sum(total, knobs.lanes),
-    ]
-    if partial is not None:
-        steps += [
-            At(partial.name, total.name, total.over[0].name, "register"),
-            *_sum(partial, knobs.lanes),
-        ]
-    return tuple(steps)
+        At(found.total.name, out.name, tile, "register"),
+    )
+
+
+def _inside(partial: Compute, total: Compute) -> Step:
+    """A group's sum is made where the sum over groups takes it up."""
+    return At(partial.name, total.name, total.over[0].name, "register")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +202,13 @@ def _sum(stage: Compute, lanes: int) -> tuple[Step, ...]:
     )
 
 
-def _sum_by_word(stage: Compute, weight: Compute, knobs: MatvecKnobs) -> tuple[Step, ...]:
-    """A sum that reads packed words, a few at a time: each code of all registers in turn."""
+def _sum_by_word(
+    stage: Compute, weight: Compute, knobs: MatvecKnobs | MatmulKnobs, *rows: str
+) -> tuple[Step, ...]:
+    """A sum that reads packed words, a few at a time: each code of all registers in turn.
+
+    `rows` names the loop over rows where a tile has several, for whom a code is unpacked once.
+    """
     n, k = _names(stage), stage.over[0]
     codes = _whole_periods(knobs.unroll, _period(weight), k.extent)
     if codes is None:
@@ -164,8 +217,8 @@ def _sum_by_word(stage: Compute, weight: Compute, knobs: MatvecKnobs) -> tuple[S
     return (
         Split(stage.name, n.axis, n.register, n.lane, knobs.lanes),
         Split(stage.name, k.name, word, code, codes),
-        Reorder(stage.name, (word, code, n.register, n.lane)),
-        Unroll(stage.name, code),
+        Reorder(stage.name, (word, code, *rows, n.register, n.lane)),
+        *(Unroll(stage.name, loop) for loop in (code, *rows)),
         *_annotate(stage),
     )
 

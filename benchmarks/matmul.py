@@ -1,0 +1,131 @@
+"""How near prefill's matrix products come to the machine's arithmetic peak.
+
+    python benchmarks/matmul.py [--schemes q0f32 q4f16_1] [--rows 128] [--size 4096] [--out FILE]
+
+For each scheme the product that the passes and the schedule rules give for `rows` rows of x, with
+one thread, turn about with a loop of independent FMAs in registers: prints JSON with both rates in
+GFLOP/s (two a weight and row) and their ratio, round by round. A figure is the fastest tenth of a
+round, in processor time of the thread: what else runs on a machine takes turns, not speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matvec import ROW_TILE, library, product_groups, tiled
+
+from sterna.base.target import host_target
+from sterna.codegen.c import render
+from sterna.quantize.pack import dequantize, quantize
+from sterna.quantize.scheme import scheme
+from sterna.runtime.threads import POOL_BYTES
+from sterna.schedule.apply import apply
+from sterna.schedule.choose import choose
+
+_ROUNDS = 8
+_FMAS = 12 * 20_000  # vectors of eight
+_PEAK = """
+struct peak_args { f32 *out; };
+EXPORT void run_peak(const struct peak_args *a);
+EXPORT void run_peak(const struct peak_args *a) {
+    typedef f32 v8 __attribute__((vector_size(32)));
+    v8 s[12], x = {1, 1, 1, 1, 1, 1, 1, 1}, y = x * 0.999f;
+    for (int j = 0; j < 12; j++) s[j] = x;
+    for (int i = 0; i < 20000; i++)
+        for (int j = 0; j < 12; j++) s[j] = __builtin_elementwise_fma(s[j], y, x);
+    for (int j = 1; j < 12; j++) s[0] += s[j];
+    a->out[0] = s[0][0];
+}
+"""
+
+
+def fastest(call: Callable[[], object], count: int) -> float:
+    """Seconds of processor time of the fastest tenth of some calls."""
+    seconds = []
+    for _ in range(count):
+        start = time.thread_time()
+        call()
+        seconds.append(time.thread_time() - start)
+    return float(np.percentile(seconds, 10))
+
+
+def measure(name: str, rows: int, size: int) -> dict[str, Any]:
+    packing = scheme(name)
+    groups = [g for g in product_groups(size, packing, rows) if g is not None]
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((size, size)).astype(np.float32)
+    packed = quantize(weight, packing)
+    arrays = [tiled(a, packing) for a in packed.values()]
+    x = rng.standard_normal((rows, size)).astype(np.float32)
+    out = np.zeros((rows + 1, size), np.float32)
+    per = packing.group or size
+    codes = np.zeros(rows * size // 2 + 64, np.int32)
+    scales = np.zeros(rows * size // per + 64, np.float32)
+    totals = np.zeros(rows * size // per + 64, np.int32)
+    raw = np.zeros(POOL_BYTES + 64, np.uint8)
+    pool = raw[-raw.ctypes.data % 64 :][:POOL_BYTES]
+    scratch = np.zeros(64 << 20, np.uint8)
+    pool.view(np.int32)[0] = 1
+    pool.view(np.int64)[3:5] = scratch.ctypes.data, scratch.nbytes
+    inputs = [x] if len(groups) == 1 else [codes, scales, totals]
+    args = [np.array([pool.ctypes.data, *(a.ctypes.data for a in list_), rows], np.int64)
+            for list_ in ([*inputs, *arrays, out], [x, *inputs])]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        sources = [render(apply(g, choose(g, host_target()))) for g in groups]
+        lib = library(sources, Path(folder), _PEAK)
+        runs = [getattr(lib, f"run_{i}") for i in range(len(groups))]
+        calls = [
+            lambda run=run, a=a: run(ctypes.c_void_p(a.ctypes.data))
+            for run, a in zip(runs, args, strict=False)
+        ]
+        holder = np.array([out.ctypes.data], np.int64)
+        where = ctypes.c_void_p(holder.ctypes.data)
+        rounds = []
+        for _ in range(_ROUNDS):
+            peak = _FMAS * 16 / fastest(lambda: lib.run_peak(where), 30) / 1e9
+            before = fastest(calls[1], 10) if len(calls) > 1 else 0.0
+            seconds = fastest(calls[0], 5)
+            rate = 2 * rows * size * size / (seconds + before) / 1e9
+            rounds.append((peak, rate, before / seconds))
+    exact = x.astype(np.float64) @ dequantize(packed, packing, (size, size)).astype(np.float64).T
+    error = np.linalg.norm(out[:rows] - exact) / np.linalg.norm(exact)
+    peak, rate, share = (float(np.median(v)) for v in zip(*rounds, strict=True))
+    return {
+        "fma_peak": round(peak, 1),
+        "product": round(rate, 1),
+        "of_peak": round(float(np.median([r / p for p, r, _ in rounds])), 3),
+        "quantizing_x": round(share, 4),
+        "relative_error": float(f"{error:.2e}"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--schemes", nargs="+", default=["q0f32", "q4f16_1", "q8f16_1", "q3f16_1"])
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    result = {
+        "rows": options.rows,
+        "size": options.size,
+        "target": host_target().spec,
+        "row_tile": ROW_TILE,
+        "gflops": {s: measure(s, options.rows, options.size) for s in options.schemes},
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

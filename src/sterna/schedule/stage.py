@@ -1,0 +1,158 @@
+"""A stage of a Group while its loops are arranged: the steps that concern one stage alone.
+
+In: a Compute, the region of it that is wanted, and steps. Out: its loops in order, and where each
+axis of the Compute lies in them. It knows neither other stages nor statements: `apply` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sterna.base.dtype import I32
+from sterna.base.errors import ScheduleError
+from sterna.ir.compute import Compute
+from sterna.ir.expr import Buffer, Const, Expr, Var, ceil_div, const_value, wrap
+from sterna.ir.loop import ForKind
+from sterna.ir.rewrite import substitute
+from sterna.ir.simplify import simplify
+from sterna.schedule.steps import (
+    Ahead,
+    At,
+    Fuse,
+    Inline,
+    Parallel,
+    Reorder,
+    Split,
+    Step,
+    Unroll,
+    Vectorize,
+)
+
+_KINDS: dict[type[Step], ForKind] = {
+    Parallel: ForKind.PARALLEL,
+    Vectorize: ForKind.VECTOR,
+    Unroll: ForKind.UNROLL,
+}
+
+
+@dataclass(slots=True)
+class Loop:
+    var: Var
+    extent: Expr
+    reduces: bool
+    kind: ForKind = ForKind.SERIAL
+
+    @property
+    def name(self) -> str:
+        return self.var.name
+
+
+@dataclass(slots=True)
+class Stage:
+    """A Compute being placed: its loops, and where its axes lie in them."""
+
+    compute: Compute
+    loops: list[Loop] = field(default_factory=list)
+    base: dict[Var, Expr] = field(default_factory=dict)  # first index of the region
+    local: dict[Var, Expr] = field(default_factory=dict)  # index within the region
+    guards: list[tuple[Expr, Expr]] = field(default_factory=list)  # index, bound
+    buffer: Buffer | None = None  # storage of an attached stage's region
+    at: At | None = None
+    ahead: list[Ahead] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.compute.name
+
+    def loop(self, name: str) -> Loop:
+        for loop in self.loops:
+            if loop.name == name:
+                return loop
+        have = ", ".join(loop.name for loop in self.loops)
+        raise ScheduleError(f"stage {self.name!r} has no loop {name!r}; it has {have}")
+
+    def index(self, axis: Var) -> Expr:
+        return self.base[axis] + self.local[axis]
+
+
+def loop_var(name: str, extent: Expr) -> Var:
+    size = const_value(extent)
+    hi = size if size is not None else extent.hi if isinstance(extent, Var) else None
+    return Var(name, I32, 0, None if hi is None else int(hi) - 1)
+
+
+def transform(stage: Stage, step: Step) -> None:
+    match step:
+        case Split():
+            _split(stage, step)
+        case Fuse():
+            _fuse(stage, step)
+        case Reorder():
+            _reorder(stage, step)
+        case Parallel() | Vectorize() | Unroll():
+            _annotate(stage, step)
+        case At() | Inline():
+            pass  # taken into account when the stage was placed
+        case Ahead():
+            stage.loop(step.axis)
+            stage.ahead.append(step)
+        case _:
+            raise ScheduleError(f"{step}: unknown step")
+
+
+def _split(stage: Stage, step: Split) -> None:
+    loop = stage.loop(step.axis)
+    if step.factor < 1:
+        raise ScheduleError(f"{step}: the factor must be positive")
+    outer_extent = simplify(ceil_div(loop.extent, step.factor))
+    outer = Loop(loop_var(step.outer, outer_extent), outer_extent, loop.reduces)
+    inner = Loop(loop_var(step.inner, wrap(step.factor)), wrap(step.factor), loop.reduces)
+    at = stage.loops.index(loop)
+    stage.loops[at : at + 1] = [outer, inner]
+    whole = outer.var * step.factor + inner.var
+    _replace(stage, {loop.var: whole})
+    if const_value(simplify(loop.extent % step.factor)) != 0:
+        stage.guards.append((whole, loop.extent))
+
+
+def _fuse(stage: Stage, step: Fuse) -> None:
+    a, b = stage.loop(step.a), stage.loop(step.b)
+    at = stage.loops.index(a)
+    if stage.loops[at + 1 : at + 2] != [b] or a.reduces != b.reduces:
+        raise ScheduleError(f"{step}: the loops must be neighbours of one kind")
+    extent = simplify(a.extent * b.extent)
+    fused = Loop(loop_var(step.into, extent), extent, a.reduces)
+    stage.loops[at : at + 2] = [fused]
+    _replace(stage, {a.var: fused.var // b.extent, b.var: fused.var % b.extent})
+
+
+def _reorder(stage: Stage, step: Reorder) -> None:
+    chosen = [stage.loop(name) for name in step.axes]
+    if len(set(step.axes)) != len(step.axes):
+        raise ScheduleError(f"{step}: a loop is named twice")
+    places = sorted(stage.loops.index(loop) for loop in chosen)
+    before = [loop.name for loop in stage.loops if loop.reduces]
+    for place, loop in zip(places, chosen, strict=True):
+        stage.loops[place] = loop
+    if [loop.name for loop in stage.loops if loop.reduces] != before:
+        raise ScheduleError(f"{step}: the order of a reduction is part of its meaning")
+
+
+def _annotate(stage: Stage, step: Parallel | Vectorize | Unroll) -> None:
+    loop = stage.loop(step.axis)
+    if loop.kind is not ForKind.SERIAL:
+        raise ScheduleError(f"{step}: the loop is {loop.kind.value} already")
+    if isinstance(step, Parallel):
+        outermost = stage.loops[0] is loop and stage.at is None and not loop.reduces
+        if not outermost:
+            raise ScheduleError(f"{step}: only the outermost loop of an output runs in parallel")
+    elif not isinstance(loop.extent, Const):
+        raise ScheduleError(f"{step}: the extent {loop.extent!r} is not a number")
+    if isinstance(step, Vectorize) and (stage.loops[-1] is not loop or loop.reduces):
+        raise ScheduleError(f"{step}: only the innermost loop that is no reduction is vectorized")
+    loop.kind = _KINDS[type(step)]
+
+
+def _replace(stage: Stage, values: dict[Var, Expr]) -> None:
+    stage.local = {axis: substitute(e, values) for axis, e in stage.local.items()}
+    stage.guards = [(substitute(i, values), bound) for i, bound in stage.guards]

@@ -1,0 +1,186 @@
+"""Products of codes: exact within a group, the same bits from every rule, near the real product."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from schedule_groups import TILE, Array, product_arrays, rows, weight
+from schedule_library import Library, build
+
+from sterna.base.dtype import F32
+from sterna.base.errors import InvalidIR, ScheduleError
+from sterna.base.target import host_target
+from sterna.ir.compute import Group
+from sterna.ir.evaluate import evaluate_group, evaluate_primfunc
+from sterna.ir.expr import INTRINSICS, wrap
+from sterna.ir.graph import IRModule, TensorType
+from sterna.ir.loop import Prefetch
+from sterna.ir.rewrite import visit
+from sterna.nn.trace import Trace
+from sterna.ops import op
+from sterna.passes.cleanup import cleanup
+from sterna.passes.fuse import fuse
+from sterna.passes.lower import lower
+from sterna.passes.quantize_activations import quantize_activations
+from sterna.quantize.pack import dequantize, quantize
+from sterna.quantize.scheme import SCHEMES
+from sterna.schedule.apply import apply
+from sterna.schedule.choose import choose
+from sterna.schedule.steps import Ahead
+
+BOUNDS = (2, 32, 512)  # upper bounds of the rows, one for each rule
+ROWS = (1, 2, 5, 33)
+SHAPE = (80, 128)
+NAMES = tuple(n for n, s in SCHEMES.items() if s.is_quantized and s.compute.bits == 16)
+
+
+def kernels(name: str, most: int, shape: tuple[int, int] = SHAPE) -> dict[str, Group]:
+    """The kernel that quantizes x and the one that multiplies, as the passes make them."""
+    scheme = SCHEMES[name]
+    trace, n = Trace(f"{name}_{most}"), rows(most)
+    x = trace.param("x", (n, shape[1]), F32)
+    y = trace.emit("matmul", x, weight(trace, shape, scheme))
+    function = trace.function(trace.param("r", (n, shape[0]), F32) + y)
+    module = fuse(
+        cleanup(quantize_activations(IRModule({function.name: function}, function.name, (n,))))
+    )
+    tiles = dict.fromkeys(trace.weights, TILE) if scheme.layout == "NK" else {}
+    first, second = (lower(f, tiles).group for f in module.functions.values() if f.primitive)
+    return {"codes": first, "product": second}
+
+
+def groups() -> Iterator[Group]:
+    for name in NAMES:
+        for most in BOUNDS:
+            yield from kernels(name, most).values()
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    made = {g.name: (g, choose(g, host_target())) for g in groups()}
+    return build(made, host_target(), tmp_path_factory.mktemp("codes"))
+
+
+def run(library: Library, name: str, most: int, arrays: dict[str, Array], count: int) -> Array:
+    both = kernels(name, most)
+    coded = library.run(both["codes"].name, arrays, n=count)
+    inputs = dict(zip(("x_codes", "x_scales", "x_sums"), coded.values(), strict=True))
+    (out,) = library.run(both["product"].name, arrays | inputs, n=count).values()
+    return out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_rule_gives_the_same_bits_near_the_real_product(library: Library, name: str) -> None:
+    arrays = product_arrays(SHAPE, SCHEMES[name], max(ROWS))
+    wide = run(library, name, BOUNDS[-1], arrays, max(ROWS))
+    full = np.random.default_rng(SHAPE[0] * 1000 + SHAPE[1]).standard_normal(SHAPE)
+    packed = quantize(full.astype(np.float32), SCHEMES[name])
+    exact = arrays["x"].astype(np.float64) @ dequantize(packed, SCHEMES[name], SHAPE).T
+    assert np.linalg.norm(wide - arrays["r"] - exact) < 4e-5 * np.linalg.norm(exact)
+    for count in ROWS:
+        for most in BOUNDS:
+            part = run(library, name, most, arrays, count)
+            assert np.array_equal(part.view(np.uint32), wide[:count].view(np.uint32)), (count, most)
+
+
+@pytest.mark.parametrize("name", ["q4f16_1", "q3f16_1", "q8f16_1z"])
+def test_compiled_as_interpreted(library: Library, name: str) -> None:
+    arrays = product_arrays(SHAPE, SCHEMES[name], 2)
+    for group in kernels(name, 2).values():
+        func = library.funcs[group.name]
+        found = library.run(func.name, arrays, n=2)
+        held = {p.name: arrays[p.name] for p in func.params if p.name in arrays}
+        outs = {p.name: np.zeros_like(found[p.name]) for p in group.outputs}
+        evaluate_primfunc(func, held | outs, dict.fromkeys(func.dims, 2))
+        for key, out in outs.items():
+            assert np.array_equal(out.view(np.uint32), found[key].view(np.uint32)), key
+        arrays |= dict(zip(("x_codes", "x_scales", "x_sums"), found.values(), strict=False))
+
+
+def test_codes_keep_what_they_can(library: Library) -> None:
+    """A code is x / scale to the nearest integer; sums are exact; a group of zeros is zeros."""
+    group = kernels("q4f16_1", 2)["codes"]
+    x = np.random.default_rng(5).standard_normal((2, SHAPE[1])).astype(np.float32)
+    x[0, :32] = 0
+    x[1, 32:64] *= 1e30
+    x[1, 64] = -1e-3
+    pairs, scales, sums = library.run(group.name, {"x": x}, n=2).values()
+    low, high = (pairs & 0xFFFF).astype(np.int16), (pairs >> 16).astype(np.int16)
+    codes = np.concatenate([low, high], axis=-1).reshape(2, -1)
+    by_group = codes.reshape(2, -1, 32).astype(np.int64)
+    assert np.array_equal(by_group.sum(-1), sums)
+    assert np.abs(by_group).max(-1)[x.reshape(2, -1, 32).any(-1)].tolist() == [32767] * 7
+    assert not by_group[0, 0].any()
+    back = by_group * scales[..., None].astype(np.float64)
+    gap = np.abs(back - x.reshape(2, -1, 32)).max(-1)
+    assert (gap <= 0.51 * scales).all()
+
+
+@pytest.mark.parametrize("name", ["q4f16_1", "q8f16_1", "q4f16_0"])
+def test_the_largest_codes_do_not_overflow(library: Library, name: str) -> None:
+    arrays = product_arrays(SHAPE, SCHEMES[name], 1)
+    packed = quantize(np.full(SHAPE, 3.0, np.float32), SCHEMES[name])
+    for key, part in packed.items():
+        shaped = arrays[f"layer_{key}"]
+        same = np.full(shaped.shape, part.reshape(-1)[0], shaped.dtype)
+        arrays[f"layer_{key}"] = same
+    arrays["x"] = np.ones((1, SHAPE[1]), np.float32)
+    found = run(library, name, 2, arrays, 1) - arrays["r"][:1]
+    assert np.allclose(found, 3.0 * SHAPE[1], rtol=2e-3)
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(st.lists(st.integers(-32768, 32767), min_size=4, max_size=4))
+def test_dot2_multiplies_the_halves(parts: list[int]) -> None:
+    a, b = ((parts[i] & 0xFFFF) | (parts[i + 1] & 0xFFFF) << 16 for i in (0, 2))
+    pair = np.array([a, b], np.uint32).view(np.int32).astype(np.int64)
+    found = INTRINSICS["dot2"].numpy(pair[0], pair[1])
+    assert found == parts[0] * parts[2] + parts[1] * parts[3]
+
+
+def test_words_are_asked_for_ahead() -> None:
+    group = kernels("q4f16_1", 2)["product"]
+    steps = choose(group, host_target())
+    (ahead,) = (s for s in steps if isinstance(s, Ahead))
+    asked = [n for n in visit(apply(group, steps).body) if isinstance(n, Prefetch)]
+    assert {p.place.buffer.name for p in asked} == {"layer_q_weight"}
+    other = Ahead(ahead.stage, ahead.axis, "no_such_input", 1)
+    with pytest.raises(ScheduleError, match="does not read 'no_such_input'"):
+        apply(group, (*steps, other))
+
+
+@pytest.mark.parametrize(
+    ("depth", "group", "span", "why"),
+    [(60, 32, 8, "does not divide"), (64, 32, 7, "span"), (64, 32, 64, "span")],
+)
+def test_groups_that_do_not_fit_are_refused(depth: int, group: int, span: int, why: str) -> None:
+    with pytest.raises(InvalidIR, match=why):
+        op("dynamic_quantize").infer(
+            (TensorType((rows(4), wrap(depth)), F32),), {"group": group, "span": span}
+        )
+
+
+def test_a_ragged_depth_stays_a_product_of_floats() -> None:
+    trace = Trace("ragged")
+    x = trace.param("x", (rows(4), 40), F32)
+    function = trace.function(trace.emit("matmul", x, weight(trace, (16, 40), SCHEMES["q4f16_1"])))
+    module = IRModule({function.name: function}, function.name, (rows(4),))
+    found = quantize_activations(module).functions["ragged"]
+    assert [b.call.op for b in found.bindings] == ["dequantize", "matmul"]
+
+
+def test_the_group_means_what_it_computes(library: Library) -> None:
+    group = kernels("q4f16_1", 2)["product"]
+    arrays = product_arrays(SHAPE, SCHEMES["q4f16_1"], 2)
+    coded = library.run(kernels("q4f16_1", 2)["codes"].name, arrays, n=2)
+    arrays |= dict(zip(("x_codes", "x_scales", "x_sums"), coded.values(), strict=True))
+    dim = next(d for b in group.inputs for d in b.shape if getattr(d, "name", "") == "n")
+    (expected,) = evaluate_group(
+        group, {b.name: arrays[b.name] for b in group.inputs}, {dim: 2}
+    ).values()
+    (found,) = library.run(group.name, arrays, n=2).values()
+    assert np.abs(found - expected).max() <= 2e-6 * np.abs(expected).max()
