@@ -133,7 +133,8 @@ def test_launches_name_what_exists(compiled: Compiled) -> None:
 
 def test_equal_kernels_are_made_once(compiled: Compiled) -> None:
     by_entry = {e.name: [la.kernel for la in launches(e)] for e in compiled.source.manifest.entries}
-    assert by_entry["prefill"] == by_entry["verify"]
+    prefill, verify = ([k for k in by_entry[e] if "matmul" not in k] for e in ("prefill", "verify"))
+    assert prefill == verify  # products are scheduled for as many rows as a step has
     table = compiled.source.table.kernels
     texts = [to_text(k.func).replace(f"def {title}(", "def f(") for title, k in table.items()]
     assert len(texts) == len(set(texts))

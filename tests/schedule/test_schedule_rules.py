@@ -95,7 +95,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Library:
     made = (
         product_group(title(k, (20, 40), m), (20, 40), KINDS[k], m)
         for k in TINY
-        for m in (FEW, MANY)
+        for m in (FEW, SOME, MANY)
     )
     kernels = {g.name: (g, choose(g, host_target())) for g in made}
     return build(kernels, host_target(), tmp_path_factory.mktemp("tiny"))
