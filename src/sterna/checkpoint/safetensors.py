@@ -19,19 +19,20 @@ from typing import Any
 
 import numpy as np
 
-from sterna.base.dtype import DTYPES, DType
+from sterna.base.dtype import DTYPES, U8, DType
 from sterna.base.errors import CheckpointError, UnsafeFile, UnsupportedModel
 from sterna.checkpoint.beside import replace_file
 from sterna.checkpoint.config import field, parse_json, read_errors
-from sterna.checkpoint.tensor import TensorRef, check_apart, check_ref, checked_shape
+from sterna.checkpoint.tensor import E4M3, RAW, TensorRef, check_apart, check_ref, checked_shape
 
 __all__ = ["TensorRef", "open_safetensors", "write_safetensors"]
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
-_SUPPORTED = {dtype.name.upper(): dtype for dtype in DTYPES.values()}
+_F8 = "F8_E4M3"
+_SUPPORTED = {dtype.name.upper(): dtype for dtype in DTYPES.values()} | {_F8: U8}
 _UNSUPPORTED = frozenset(
-    ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3", "F6_E3M2", "F4",
+    ("F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3", "F6_E3M2", "F4",
      "C64", "C128")
 )  # fmt: skip
 
@@ -40,7 +41,7 @@ def open_safetensors(path: Path) -> dict[str, TensorRef]:
     """Read and check the header of `path`; return its tensors by name, in file order.
 
     Raises UnsafeFile when the header lies, UnsupportedModel for an element type that Sterna does
-    not have (FP8 and smaller), CheckpointError when the file cannot be read.
+    not have (FP8 but E4M3, and smaller), CheckpointError when the file cannot be read.
     """
     header, start, size = _read_header(path)
     entries = parse_json(header, f"the header of {path}")
@@ -81,7 +82,8 @@ def _check_metadata(metadata: object, path: Path) -> None:
 
 def _tensor(name: str, entry: object, path: Path, start: int) -> TensorRef:
     source = f"{path}: tensor {name[:200]!r}"
-    dtype = _dtype(field(entry, "dtype", str, source), source)
+    kind = field(entry, "dtype", str, source)
+    dtype = _dtype(kind, source)
     shape = checked_shape(field(entry, "shape", list, source), source)
     offsets = field(entry, "data_offsets", list, source)
     if len(offsets) != 2 or any(type(offset) is not int for offset in offsets):
@@ -89,7 +91,8 @@ def _tensor(name: str, entry: object, path: Path, start: int) -> TensorRef:
     first, last = offsets
     if not 0 <= first <= last < 2**63:
         raise UnsafeFile(f"{source}: data_offsets {offsets} are not a range of bytes")
-    return TensorRef(name, dtype, shape, path, start + first, last - first)
+    encoding = E4M3 if kind == _F8 else RAW
+    return TensorRef(name, dtype, shape, path, start + first, last - first, encoding)
 
 
 def _dtype(name: str, source: str) -> DType:

@@ -21,6 +21,7 @@ from sterna.checkpoint.config import read_errors
 
 RAW = "raw"
 F32_AS_BF16 = "f32-to-bf16"
+E4M3 = "e4m3"  # 8-bit floats, read as the bytes they are
 
 MAX_RANK = 32
 _MAX_BYTES = 2**63 - 1
@@ -30,7 +31,8 @@ _MAX_BYTES = 2**63 - 1
 class TensorRef:
     """`nbytes` bytes at `offset` of `path` are a C-order little-endian tensor.
 
-    `encoding` is "raw", or "f32-to-bf16" when the file holds float32 values cut to bfloat16.
+    `encoding` is "raw", "f32-to-bf16" when the file holds float32 values cut to bfloat16, or
+    "e4m3" when the bytes of a u8 tensor are floats of 8 bits.
     """
 
     name: str

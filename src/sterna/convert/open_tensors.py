@@ -14,7 +14,15 @@ from typing import Any
 from sterna.base.errors import UnsupportedModel
 from sterna.checkpoint.folder import open_checkpoint
 from sterna.checkpoint.tensor import TensorRef
-from sterna.convert.formats import gguf
+from sterna.convert.formats import (
+    awq,
+    bitsandbytes,
+    compressed_tensors,
+    fp8,
+    gguf,
+    gptq,
+    mlx,
+)
 from sterna.convert.gguf_folder import NOTE, noted_file
 from sterna.convert.gguf_model import file_type
 from sterna.convert.stored import StoredTensor, plain
@@ -25,7 +33,14 @@ Reader = Callable[[Refs, Mapping[str, Any]], dict[str, StoredTensor]]
 # Keys of config.json that describe how weights are stored; the folder's recipe takes their place.
 STORAGE_KEYS = ("quantization_config", "compression_config", "quantization")
 
-READERS: dict[str, Reader] = {}
+READERS: dict[str, Reader] = {
+    "gptq": gptq.stored_tensors,
+    "awq": awq.stored_tensors,
+    "compressed-tensors": compressed_tensors.stored_tensors,
+    "fp8": fp8.stored_tensors,
+    "bitsandbytes": bitsandbytes.stored_tensors,
+    "mlx": mlx.stored_tensors,
+}
 
 
 def is_quantized(folder: Path, config: Mapping[str, Any]) -> bool:
