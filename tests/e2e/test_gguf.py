@@ -48,7 +48,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STERNA_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("title", MIXTURES)
+@pytest.mark.parametrize(
+    "title", ["k", *(pytest.param(t, marks=pytest.mark.slow) for t in MIXTURES if t != "k")]
+)
 def test_logits_are_those_of_the_files_weights(title: str, tmp_path: Path) -> None:
     mixture = MIXTURES[title]
     weights = write_gguf(tmp_path / "m.gguf", WHOLE, lambda name: chosen(mixture, name))
