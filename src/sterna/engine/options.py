@@ -14,6 +14,7 @@ import numbers
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from sterna.base.errors import RequestError
@@ -181,17 +182,23 @@ def _choice(name: str, kind: type[StrEnum], value: object) -> StrEnum:
 
 
 def _check(record: SamplingOptions | EngineOptions) -> None:
-    for option in fields(record):
-        if option.metadata["kind"] in (int, float, bool):
-            _check_field(option, getattr(record, option.name))
+    for option in _ranged(type(record)):
+        value = getattr(record, option.name)
+        if value is not option.default:  # most are; and a server checks this for every request
+            _check_field(option, value)
+
+
+@cache
+def _ranged(record: type[SamplingOptions | EngineOptions]) -> tuple[Field[Any], ...]:
+    return tuple(o for o in fields(record) if o.metadata["kind"] in (int, float, bool))
 
 
 def _check_field(option: Field[Any], value: Any) -> None:
-    if value is None and option.default is None:
-        return
     kind = option.metadata["kind"]
     accepted = {bool: bool, int: numbers.Integral, float: numbers.Real}[kind]
-    fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    fits = type(value) is kind or (
+        isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    )
     if not fits or not _in_range(value, option.metadata["lo"], option.metadata["hi"]):
         raise RequestError(
             f"{option.name} is {value!r}, possible is {_possible(option)}", option.name

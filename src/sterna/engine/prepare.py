@@ -6,7 +6,7 @@ RequestError before the engine hears of it. Knows no threads and no queues.
 
 from __future__ import annotations
 
-import secrets
+import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -171,7 +171,7 @@ def _reply(
         Ask(tuple(ids), options, _seed(options), i * options.n) for i, ids in enumerate(prompts)
     )
     reply = Reply(
-        id=f"{kind}-{secrets.token_hex(12)}",
+        id=f"{kind}-{random.getrandbits(96):024x}",
         model=parts.model_name,
         created=int(time.time()),
         tokenizer=parts.tokenizer,
@@ -185,7 +185,7 @@ def _reply(
 
 
 def _seed(options: SamplingOptions) -> int:
-    return secrets.randbits(64) if options.seed is None else options.seed % 2**64
+    return random.getrandbits(64) if options.seed is None else options.seed % 2**64
 
 
 def _check_prompt(parts: Parts, ids: Sequence[int]) -> None:

@@ -44,8 +44,10 @@ class NullExecutable:
             raise DeviceError("the null device was closed")
         self._check(batch)
         self._store(batch)
-        words = _mix(self._ids ^ self._seen(batch)[:, None])
-        return (words >> np.uint64(40)).astype(np.float32) * np.float32(8 / 2**24)
+        words = self._ids ^ self._seen(batch)[:, None]
+        words *= np.uint64(0x9E3779B97F4A7C15)
+        words >>= np.uint64(40)
+        return words.astype(np.float32) * np.float32(8 / 2**24)
 
     def copy_page(self, source: int, destination: int) -> None:
         self._slots[destination] = self._slots[source]
