@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
+import subprocess
 import sys
 import threading
 import time
@@ -132,6 +134,37 @@ def start(engine: Any = None, **options: Any) -> Running:
     engines = engine if isinstance(engine, dict) else {engine.model_name: engine}
     chosen = ServeOptions(port=0, **options)
     return Running(App(engines, chosen), chosen)
+
+
+@dataclass(frozen=True)
+class Process:
+    """`sterna serve` as a user starts it."""
+
+    url: str
+    model: str
+    environment: dict[str, str]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+
+def sterna_serve(environment: dict[str, str], *arguments: str) -> tuple[subprocess.Popen[str], str]:
+    """A server process and its address, once it accepts connections."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sterna", "serve", "--port", "0", *arguments],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    told = []
+    assert process.stderr is not None
+    for line in process.stderr:
+        told.append(line)
+        if found := re.search(r"serving on (http://\S+:\d+)", line):
+            return process, found[1]
+    process.wait()
+    raise AssertionError("".join(told))
 
 
 def until(holds: Callable[[], bool], seconds: float = 10) -> bool:
