@@ -97,8 +97,9 @@ def test_files_that_are_not_there_or_too_large(tmp_path):
 @pytest.mark.parametrize(
     ("metric", "before", "share"),
     [
-        (speed(90.0), speed(100.0), 0.1),
-        (speed(110.0), speed(100.0), -0.1),
+        (speed(50.0), speed(100.0), 1.0),
+        (speed(200.0), speed(100.0), -0.5),
+        (speed(0.0), speed(100.0), math.inf),
         (delay(1.5), delay(1.0), 0.5),
         (delay(0.5), delay(1.0), -0.5),
         (delay(0.0), delay(0.0), 0.0),
@@ -133,7 +134,7 @@ def test_as_text():
     assert "pp8      90.00  1.00        3" in text
     assert "50.0%" in text  # of copying
     assert "10.0%" in text  # of multiplying
-    assert "100.00 tokens/s  90.00 tokens/s  10.0% worse: REGRESSION" in text
+    assert "100.00 tokens/s  90.00 tokens/s  11.1% worse: REGRESSION" in text
     assert "status 503         3" in text
     assert "REGRESSION" not in to_text(document(found, changes, 0.2, {}))
 

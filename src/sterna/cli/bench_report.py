@@ -6,6 +6,7 @@ Knows neither engines nor servers.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,7 +75,7 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Change(msgspec.Struct, frozen=True):
-    """A metric now and in the baseline; `share`: by how much it got worse, negative for better."""
+    """A metric now and in the baseline; `share`: how much slower; negative: faster."""
 
     metric: Metric
     before: float
@@ -119,7 +120,8 @@ def compare(now: BenchReport, before: BenchReport) -> tuple[Change, ...]:
 
 
 def _change(metric: Metric, before: float) -> Change:
-    worse = metric.value - before if metric.better == "lower" else before - metric.value
-    if worse == 0:
+    """Twice the time and half the rate are both 100 % worse."""
+    slow, fast = (metric.value, before) if metric.better == "lower" else (before, metric.value)
+    if slow == fast:
         return Change(metric, before, 0.0)
-    return Change(metric, before, worse / abs(before) if before else worse * float("inf"))
+    return Change(metric, before, slow / fast - 1 if fast else math.inf)
