@@ -7,8 +7,6 @@ import pytest
 import tiny
 
 from sterna.base.dtype import F16, U8, U32
-from sterna.base.errors import UnsupportedModel
-from sterna.models import family
 from sterna.models.params import fingerprint, is_ignored, stored_weights, tied_head
 from sterna.quantize.scheme import SCHEMES, scheme
 
@@ -95,65 +93,6 @@ def test_both_forms_of_rope_keys_are_one_program() -> None:
     new = tiny.VARIANTS["parameters-default"]
     old = {k: v for k, v in new.items() if k != "rope_parameters"} | {"rope_theta": 10000.0}
     assert fingerprint(new, scheme("q0f32")) == fingerprint(old, scheme("q0f32"))
-
-
-ACCEPTED = {
-    "Llama-2-7b-hf", "Llama-3.1-70B-Instruct", "Llama-3.1-8B-Instruct", "Llama-3.2-1B-Instruct",
-    "Meta-Llama-3-70B", "Meta-Llama-3-8B-Instruct", "Minueza-32M-UltraChat",
-    "Mistral-7B-Instruct-v0.3", "TinyLlama-1.1B-Chat-v1.0",
-}  # fmt: skip
-REFUSED = {
-    "DeepSeek-R1-Distill-Qwen-32B": "'qwen2'",
-    "GLM-4.5": "'glm4_moe'",
-    "Kimi-K2": "'kimi_k2'",
-    "Olmo-3.1-32B-Instruct": "'olmo3'",
-    "Phi-3.5-mini-instruct": "'phi3'",
-    "Qwen2.5-0.5B-Instruct": "'qwen2'",
-    "Qwen2.5-7B-Instruct": "'qwen2'",
-    "Qwen3-32B": "'qwen3'",
-    "Qwen3-8B": "'qwen3'",
-    "Qwen3-Embedding-0.6B": "'qwen3'",
-    "SmolLM-135M-seqcls": "'LlamaForSequenceClassification'",
-    "dolphin-2.5-mixtral-8x7b": "'mixtral'",
-    "falcon-40b": "'RefinedWeb'",
-    "gemma-2-2b-it-finetune": "'gemma2'",
-    "gemma-2b-it": "'gemma'",
-    "gemma-3-1b-it": "'gemma3'",
-    "gpt2": "'gpt2'",
-    "gpt2-large": "'gpt2'",
-    "gpt2-xl": "'gpt2'",
-    "phi-1": "'phi'",
-    "phi-2": "'phi'",
-    "phi-4": "'phi3'",
-    "pythia-410m-seqcls": "'gpt_neox'",
-    "qwen3-0.6b-base-think-sft": "'qwen3'",
-}
-
-
-def test_every_real_config_is_accepted_or_refused_by_name(shared: Path) -> None:
-    configs = {p.parent.name: p for p in sorted((shared / "configs").glob("*/config.json"))}
-    accepted, refused = set(), {}
-    for name, path in configs.items():
-        try:
-            stored_weights(json.loads(path.read_text()), scheme("q4f16_1"))
-            accepted.add(name)
-        except UnsupportedModel as error:
-            refused[name] = str(error)
-    assert accepted == ACCEPTED
-    assert set(refused) == set(REFUSED)
-    for name, reason in REFUSED.items():
-        assert reason in refused[name]
-        assert "upported" in refused[name]  # what is possible
-
-
-def test_key_sets_of_other_real_configs(shared: Path) -> None:
-    for path in sorted((shared / "configs-reduced").glob("*/config.json")):
-        config = json.loads(path.read_text())
-        if path.parent.name in ("llama", "llama3", "mistral"):
-            family(config).read_config(config)
-        else:
-            with pytest.raises(UnsupportedModel, match="model_type"):
-                family(config)
 
 
 def test_real_weight_names_are_read(shared: Path) -> None:

@@ -61,7 +61,18 @@ def build_tiny(
     root: Path, config: Mapping[str, object], quantization: str, **options: int
 ) -> Compiled:
     """The same for random weights of a config."""
-    tiny.write_folder(root / "source", config, tiny.weights(config))
+    return build_drawn(root, config, tiny.weights(config), quantization, **options)
+
+
+def build_drawn(
+    root: Path,
+    config: Mapping[str, object],
+    weights: tiny.Weights,
+    quantization: str,
+    **options: int,
+) -> Compiled:
+    """The same for given weights of a config."""
+    tiny.write_folder(root / "source", config, weights)
     _write_tokenizer(root / "source", int(str(config["vocab_size"])))
     return build(root / "source", root / "converted", quantization, **options)
 

@@ -7,11 +7,12 @@ the Recipe that keeps each as it is. Whose configuration says what is in the mod
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from sterna.base.dtype import BF16, F16, DType
@@ -82,6 +83,16 @@ def packed(
     nbytes = sum(ref.nbytes for ref in refs)
     path = refs[0].path
     return StoredTensor(name, shape, scheme.compute, nbytes, path, rows, scheme, whole=True)
+
+
+def turned(tensor: StoredTensor) -> StoredTensor:
+    """A matrix whose rows are the columns of what lies there."""
+
+    def rows(first: int, last: int) -> Parts:
+        columns = tensor.values(0, tensor.shape[0])[:, first:last]
+        return {"weight": np.ascontiguousarray(columns.T)}
+
+    return replace(tensor, shape=tensor.shape[::-1], read=rows, scheme=None, whole=True)
 
 
 def as_stored(name: str, tensors: Tensors, base: Scheme) -> Recipe:

@@ -11,8 +11,15 @@ from dataclasses import dataclass
 
 from sterna.base.errors import MissingTensor, ShapeMismatch, UnexpectedTensor
 from sterna.convert.source import Source
-from sterna.convert.stored import StoredTensor, Tensors, check_float
-from sterna.models.params import StoredWeight, is_ignored, stored_weights, tied_head
+from sterna.convert.stored import StoredTensor, Tensors, check_float, turned
+from sterna.models.params import (
+    StoredWeight,
+    base_model,
+    head_tensors,
+    is_ignored,
+    stored_weights,
+    tied_head,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,7 @@ def plan(source: Source, tensors: Tensors) -> Plan:
     does not fit.
     """
     weights = stored_weights(source.effective, source.quantization)
-    found, notes = _untied(source, tensors)
+    found, notes = _untied(source, _with_base(source, tensors))
     expected = {
         name: shape
         for weight in weights
@@ -52,8 +59,22 @@ def plan(source: Source, tensors: Tensors) -> Plan:
     _check_read(source, expected, found)
     for name, shape in expected.items():
         _check_shape(found[name], name, shape)
-    matched = (Planned(weight, tuple(found[name] for name in weight.sources)) for weight in weights)
+    matched = (Planned(weight, _parts(weight, found)) for weight in weights)
     return Plan(tuple(matched), (*notes, *_twice(source, found, expected)))
+
+
+def _parts(weight: StoredWeight, found: Tensors) -> tuple[StoredTensor, ...]:
+    own = (found[name] for name in weight.sources)
+    return tuple(turned(tensor) if weight.transposed else tensor for tensor in own)
+
+
+def _with_base(source: Source, tensors: Tensors) -> Tensors:
+    """Names below the base model, as its own class saves them: "wte" for "transformer.wte"."""
+    base = base_model(source.effective)
+    if any(name.startswith(f"{base}.") for name in tensors):
+        return tensors
+    head = head_tensors(source.effective)
+    return {name if name in head else f"{base}.{name}": t for name, t in tensors.items()}
 
 
 def _twice(source: Source, found: Tensors, expected: Mapping[str, object]) -> tuple[str, ...]:

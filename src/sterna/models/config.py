@@ -6,13 +6,15 @@ and is not understood is refused by name, everything that cannot is ignored by n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from sterna.base.errors import CheckpointError, UnsupportedModel
 from sterna.models.rope_options import rope_options
-from sterna.models.rope_scaling import RopeOptions
+from sterna.models.rope_scaling import DEFAULT_THETA, RopeOptions
+from sterna.nn.attention import Projections
 from sterna.nn.mlp import ACTIVATIONS
 
 Config = Mapping[str, object]
@@ -38,7 +40,31 @@ REMARKS = frozenset(
     "summary_activation summary_first_dropout summary_proj_to_labels summary_type "
     "summary_use_proj scale_attn_weights hidden_dropout_prob attention_probs_dropout_prob "
     "classifier_dropout router_aux_loss_coef output_router_logits cache_implementation "
-    "residual_dropout embedding_dropout layer_norm_epsilon n_ctx".split()
+    "residual_dropout embedding_dropout attn_pdrop n_ctx".split()
+)
+
+# Names that GPT-2 and its descendants have for Llama's.
+GPT_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "model": "transformer",
+        "embed_tokens": "wte",
+        "layers": "h",
+        "input_layernorm": "ln_1",
+        "self_attn": "attn",
+        "norm": "ln_f",
+    }
+)
+
+# Keys of config.json that GPT-2 and its descendants have for the common ones.
+GPT_KEYS: Mapping[str, str] = MappingProxyType(
+    {
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+        "intermediate_size": "n_inner",
+        "hidden_act": "activation_function",
+    }
 )
 
 # What `Fields.decoder` reads, whatever the family.
@@ -64,7 +90,9 @@ class DecoderConfig:
     """What shapes the forward pass of a decoder, whichever keys its config.json has for it.
 
     `kinds` holds one LayerKind a layer; `local_rope` is the table of angles numbered 1, where a
-    model has two. A `query_scale` of 0 is 1 / sqrt(head_dim). Families add fields of their own.
+    model has two. A `query_scale` of 0 is 1 / sqrt(head_dim), a `qkv_clip` of 0 none. `parallel`
+    layers have attention and feed-forward layer side by side, `head_norms` are of queries and keys;
+    `interleaved` and `projections` are those of AttentionOptions.
     """
 
     hidden_size: int
@@ -81,6 +109,11 @@ class DecoderConfig:
     kinds: tuple[LayerKind, ...]
     rope: RopeOptions
     rotary: bool = True
+    layer_norm: bool = False
+    gated: bool = True
+    parallel: bool = False
+    interleaved: bool = False
+    projections: Projections = "apart"
     local_rope: RopeOptions | None = None
     qkv_bias: bool = False
     output_bias: bool = False
@@ -92,6 +125,9 @@ class DecoderConfig:
     logit_softcap: float = 0.0
     logit_scale: float = 1.0
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    qkv_clip: float = 0.0
+    head_norms: bool = False
 
     @property
     def sliding_window(self) -> int:
@@ -145,31 +181,42 @@ class Fields:
     def decoder(self, **own: Any) -> DecoderConfig:
         """The fields that every decoder has; `own` are what a family reads otherwise or adds.
 
-        `kinds` may be one LayerKind for all layers. A key that `own` gives is not read here.
+        `kinds` may be one LayerKind for all layers, `attention_bias` stands for both of its biases;
+        `kv_heads`, `positions`, `tied`, `usual_act`, `partial` and `theta` are what silence means.
         """
         layers = self.positive("num_hidden_layers", most=MAX_LAYERS)
-        kinds = own.pop("kinds", LayerKind())
+        bias = own.pop("attention_bias", False)
+        kinds, partial = own.pop("kinds", LayerKind()), own.pop("partial", None)
+        theta = own.pop("theta", DEFAULT_THETA)
         heads, hidden = self.positive("num_attention_heads"), self.positive("hidden_size")
         positions = self.positive("max_position_embeddings", own.pop("positions", 2048))
         self.refuse_unless("max_sequence_length", [positions])  # in the first conversions
         found: dict[str, Any] = {
             "hidden_size": hidden,
-            "intermediate_size": own.get("intermediate_size") or self.positive("intermediate_size"),
+            "intermediate_size": self.positive("intermediate_size", own.pop("inner", None)),
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": self.positive("num_key_value_heads", own.pop("kv_heads", heads)),
             "head_dim": self.positive("head_dim", max(1, hidden // heads), most=MAX_HEAD_DIM),
             "vocab_size": self.positive("vocab_size"),
-            "norm_eps": own.get("norm_eps") or self.number("rms_norm_eps", 1e-6),
+            "norm_eps": own.get("norm_eps") or self.number(*own.pop("eps", ("rms_norm_eps", 1e-6))),
             "max_position_embeddings": positions,
             "tie_word_embeddings": self.flag("tie_word_embeddings", own.pop("tied", False)),
             "act": self.activation(own.pop("act_key", "hidden_act"), own.pop("usual_act", "silu")),
             "kinds": (kinds,) * layers if isinstance(kinds, LayerKind) else tuple(kinds),
-            "rope": own.get("rope") or rope_options(self.config, own.pop("partial", None)),
+            "qkv_bias": bias,
+            "output_bias": bias,
+            "rope": own.get("rope") or rope_options(self.config, partial, theta=theta),
         }
         result = DecoderConfig(**{**found, **own})
         _check_heads(result)
         return result
+
+    def sliding(self, default: Callable[[int], bool], *, used: bool = True) -> list[bool]:
+        """For each layer whether it has the sliding window; `default` where layer_types is not."""
+        layers = self.positive("num_hidden_layers", most=MAX_LAYERS)
+        usual = ("sliding_attention" if default(i) else "full_attention" for i in range(layers))
+        return [used and t == "sliding_attention" for t in self.layer_types(layers, list(usual))]
 
     def activation(self, key: str, default: str) -> str:
         """The operator that an activation's name means."""

@@ -13,16 +13,18 @@ from typing import ClassVar
 from sterna.base.dtype import DType
 from sterna.models.config import COMMON, Config, DecoderConfig, Fields, LayerKind
 from sterna.models.rope_scaling import inv_freq, rotary_dim
-from sterna.nn.attention import AttentionOptions
+from sterna.nn.attention import Attention, AttentionOptions
 from sterna.nn.decoder import NO_NAMES, Cache, CausalLM, Decoder, DecoderLayer, Rope
+from sterna.nn.layers import ParallelLayer, PreNormLayer
 from sterna.nn.linear import Embedding, Linear
-from sterna.nn.mlp import GatedMLP
+from sterna.nn.mlp import MLP, FeedForward, GatedMLP
 from sterna.nn.module import Layers
-from sterna.nn.norm import Norm, RMSNorm
+from sterna.nn.norm import LayerNorm, Norm, RMSNorm
 
 PAGE_SIZE = 16
 
 Names = Mapping[str, str]
+Fused = Mapping[str, tuple[str, ...]]
 
 
 class Family:
@@ -40,7 +42,7 @@ class Family:
     KEYS: ClassVar[str] = ""
     CONFIG: ClassVar[Names] = NO_NAMES
     NAMES: ClassVar[Names] = NO_NAMES
-    FUSED: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    FUSED: ClassVar[Fused] = MappingProxyType(
         {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
     )
     IGNORED: ClassVar[tuple[str, ...]] = ("*.rotary_emb.inv_freq",)
@@ -62,13 +64,29 @@ class Family:
 
     @classmethod
     def layer(cls, c: DecoderConfig, kind: LayerKind, dtype: DType) -> DecoderLayer:
-        """A layer of a kind, its weights stored as `dtype`."""
-        raise NotImplementedError
+        """A layer of a kind, its weights stored as `dtype`: Llama's form, or GPT-J's."""
+        norm, attention = cls.norm(c, dtype), cls.attention(c, kind, dtype)
+        mlp = cls.mlp(c, kind, dtype)
+        if c.parallel:
+            return ParallelLayer(norm, attention, mlp)
+        return PreNormLayer(norm, attention, cls.norm(c, dtype), mlp, scale=c.residual_scale)
+
+    @classmethod
+    def attention(cls, c: DecoderConfig, kind: LayerKind, dtype: DType) -> Attention:
+        """Attention as the config states it."""
+        return Attention(attention_options(c, kind, dtype))
+
+    @classmethod
+    def mlp(cls, c: DecoderConfig, kind: LayerKind, dtype: DType) -> FeedForward:
+        """The feed-forward layer that the config states, gated or not."""
+        form = GatedMLP if c.gated else MLP
+        return form(c.hidden_size, c.intermediate_size, dtype, act=c.act, bias=c.mlp_bias)
 
     @classmethod
     def norm(cls, c: DecoderConfig, dtype: DType) -> Norm:
         """The norm of hidden states."""
-        return RMSNorm(c.hidden_size, c.norm_eps, dtype)
+        kind = LayerNorm if c.layer_norm else RMSNorm
+        return kind(c.hidden_size, c.norm_eps, dtype)
 
     @classmethod
     def decoder(cls, c: DecoderConfig, layers: Layers[DecoderLayer], dtype: DType) -> Decoder:
@@ -122,12 +140,7 @@ def attention_options(
         "scale": c.query_scale or None,
         "softcap": c.score_softcap,
         "rope": kind.rope if c.rotary else None,
+        "interleaved": c.interleaved,
+        "projections": c.projections,
     }
     return AttentionOptions(**{**stated, **own})  # type: ignore[arg-type]
-
-
-def gated_mlp(c: DecoderConfig, dtype: DType, *, joined: bool = False) -> GatedMLP:
-    """The gated feed-forward layer that a config states."""
-    return GatedMLP(
-        c.hidden_size, c.intermediate_size, dtype, act=c.act, bias=c.mlp_bias, joined=joined
-    )

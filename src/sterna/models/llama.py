@@ -5,12 +5,8 @@ Pre-norm layers of grouped-query attention with rotary embedding and a SwiGLU fe
 
 from __future__ import annotations
 
-from sterna.base.dtype import DType
 from sterna.models.config import DecoderConfig, Fields, LayerKind
-from sterna.models.family import Family, attention_options, gated_mlp
-from sterna.nn.attention import Attention
-from sterna.nn.decoder import DecoderLayer
-from sterna.nn.layers import PreNormLayer
+from sterna.models.family import Family
 
 
 class Llama(Family):
@@ -23,10 +19,8 @@ class Llama(Family):
     @classmethod
     def read(cls, f: Fields) -> DecoderConfig:
         f.refuse_unless("hidden_act", ["silu", "swish"])
-        bias = f.flag("attention_bias")
         return f.decoder(
-            qkv_bias=bias,
-            output_bias=bias,
+            attention_bias=f.flag("attention_bias"),
             mlp_bias=f.flag("mlp_bias"),
             attention_sinks=f.positive("attention_sink_size", 0),
             **cls.own(f),
@@ -36,15 +30,6 @@ class Llama(Family):
     def own(cls, f: Fields) -> dict[str, object]:
         """What Llama's descendants read otherwise; Llama itself has no window."""
         return {}
-
-    @classmethod
-    def layer(cls, c: DecoderConfig, kind: LayerKind, dtype: DType) -> DecoderLayer:
-        return PreNormLayer(
-            cls.norm(c, dtype),
-            Attention(attention_options(c, kind, dtype)),
-            cls.norm(c, dtype),
-            gated_mlp(c, dtype),
-        )
 
 
 class Mistral(Llama):

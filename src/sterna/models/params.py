@@ -8,7 +8,7 @@ a checkpoint really has these tensors is for `convert` to say.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import cast
@@ -29,8 +29,9 @@ class StoredWeight:
     """One weight of the model folder, plain or packed.
 
     `name` is its path with its last component, as in "model.norm.weight"; `sources` are the
-    checkpoint's tensors whose rows, in this order, make it up; `parts` maps "q_weight", "q_scale",
-    "q_zero" and the like, or the last component of a weight that is not packed, to shape and dtype.
+    checkpoint's tensors whose rows, in this order, make it up, columns where they are `transposed`
+    there; `parts` maps "q_weight", "q_scale", "q_zero" and the like, or the last component of a
+    weight that is not packed, to shape and dtype.
     """
 
     name: str
@@ -39,12 +40,12 @@ class StoredWeight:
     sources: tuple[str, ...]
     source_shapes: tuple[Shape, ...]
     parts: Mapping[str, tuple[Shape, DType]]
+    transposed: bool = False
 
     @property
     def shape(self) -> Shape:
         """The shape of the whole weight before packing."""
-        first = self.source_shapes[0]
-        return (sum(shape[0] for shape in self.source_shapes), *first[1:])
+        return _stacked(tuple(_turned(s, self.transposed) for s in self.source_shapes))
 
     def tensor_name(self, part: str) -> str:
         """The name of a part's tensor in the model folder."""
@@ -78,7 +79,9 @@ def stored_weights(config: Config, quantization: Quantization) -> list[StoredWei
         if stored not in found:
             sources = tuple(_join(prefix, part, leaf) for part in parts)
             kind = cast(Kind, parameter.kind)
-            found[stored] = _stored(stored, sources, shapes, kind, schemes[path])
+            weight = _stored(stored, sources, shapes, kind, schemes[path])
+            turned = own in module.TRANSPOSED and leaf == "weight"
+            found[stored] = _as_checkpoint(weight) if turned else weight
     return list(found.values())
 
 
@@ -103,6 +106,17 @@ def tied_head(config: Config) -> tuple[str, str] | None:
     """(head, embedding) where the config ties them; a file may hold either name, or both."""
     module = family(config)
     return module.tied() if module.read_config(config).tie_word_embeddings else None
+
+
+def base_model(config: Config) -> str:
+    """The first component of the names of all that is not the head."""
+    return family(config).tied()[1].partition(".")[0]
+
+
+def head_tensors(config: Config) -> tuple[str, ...]:
+    """The names that the head's tensors may have."""
+    name = family(config).tied()[0].rpartition(".")[0]
+    return f"{name}.weight", f"{name}.bias"
 
 
 def is_ignored(config: Config, name: str) -> bool:
@@ -135,8 +149,22 @@ def _stored(
     name: str, sources: tuple[str, ...], shapes: Mapping[str, Shape], kind: Kind, own: Scheme
 ) -> StoredWeight:
     parts = tuple(shapes[source] for source in sources)
-    whole = (sum(shape[0] for shape in parts), *parts[0][1:])
-    spec = packed_spec(whole, own)
+    spec = packed_spec(_stacked(parts), own)
     if not own.is_quantized:
         spec = {name.rpartition(".")[2]: spec["weight"]}
     return StoredWeight(name, kind, own, sources, parts, MappingProxyType(spec))
+
+
+def _as_checkpoint(weight: StoredWeight) -> StoredWeight:
+    """The weight of a layer whose checkpoint holds [in, out]."""
+    shapes = tuple(_turned(shape, True) for shape in weight.source_shapes)
+    return replace(weight, source_shapes=shapes, transposed=True)
+
+
+def _turned(shape: Shape, transposed: bool) -> Shape:
+    return shape[::-1] if transposed else shape
+
+
+def _stacked(parts: tuple[Shape, ...]) -> Shape:
+    """Rows on rows."""
+    return (sum(shape[0] for shape in parts), *parts[0][1:])

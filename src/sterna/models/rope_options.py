@@ -57,11 +57,13 @@ OLD_TYPES: Final = MappingProxyType({"su": "longrope"})  # what the first files 
 MOST_FACTORS: Final = 4096
 
 
-def rope_options(config: Section, partial: float | None = None) -> RopeOptions:
+def rope_options(
+    config: Section, partial: float | None = None, *, theta: float = DEFAULT_THETA
+) -> RopeOptions:
     """Read the rope keys of a `config.json`.
 
     `partial` is the part of a head that a family rotates where `partial_rotary_factor` does not
-    say; None for a family that rotates whole heads and nothing else.
+    say; None for a family that rotates whole heads and nothing else. `theta` is its usual base.
     Raises UnsupportedModel for a type or key outside `KEYS`, CheckpointError for a value of the
     wrong type or range, and where two keys of the file contradict each other.
     """
@@ -70,7 +72,9 @@ def rope_options(config: Section, partial: float | None = None) -> RopeOptions:
     ]
     sections = [(_section(config, name), name) for name in names] or [({}, "rope_scaling")]
     found = [
-        replace(_read(config, section, name), partial=_partial(config, section, name, partial))
+        replace(
+            _read(config, section, name, theta), partial=_partial(config, section, name, partial)
+        )
         for section, name in sections
     ]
     if found[0] != found[-1]:
@@ -81,7 +85,21 @@ def rope_options(config: Section, partial: float | None = None) -> RopeOptions:
     return found[0]
 
 
-def _read(config: Section, section: Section, name: str) -> RopeOptions:
+def of_layers(config: Section, kind: str) -> Section:
+    """The config as layers of one kind see it, where rope_parameters holds a section for each."""
+    sections = config.get("rope_parameters")
+    if not isinstance(sections, Mapping) or not any(
+        isinstance(section, Mapping) for section in sections.values()
+    ):
+        return config
+    if kind not in sections:
+        raise CheckpointError(
+            f"rope_parameters in config.json lacks {kind!r}; it has {_shown(list(sections))}"
+        )
+    return {**config, "rope_parameters": sections[kind]}
+
+
+def _read(config: Section, section: Section, name: str, usual: float) -> RopeOptions:
     rope_type = _rope_type(section, name)
     unknown = sorted(set(section) - set(SHARED_KEYS) - set(KEYS[rope_type]))
     if unknown:
@@ -90,7 +108,7 @@ def _read(config: Section, section: Section, name: str) -> RopeOptions:
             f"{name} in config.json has {_shown(unknown[0])}, which rope type"
             f" {rope_type!r} does not read; it reads {known}."
         )
-    theta = _theta(config, section, name)
+    theta = _theta(config, section, name) or usual
     if rope_type == "default":
         return RopeOptions(theta=theta)
     if rope_type == "linear":
@@ -255,7 +273,7 @@ def _partial(config: Section, section: Section, name: str, usual: float | None) 
     return 1.0 if usual is None else usual
 
 
-def _theta(config: Section, section: Section, name: str) -> float:
+def _theta(config: Section, section: Section, name: str) -> float | None:
     outer = _optional(config, "config.json", "rope_theta", above=1.0)
     inner = _optional(section, name, "rope_theta", above=1.0)
     if outer is not None and inner is not None and outer != inner:
@@ -263,7 +281,7 @@ def _theta(config: Section, section: Section, name: str) -> float:
             f"config.json gives rope_theta {outer:g} and {name}.rope_theta {inner:g};"
             " remove the one that is wrong."
         )
-    return inner or outer or DEFAULT_THETA
+    return inner or outer
 
 
 def _original_length(config: Section, section: Section, name: str, rope_type: RopeType) -> int:

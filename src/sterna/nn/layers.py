@@ -103,5 +103,8 @@ class ParallelLayer(DecoderLayer):
     def __call__(self, x: Tensor, cache: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         normed = self.input_layernorm(x)
         own = getattr(self, "post_attention_layernorm", None)
+        beside = normed if own is None else own(x)
         attended, cache = self.self_attn(normed, cache, step)
-        return attended + self.mlp(normed if own is None else own(x)) + x, cache
+        # x itself is read before the last kernel, the feed-forward layer's, writes its successor.
+        x = x + attended
+        return self.mlp(beside) + x, cache

@@ -1,0 +1,61 @@
+"""GPT-NeoX, Pythia, Dolly and RedPajama: attention and feed-forward layer side by side.
+
+A quarter of each head is rotated; q, k and v of a head stand together in one matrix.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from sterna.base.dtype import DType
+from sterna.models.config import DecoderConfig, Fields, LayerKind
+from sterna.models.family import Family, Names
+from sterna.models.rope_options import rope_options
+from sterna.nn.decoder import DecoderLayer
+from sterna.nn.layers import ParallelLayer, PreNormLayer
+
+
+class GPTNeoX(Family):
+    """use_parallel_residual false puts the two one after the other, as in RedPajama."""
+
+    MODEL_TYPES = ("gpt_neox",)
+    ARCHITECTURES = ("GPTNeoXForCausalLM",)
+    KEYS = "layer_norm_eps use_parallel_residual attention_bias rotary_pct rotary_emb_base"
+    NAMES: ClassVar[Names] = {
+        "model": "gpt_neox",
+        "embed_tokens": "embed_in",
+        "self_attn": "attention",
+        "qkv_proj": "query_key_value",
+        "o_proj": "dense",
+        "up_proj": "dense_h_to_4h",
+        "down_proj": "dense_4h_to_h",
+        "norm": "final_layer_norm",
+        "lm_head": "embed_out",
+    }
+    IGNORED = ("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq")
+
+    @classmethod
+    def read(cls, f: Fields) -> DecoderConfig:
+        bias = f.flag("attention_bias", True)
+        base = {"rope_theta": f.config["rotary_emb_base"]} if "rotary_emb_base" in f.config else {}
+        part = f.number("rotary_pct", 0.25)
+        return f.decoder(
+            layer_norm=True,
+            gated=False,
+            projections="grouped",
+            eps=("layer_norm_eps", 1e-5),
+            rope=rope_options({**base, **f.config}, part),
+            usual_act="gelu",
+            qkv_bias=bias,
+            output_bias=bias,
+            mlp_bias=True,
+            parallel=f.flag("use_parallel_residual", True),
+        )
+
+    @classmethod
+    def layer(cls, c: DecoderConfig, kind: LayerKind, dtype: DType) -> DecoderLayer:
+        first, second = cls.norm(c, dtype), cls.norm(c, dtype)
+        attention, mlp = cls.attention(c, kind, dtype), cls.mlp(c, kind, dtype)
+        if c.parallel:
+            return ParallelLayer(first, attention, mlp, post_attention_layernorm=second)
+        return PreNormLayer(first, attention, second, mlp)

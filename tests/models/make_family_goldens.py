@@ -1,0 +1,118 @@
+"""Writes goldens/families: `python tests/models/make_family_goldens.py [VARIANT ...]`, with torch.
+
+Out: for each variant of `tiny_families.py` the logits that transformers computes in float32 on the
+CPU with eager attention, in one prefill, at a few positions; the checksum of the weights under the
+checkpoint's names, so that a name or a shape that differs shows; and how far float64 lies.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import tiny_families as tiny
+import torch
+import transformers
+from numpy.typing import NDArray
+
+Tensors = dict[str, NDArray[np.float32]]
+
+# What files call a tensor that transformers 5 calls otherwise while it runs.
+ON_DISK = {"gpt_neox": {"lm_head.weight": "embed_out.weight"}}
+
+
+def build(config: dict[str, object], weights: Tensors | None) -> tuple[torch.nn.Module, Tensors]:
+    """The model and its weights by checkpoint names, drawn here if not given."""
+    given = copy.deepcopy(config)
+    parsed = transformers.CONFIG_MAPPING[str(given["model_type"])].from_dict(given)
+    parsed._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(parsed, attn_implementation="eager")
+    tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
+    state = {k: v for k, v in model.state_dict().items() if k not in tied}
+    on_disk = ON_DISK.get(str(given["model_type"]), {})
+    names = {k: on_disk.get(k, k) for k in state}
+    if weights is None:
+        weights = {names[k]: tiny.draw(names[k], tuple(v.shape)) for k, v in state.items()}
+    loaded = {k: torch.from_numpy(weights[name]) for k, name in names.items()}
+    left = model.load_state_dict(loaded, strict=False)
+    if left.unexpected_keys or set(left.missing_keys) - tied:
+        raise ValueError(f"the weights do not fit: {left}")
+    model.tie_weights()
+    return model.eval(), weights
+
+
+def internlm2(config: dict[str, object]) -> tuple[torch.nn.Module, Tensors]:
+    """InternLM2 is not in transformers; it is Llama with q, k and v of each group in one matrix."""
+    llama = {**config, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    model, _ = build(llama, None)
+    heads, kv_heads = (
+        int(str(config["num_attention_heads"])),
+        int(str(config["num_key_value_heads"])),
+    )
+    hidden = int(str(config["hidden_size"]))
+    dim = hidden // heads
+    renamed = {
+        "model.embed_tokens": "model.tok_embeddings",
+        "input_layernorm": "attention_norm",
+        "self_attn.o_proj": "attention.wo",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.up_proj": "feed_forward.w3",
+        "mlp.down_proj": "feed_forward.w2",
+        "lm_head": "output",
+    }
+    own: Tensors = {}
+    state: Tensors = {}
+    for name, tensor in model.state_dict().items():
+        if "q_proj" in name:
+            whole = name.replace("self_attn.q_proj", "attention.wqkv")
+            wqkv = tiny.draw(whole, ((heads + 2 * kv_heads) * dim, hidden))
+            own[whole] = wqkv
+            grouped = wqkv.reshape(kv_heads, -1, dim, hidden)
+            parts = (grouped[:, :-2], grouped[:, -2], grouped[:, -1])
+            for letter, part in zip("qkv", parts, strict=True):
+                state[name.replace("q_proj", f"{letter}_proj")] = part.reshape(-1, hidden).copy()
+        elif "k_proj" not in name and "v_proj" not in name:
+            other = name
+            for old, new in renamed.items():
+                other = other.replace(old, new)
+            own[other] = state[name] = tiny.draw(other, tuple(tensor.shape))
+    return build(llama, state)[0], own
+
+
+SPECIAL: dict[str, Callable[[dict[str, object]], tuple[torch.nn.Module, Tensors]]] = {
+    "internlm2": internlm2
+}
+
+
+@torch.no_grad()
+def golden(variant: str) -> dict[str, NDArray]:
+    """Everything that the variant's npz holds."""
+    config = tiny.VARIANTS[variant]
+    model, weights = SPECIAL.get(variant, lambda c: build(c, None))(config)
+    prompt = torch.tensor([tiny.PROMPT])
+    at = list(tiny.POSITIONS)
+    single = model(prompt, use_cache=False).logits[0, at].numpy()
+    double = model.double()(prompt, use_cache=False).logits[0, at].numpy()
+    return {
+        "transformers": np.array(transformers.__version__),
+        "weights_crc32": np.array(tiny.checksum(weights)),
+        "logits": single.astype(np.float32),
+        "float64_gap": np.array(np.abs(single - double).max()),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    tiny.GOLDENS.mkdir(parents=True, exist_ok=True)
+    for variant in sys.argv[1:] or tiny.VARIANTS:
+        found = golden(variant)
+        np.savez_compressed(tiny.GOLDENS / f"{variant}.npz", **found)
+        spread, gap = found["logits"].std(), float(found["float64_gap"])
+        print(f"{variant:20} logits {spread:.2f} float64 gap {gap:.1e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""Tiny random-weight models of every family but Llama, and the logits transformers gave for them.
+
+In: a variant's name. Out: its config.json as a dict, float32 weights under the checkpoint's names,
+and stored logits of one prompt at a few positions. `tiny.py` has the same for Llama at length.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Weights = dict[str, NDArray[np.float32]]
+
+GOLDENS = Path(__file__).parent / "goldens" / "families"
+CONTEXT = 64
+PROMPT = (1, *((7 * i * i + 31 * i) % 61 + 2 for i in range(1, 40)))
+POSITIONS = (0, 1, 7, 15, 16, 22, 39)  # around a page's border and windows of 8 and 16
+
+BASE: dict[str, object] = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+NO_EPS = {k: v for k, v in BASE.items() if k != "rms_norm_eps"}
+LAYER_NORM = {**NO_EPS, "layer_norm_eps": 1e-5}
+GPT = {
+    "n_embd": 48,
+    "n_head": 4,
+    "n_layer": 2,
+    "n_positions": 64,
+    "n_inner": None,
+    "vocab_size": 64,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "float32",
+}
+
+
+def of(
+    kind: str, architecture: str, base: Mapping[str, object], **own: object
+) -> dict[str, object]:
+    return {**base, "model_type": kind, "architectures": [architecture], **own}
+
+
+QWEN2 = of(
+    "qwen2",
+    "Qwen2ForCausalLM",
+    BASE,
+    rope_theta=1000000.0,
+    use_sliding_window=False,
+    sliding_window=32,
+    max_window_layers=1,
+)
+GEMMA2 = of(
+    "gemma2",
+    "Gemma2ForCausalLM",
+    BASE,
+    num_hidden_layers=3,
+    head_dim=16,
+    hidden_activation="gelu_pytorch_tanh",
+    query_pre_attn_scalar=24,
+    attn_logit_softcapping=5.0,
+    final_logit_softcapping=3.0,
+    sliding_window=8,
+    tie_word_embeddings=True,
+)
+GEMMA3 = of(
+    "gemma3_text",
+    "Gemma3ForCausalLM",
+    {k: v for k, v in BASE.items() if k != "hidden_act"},
+    num_hidden_layers=8,
+    head_dim=16,
+    hidden_activation="gelu_pytorch_tanh",
+    query_pre_attn_scalar=24,
+    rope_theta=1000000.0,
+    rope_local_base_freq=10000.0,
+    rope_scaling={"factor": 8.0, "rope_type": "linear"},
+    sliding_window=8,
+    sliding_window_pattern=3,
+    tie_word_embeddings=True,
+)
+COHERE = of(
+    "cohere",
+    "CohereForCausalLM",
+    LAYER_NORM,
+    logit_scale=0.25,
+    use_qk_norm=False,
+    tie_word_embeddings=True,
+)
+LONGROPE = {
+    "type": "longrope",
+    "short_factor": [1.0 + 0.1 * i for i in range(6)],
+    "long_factor": [1.5 + i for i in range(6)],
+}
+
+VARIANTS: dict[str, dict[str, object]] = {
+    "qwen2": QWEN2,
+    "qwen2-window": {**QWEN2, "use_sliding_window": True, "sliding_window": 8},
+    "qwen3": of("qwen3", "Qwen3ForCausalLM", BASE, head_dim=16, tie_word_embeddings=True),
+    "phi3": of("phi3", "Phi3ForCausalLM", BASE, sliding_window=16, pad_token_id=0),
+    "phi3-longrope": of(
+        "phi3",
+        "Phi3ForCausalLM",
+        BASE,
+        pad_token_id=0,
+        original_max_position_embeddings=32,
+        rope_scaling=LONGROPE,
+    ),
+    "phi4-mini": of(
+        "phi3",
+        "Phi3ForCausalLM",
+        BASE,
+        pad_token_id=0,
+        head_dim=16,
+        hidden_size=64,
+        partial_rotary_factor=0.75,
+        tie_word_embeddings=True,
+    ),
+    "gemma": of(
+        "gemma",
+        "GemmaForCausalLM",
+        BASE,
+        head_dim=16,
+        num_key_value_heads=1,
+        hidden_act="gelu_pytorch_tanh",
+        tie_word_embeddings=True,
+    ),
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+    "stablelm": of(
+        "stablelm",
+        "StableLmForCausalLM",
+        LAYER_NORM,
+        hidden_size=64,
+        use_qkv_bias=True,
+        partial_rotary_factor=0.25,
+    ),
+    "olmo": of("olmo", "OlmoForCausalLM", NO_EPS, clip_qkv=0.8),
+    "olmo2": of("olmo2", "Olmo2ForCausalLM", BASE),
+    "olmo3": of(
+        "olmo3",
+        "Olmo3ForCausalLM",
+        BASE,
+        num_hidden_layers=5,
+        sliding_window=8,
+        rope_theta=500000.0,
+        rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    ),
+    "gpt2": of("gpt2", "GPT2LMHeadModel", GPT),
+    "gpt-bigcode": of(
+        "gpt_bigcode",
+        "GPTBigCodeForCausalLM",
+        GPT,
+        multi_query=True,
+        activation_function="gelu_pytorch_tanh",
+    ),
+    "starcoder2": of(
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        NO_EPS,
+        norm_epsilon=1e-5,
+        use_bias=True,
+        hidden_act="gelu_pytorch_tanh",
+        sliding_window=16,
+        tie_word_embeddings=True,
+    ),
+    "gpt-neox": of(
+        "gpt_neox",
+        "GPTNeoXForCausalLM",
+        {k: v for k, v in LAYER_NORM.items() if k != "num_key_value_heads"},
+        hidden_size=64,
+        hidden_act="gelu",
+        rotary_pct=0.25,
+        rotary_emb_base=10000,
+        use_parallel_residual=True,
+    ),
+    "gpt-neox-serial": of(
+        "gpt_neox",
+        "GPTNeoXForCausalLM",
+        {k: v for k, v in LAYER_NORM.items() if k != "num_key_value_heads"},
+        hidden_size=64,
+        hidden_act="gelu",
+        rotary_pct=1.0,
+        rotary_emb_base=10000,
+        use_parallel_residual=False,
+    ),
+    "gptj": of("gptj", "GPTJForCausalLM", GPT, rotary_dim=8, tie_word_embeddings=False),
+    "phi": of(
+        "phi",
+        "PhiForCausalLM",
+        LAYER_NORM,
+        hidden_size=64,
+        num_key_value_heads=4,
+        hidden_act="gelu_new",
+        partial_rotary_factor=0.5,
+        qk_layernorm=False,
+    ),
+    "internlm2": of(
+        "internlm2", "InternLM2ForCausalLM", BASE, bias=False, rope_theta=1000000, rope_scaling=None
+    ),
+    "cohere": COHERE,
+    "cohere-head-norms": {**COHERE, "use_qk_norm": True, "layer_norm_eps": 1e-5},
+    "cohere2": of(
+        "cohere2",
+        "Cohere2ForCausalLM",
+        LAYER_NORM,
+        num_hidden_layers=5,
+        head_dim=12,
+        logit_scale=0.25,
+        sliding_window=8,
+        tie_word_embeddings=True,
+    ),
+    "granite": of(
+        "granite",
+        "GraniteForCausalLM",
+        BASE,
+        embedding_multiplier=6.0,
+        logits_scaling=4.0,
+        residual_multiplier=0.5,
+        attention_multiplier=0.125,
+        tie_word_embeddings=True,
+    ),
+    "smollm3": of(
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        BASE,
+        num_hidden_layers=5,
+        pad_token_id=0,
+        no_rope_layer_interval=4,
+        tie_word_embeddings=True,
+        use_sliding_window=False,
+    ),
+    "glm": of(
+        "glm",
+        "GlmForCausalLM",
+        BASE,
+        pad_token_id=0,
+        head_dim=16,
+        attention_bias=True,
+        partial_rotary_factor=0.5,
+    ),
+    "glm4": of(
+        "glm4",
+        "Glm4ForCausalLM",
+        BASE,
+        pad_token_id=0,
+        head_dim=16,
+        attention_bias=False,
+        partial_rotary_factor=0.5,
+    ),
+}
+
+
+def draw(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A tensor from its own name: raw PCG64 words, a stream that numpy promises to keep."""
+    words = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
+    unit = ((words >> np.uint64(11)) * 2.0**-52 - 1.0).reshape(shape) * 3.0**0.5  # variance 1
+    if name.endswith("bias"):
+        drawn = 0.3 * unit
+    elif len(shape) == 1 or "norm" in name:
+        drawn = 1.0 + 0.1 * unit
+    else:
+        drawn = unit / shape[-1] ** 0.5
+    return drawn.astype(np.float32)
+
+
+def checksum(tensors: Weights) -> int:
+    """A CRC-32 over all names and bytes."""
+    value = 0
+    for name in sorted(tensors):
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(np.ascontiguousarray(tensors[name], "<f4").tobytes(), value)
+    return value
+
+
+def golden(variant: str) -> tuple[NDArray[np.float32], int]:
+    """(logits at POSITIONS, the checksum of the weights that they were computed with)."""
+    with np.load(GOLDENS / f"{variant}.npz") as stored:
+        return stored["logits"], int(stored["weights_crc32"])
