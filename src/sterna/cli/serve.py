@@ -16,6 +16,7 @@ from sterna.engine.options import EngineOptions, Mode
 
 if TYPE_CHECKING:
     from sterna.engine.engine import AsyncEngine
+    from sterna.engine.loader import Located
 
 _EXAMPLE = """\
   sterna serve                                 the demo model, on http://localhost:8000
@@ -163,12 +164,11 @@ def _load(
     from sterna.engine.engine import AsyncEngine
     from sterna.local import locate
 
-    with shown() as report:
-        located = locate(model, args.model_lib, quantization=args.quantization, progress=report)
-        draft = locate(options.draft_model, progress=report) if options.draft_model else located
-    return AsyncEngine(
-        resolve=lambda model, *_: draft if model else located, options=options, name=name
-    )
+    def find(source: str | Path | None, library: str | Path | None, device: str) -> Located:
+        with shown() as report:
+            return locate(source, library, quantization=args.quantization, progress=report)
+
+    return AsyncEngine(model, args.model_lib, args.device, options=options, name=name, resolve=find)
 
 
 def _named(text: str) -> tuple[str | None, str]:

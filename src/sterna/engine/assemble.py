@@ -36,6 +36,7 @@ class Reply:
     logprobs: bool
     usage_chunk: bool = False
     token_ids: bool = False
+    fingerprint: str | None = None
     start: Start = Start.SPEECH  # of a chat's answers
     tools: ToolSyntax | None = None  # None: nothing in an answer is a call
     echo: tuple[str, ...] = ()  # texts of the prompts, to be repeated
@@ -178,6 +179,7 @@ class ChatChunks:
             id=reply.id,
             model=reply.model,
             created=reply.created,
+            system_fingerprint=reply.fingerprint,
             choices=choices,
             usage=usage,
             timings=timings,
@@ -268,6 +270,7 @@ class WholeChat:
             id=reply.id,
             model=reply.model,
             created=reply.created,
+            system_fingerprint=reply.fingerprint,
             choices=[told.choice(reply, i) for i, told in enumerate(self._heard)],
             usage=self._totals.usage(),
             timings=timings,
@@ -341,6 +344,7 @@ def completion(
         id=reply.id,
         model=reply.model,
         created=reply.created,
+        system_fingerprint=reply.fingerprint,
         choices=choices,
         usage=totals.usage() if totals else None,
         timings=totals.timings if totals else None,

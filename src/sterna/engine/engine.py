@@ -19,6 +19,7 @@ from sterna.engine import prepare
 from sterna.engine.api import ChatCompletion, ChatCompletionChunk, Completion
 from sterna.engine.core import Core
 from sterna.engine.draft_model import DraftModel
+from sterna.engine.fingerprint import system_fingerprint
 from sterna.engine.generation import Event
 from sterna.engine.limits import Limits, draft_limits, plan
 from sterna.engine.loader import Resolve, check_device, identity, load, load_draft
@@ -98,6 +99,7 @@ class _Model:
             defaults or SamplingOptions(),
             frozenset(tokenizer.eos_ids) if stop_ids is None else stop_ids,
             tuple(stop_strings),
+            fingerprint=system_fingerprint(identity or repr(executable.manifest), options),
         )
         source = _source(options)
         if draft is not None:
@@ -168,6 +170,11 @@ class _Model:
     def histograms(self) -> dict[str, Histogram]:
         """Times and sizes of requests and steps since the start; see `metrics.Histograms`."""
         return {f.name: getattr(self._core.histograms, f.name) for f in fields(Histograms)}
+
+    def explain_prefix(self, prompt: str | Sequence[int]) -> Divergence:
+        """Where a prompt would leave the cached sequence that it has most in common with."""
+        (ids,) = prepare.prompt_ids(self._parts, prompt if isinstance(prompt, str) else [prompt])
+        return self._core.call(lambda: self._core.scheduler.prefix.explain(ids))
 
     def start_trace(self) -> None:
         """Note every step from now on, until `stop_trace`; a trace that is on begins anew."""

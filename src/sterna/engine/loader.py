@@ -15,6 +15,7 @@ from sterna.base.artifact import Manifest
 from sterna.base.errors import RequestError, Unavailable
 from sterna.engine.chat_config import check_library, read_chat_config
 from sterna.engine.draft_model import DraftModel
+from sterna.engine.fingerprint import system_fingerprint
 from sterna.engine.limits import draft_limits, plan
 from sterna.engine.options import EngineOptions
 from sterna.engine.parts import Parts
@@ -68,6 +69,7 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
         stop_ids=config.stop_ids | frozenset(tokenizer.eos_ids),
         stop_strings=config.stop_strings,
         conv_template=config.conv_template,
+        fingerprint=system_fingerprint(identity(located), options),
     )
 
 

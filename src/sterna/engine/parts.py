@@ -34,6 +34,7 @@ class Parts:
     stop_ids: frozenset[int] = frozenset()
     stop_strings: tuple[str, ...] = ()
     conv_template: Mapping[str, Any] | None = None
+    fingerprint: str | None = None  # what a reply says of all this
     dialect: Dialect = field(init=False)
     grammars: Grammars = field(init=False)
     marker: Marker = field(init=False)

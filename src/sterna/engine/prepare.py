@@ -180,6 +180,7 @@ def _reply(
         logprobs=options.logprobs,
         usage_chunk=request.stream_options is not None and request.stream_options.include_usage,
         token_ids=bool(request.return_token_ids),
+        fingerprint=parts.fingerprint,
     )
     return reply, asks
 

@@ -18,6 +18,8 @@ from sterna.base.errors import DeviceError
 from sterna.engine.options import SamplingOptions
 from sterna.engine.philox import uniform
 
+VERSION = 1  # raised when the same logits, options and seed would give other tokens
+
 Row = NDArray[np.float64]  # [vocab_size]
 Ids = NDArray[np.intp]
 Allowed = NDArray[np.bool_]  # [vocab_size]: what a grammar lets come next
