@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import ClassVar, Self
 
@@ -52,16 +53,17 @@ def console() -> Console:
     return Console(theme=_THEME, highlight=False, markup=False, emoji=False)
 
 
-def settled(text: str) -> int:
-    """How many characters at the front no later text can change: all blocks but the last."""
-    first_lines = [
+def blocks(text: str) -> list[str]:
+    """The text cut where its outermost blocks begin: later text changes none but the last."""
+    lines = text.split("\n")
+    starts = [
         token.map[0]
         for token in _PARSER.parse(text)
         if token.level == 0 and token.map and token.nesting >= 0
     ]
-    if len(first_lines) < 2:
-        return 0
-    return sum(len(line) + 1 for line in text.split("\n")[: first_lines[-1]])
+    cuts = [0, *starts[1:], len(lines)]
+    parts = ["\n".join(lines[start:end]) for start, end in pairwise(cuts)]
+    return [f"{part}\n" for part in parts[:-1]] + parts[-1:]
 
 
 class MarkdownView:
@@ -87,7 +89,7 @@ class MarkdownView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._settle(len(self._open))
+        self._settle(all_of_it=True)
         self._live.stop()
 
     def reasoning(self, piece: str) -> None:
@@ -100,12 +102,12 @@ class MarkdownView:
         if not piece:
             return
         if render is not self._render:
-            self._settle(len(self._open))
+            self._settle(all_of_it=True)
             self._render = render
         self._open += harmless(piece)
         began = time.perf_counter()
         if began >= self._next:
-            self._settle(settled(self._open))
+            self._settle()
             self._live.update(self._growing(), refresh=True)
             now = time.perf_counter()
             self._next = now + max(_FRAME_S, (_SHARE - 1) * (now - began))
@@ -116,12 +118,13 @@ class MarkdownView:
             return Text("")
         return _Block(self._render(decided), self._printed, max(1, self._screen.height - 2))
 
-    def _settle(self, length: int) -> None:
-        """Print the first characters of the open text for good."""
-        text, self._open = self._open[:length], self._open[length:]
-        if text.strip():
+    def _settle(self, all_of_it: bool = False) -> None:
+        """Print the blocks that are complete for good, or all of them."""
+        found = blocks(self._open)
+        self._open = "" if all_of_it else found.pop()
+        for block in filter(str.strip, found):
             self._live.update(Text(""))
-            self._screen.print(_Block(self._render(text), self._printed), end="")
+            self._screen.print(_Block(self._render(block), self._printed), end="")
             self._printed = True
 
 
@@ -176,12 +179,23 @@ class _Block:
     most: int | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = console.render_lines(self.content, options, pad=False)
-        blank = ["".join(segment.text for segment in line).strip() == "" for line in lines]
-        while blank and blank[-1]:
-            blank.pop()
-        first = blank.index(False) if False in blank else len(blank)
-        shown = [[Segment("")]] * self.spaced + lines[first : len(blank)]
+        lines = [_trimmed(x) for x in console.render_lines(self.content, options, pad=False)]
+        while lines and not lines[-1]:
+            lines.pop()
+        while lines and not lines[0]:
+            lines.pop(0)
+        shown = [list[Segment]()] * self.spaced + lines
         for line in shown if self.most is None else shown[-self.most :]:
             yield from line
             yield Segment.line()
+
+
+def _trimmed(line: list[Segment]) -> list[Segment]:
+    """Without the spaces at the end: they would be copied, and wrap when a window shrinks."""
+    kept = list(line)
+    while kept and not kept[-1].text.strip():
+        kept.pop()
+    if kept:
+        text, style, control = kept[-1]
+        kept[-1] = Segment(text.rstrip(), style, control)
+    return kept
