@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sterna.base.errors import DeviceError
 from sterna.engine.options import SamplingOptions
-from sterna.engine.philox import philox, uniform
+from sterna.runtime.philox import philox, uniform
 from sterna.engine.sampler import History, adjusted, candidates, ranked, sample
 
 NONE = History((), 0, 0)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sterna.base.errors import DeviceError
 from sterna.engine.options import SamplingOptions
-from sterna.engine.philox import uniform
+from sterna.runtime.philox import uniform
 
 VERSION = 1  # raised when the same logits, options and seed would give other tokens
 

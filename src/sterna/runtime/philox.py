@@ -23,8 +23,13 @@ def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[in
     return c0, c1, c2, c3
 
 
-def uniform(seed: int, stream: int, position: int) -> float:
-    """The draw for the token at `position` of answer `stream`: 53 bits, in [0, 1)."""
+def draw_bits(seed: int, stream: int, position: int) -> int:
+    """The draw for the token at `position` of answer `stream`: 64 bits."""
     counter = (position & _MASK, position >> 32 & _MASK, stream & _MASK, 0)
-    hi, lo, _, _ = philox(counter, (seed & _MASK, seed >> 32 & _MASK))
-    return ((hi << 32 | lo) >> 11) / 2**53
+    high, low, _, _ = philox(counter, (seed & _MASK, seed >> 32 & _MASK))
+    return high << 32 | low
+
+
+def uniform(seed: int, stream: int, position: int) -> float:
+    """The same as a number in [0, 1), of 53 bits."""
+    return (draw_bits(seed, stream, position) >> 11) / 2**53

@@ -1,0 +1,121 @@
+"""What the engine asks of a device's sampler, and its meaning in numpy.
+
+In: for each row to sample, which row of the last step's logits it is and how to choose. Out: a
+token a row. A library's own kernel does it where there is one; `sample_rows` is what it must
+equal, and serves devices without arithmetic of their own. Weights are whole numbers, so the same
+token comes out of both: see kernels/sample.py for the rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.runtime.philox import draw_bits
+
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
+Words = NDArray[np.uint32]
+
+UNIT_BITS = 30  # a weight of 1 is 2^30
+SHARE_BITS = 16  # a top_p of 1 is 2^16
+NONE = -1  # where the largest logit is no number
+
+
+@dataclass(frozen=True, slots=True)
+class SampleInput:
+    """r rows to sample. Arrays are contiguous; `vocabulary` ids exist, logits past them do not.
+
+    `limits` are top_k (0: all), top_p in units of 2^-16, and the least weight in units of 2^-30.
+    `inverse_temperature` 0 takes the largest. `keys` are seed, answer and position in words, low
+    first. `allowed` counts where `masked` is not 0. Edits are unique within a row: x becomes
+    x + bias, then divided by scale where positive and times scale elsewhere, then minus the third.
+    """
+
+    vocabulary: int
+    rows: Ints  # [r] rows of the last step's logits
+    inverse_temperature: Floats  # [r]
+    limits: Ints  # [r, 3]
+    keys: Words  # [r, 5]
+    masked: Ints  # [r]
+    allowed: Words  # [r, ceil(vocab_size / 32)], bit i of word j is token 32 j + i
+    edit_indptr: Ints  # [r + 1]
+    edit_ids: Ints  # [e]
+    edits: Floats  # [e, 3] bias, scale, what is taken away
+
+
+def sample_rows(logits: Floats, given: SampleInput) -> Ints:
+    """The token of each row, NONE for a row whose largest logit is infinite or no number."""
+    tokens = [_token(_edited(logits, given, i), given, i) for i in range(len(given.rows))]
+    return np.array(tokens, np.int32)
+
+
+def _edited(logits: Floats, given: SampleInput, i: int) -> Floats:
+    x = logits[given.rows[i], : given.vocabulary].copy()
+    if given.masked[i]:
+        bits = np.unpackbits(given.allowed[i].view(np.uint8), bitorder="little")
+        x[bits[: len(x)] == 0] = -np.inf
+    own = slice(given.edit_indptr[i], given.edit_indptr[i + 1])
+    ids, (bias, scale, less) = given.edit_ids[own], given.edits[own].T
+    with np.errstate(invalid="ignore"):
+        moved = x[ids] + bias
+        x[ids] = np.where(moved > 0, moved / scale, moved * scale) - less
+    return x
+
+
+def _token(x: Floats, given: SampleInput, i: int) -> int:
+    peak = x.max()
+    if not abs(peak) <= np.float32(3e38):
+        return NONE
+    if given.inverse_temperature[i] == 0:
+        return int(x.argmax())
+    scaled = (x - peak) * given.inverse_temperature[i]
+    weights = (exp(scaled) * np.float32(1 << UNIT_BITS)).astype(np.int64)
+    kept = _kept(weights, *map(int, given.limits[i]))
+    total = np.cumsum(kept)
+    seed_low, seed_high, stream, low, high = map(int, given.keys[i])
+    bits = draw_bits(seed_high << 32 | seed_low, stream, high << 32 | low)
+    point = bits * int(total[-1]) >> 64
+    return int(np.searchsorted(total, point, side="right"))
+
+
+def _kept(weights: NDArray[np.int64], top_k: int, share: int, floor: int) -> NDArray[np.int64]:
+    """The weights that may be drawn, 0 for the others."""
+    least = ties = 0
+    if 0 < top_k < len(weights):
+        least = int(np.partition(weights, -top_k)[-top_k])
+        ties = top_k - int((weights > least).sum()) if least else 0
+    if share < 1 << SHARE_BITS:
+        mass = int(weights[weights > least].sum()) + least * ties
+        target = max(mass * share >> SHARE_BITS, 1)
+        falling = np.sort(weights)[::-1]
+        least = int(falling[np.searchsorted(np.cumsum(falling), target)])
+        ties = -(-(target - int(weights[weights > least].sum())) // least)
+    kept = np.where(weights > least, weights, 0)
+    if least:
+        kept[np.flatnonzero(weights == least)[:ties]] = least
+    kept[kept < floor] = 0
+    return kept
+
+
+def exp(x: Floats) -> Floats:
+    """exp of numbers up to 0 as kernels compute it, operation by operation."""
+    t = np.maximum(x, np.float32(-87.5))
+    shifted = t * np.float32(1.44269504088896341) + np.float32(12582912)
+    n = shifted - np.float32(12582912)
+    r = _fma(n, np.float32(2.12194440e-4), _fma(n, np.float32(-0.693359375), t))
+    p = np.full_like(r, 1.9875691500e-4)
+    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = _fma(p, r, np.float32(c))
+    p = _fma(p, r * r, r) + np.float32(1)
+    bits = p.view(np.uint32) + (shifted.view(np.uint32) << np.uint32(23))
+    return np.where(x < np.float32(-87.33654), np.float32(0), bits.view(np.float32))
+
+
+def _fma(a: Floats, b: Floats | np.float32, c: Floats | np.float32) -> Floats:
+    """a * b + c rounded once: products of f32 are exact in f64, and their sums very nearly."""
+    exact = a.astype(np.float64) * np.float64(b) + np.asarray(c, np.float64)
+    found: Floats = exact.astype(np.float32)
+    return found
