@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
 from sterna.base.artifact import Manifest
+from sterna.base.errors import RequestError
 from sterna.engine import prepare
 from sterna.engine.api import ChatCompletion, ChatCompletionChunk, Completion
 from sterna.engine.core import Core
@@ -27,6 +28,7 @@ from sterna.engine.mailbox import Mailboxes
 from sterna.engine.metrics import Histogram, Histograms
 from sterna.engine.options import EngineOptions, Mode, SamplingOptions, Speculative
 from sterna.engine.parts import Parts
+from sterna.engine.prefix import Divergence
 from sterna.engine.prefix_store import PrefixStore
 from sterna.engine.prepare import Job, Message, Prompt
 from sterna.engine.speculative import NGramLookup, Source, Speculator
@@ -171,9 +173,21 @@ class _Model:
         """Times and sizes of requests and steps since the start; see `metrics.Histograms`."""
         return {f.name: getattr(self._core.histograms, f.name) for f in fields(Histograms)}
 
-    def explain_prefix(self, prompt: str | Sequence[int]) -> Divergence:
-        """Where a prompt would leave the cached sequence that it has most in common with."""
-        (ids,) = prepare.prompt_ids(self._parts, prompt if isinstance(prompt, str) else [prompt])
+    def explain_prefix(
+        self,
+        prompt: str | Sequence[int] | None = None,
+        *,
+        messages: Sequence[Message] | None = None,
+    ) -> Divergence:
+        """Where a prompt, or a conversation, leaves the cached sequence most like it."""
+        job: Job[Any]
+        if messages is not None:
+            job = prepare.chat_job(self._parts, messages, None, {})
+        elif prompt is not None:
+            job = prepare.completion_job(self._parts, prompt, None, {}, False)
+        else:
+            raise RequestError("there is nothing to explain; give a prompt or messages")
+        ids = job.asks[0].prompt
         return self._core.call(lambda: self._core.scheduler.prefix.explain(ids))
 
     def start_trace(self) -> None:
