@@ -5,9 +5,10 @@
 Both are compiled by the same toolchain and run on the same pool in the same rounds, turn about:
 a loop that reads memory and adds it up, and the product that the passes and the schedule rules
 give for one row. What quantizes the row is timed apart: it runs once for several products.
-Each call takes the next of a ring of matrices too large for any cache. Prints JSON; a figure is
-the median over rounds, and the ratio is taken round by round: what else runs on a machine drifts,
-and takes from both.
+Each call takes the next of a ring of matrices too large for any cache. A round's rate is that of
+its fastest tenth of calls, for both alike: what else runs on a machine takes turns with them, and
+more of them from longer calls. Prints JSON; a figure is the median over rounds, and the ratio is
+taken round by round, for what else runs drifts.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ EXPORT void run_read(const struct read_args *a, i64 items) {
 """
 
 
-def product_groups(size: int, packing: Scheme, rows: int = 8) -> tuple[Group, Group | None]:
+def product_groups(size: int, packing: Scheme, rows: int = 1) -> tuple[Group, Group | None]:
     """y[n, size] = x[n, size] @ weight.T for up to `rows` rows; and what quantizes x, if any."""
     trace, n = Trace("matvec"), Var("n", I32, 1, rows)
     x = trace.param("x", (n, size), F32)
@@ -86,7 +87,7 @@ def product_groups(size: int, packing: Scheme, rows: int = 8) -> tuple[Group, Gr
     tiles = dict.fromkeys(trace.weights, ROW_TILE) if packing.layout == "NK" else {}
     function = trace.function(trace.emit("matmul", x, weight))
     module = IRModule({function.name: function}, function.name, (n,))
-    if host_target().pair_products:
+    if host_target().pair_products and packing.compute.bits == 16:
         module = cleanup(quantize_activations(module))
     kernels = [f for f in fuse(module).functions.values() if f.primitive]
     groups = [lower(f, tiles).group for f in kernels]
@@ -204,8 +205,8 @@ def measure(
     ]
     rounds: list[tuple[float, float]] = []
     for _ in range(_ROUNDS):
-        read = _READ_BYTES / np.median(timed(read_calls)) / 1e9
-        kernel = sum(a.nbytes for a in arrays) / np.median(timed(kernel_calls)) / 1e9
+        read = _READ_BYTES / np.percentile(timed(read_calls), 10) / 1e9
+        kernel = sum(a.nbytes for a in arrays) / np.percentile(timed(kernel_calls), 10) / 1e9
         rounds.append((float(read), float(kernel)))
     team.end()
     team.stop()
