@@ -164,7 +164,7 @@ def test_a_mistake_ends_neither_the_chat_nor_the_conversation(say, conversation)
     out = say("hi", "/sat", "/set top_k=x", "x" * 300, "again")
     assert "there is no command /sat; did you mean /stats?" in out
     assert "top_k is 'x', possible is an integer" in out
-    assert "the context window is 256 tokens" in out
+    assert "the context window is 256 tokens" in " ".join(out.split())
     assert "/reset starts a new conversation" in out
     assert out.count(ANSWER) == 2
     assert len(conversation.messages) == 4
@@ -247,6 +247,14 @@ def test_stats_count_reused_prompt_tokens(conversation):
     assert reused > 0
     prompts = sum(usage.prompt_tokens for usage in usages)
     assert f"prompt tokens: {prompts}, reused: {reused}" in obey("/stats", conversation)
+
+
+def test_a_stopped_answer_leaves_the_window_unknown(conversation):
+    conversation.answer("hi", Pieces(until="ok"))
+    assert chat.status(conversation) == "context ░░░░░░░░░░ ? of 256"
+    assert "context: ? of 256" in obey("/stats", conversation)
+    conversation.answer("hi", Pieces())
+    assert "?" not in chat.status(conversation)
 
 
 def test_what_the_bottom_line_says(conversation):

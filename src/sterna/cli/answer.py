@@ -71,7 +71,7 @@ def _time(seconds: float) -> str:
 def meter(conversation: Conversation) -> str:
     """How full the context window is."""
     used, window = conversation.used(), conversation.engine.context_window
-    return f"context {bar(used / window)} {used} of {window}"
+    return f"context {bar((used or 0) / window)} {'?' if used is None else used} of {window}"
 
 
 def bar(share: float) -> str:

@@ -14,7 +14,7 @@ from sterna.cli.arguments import Subparsers, add_verb
 from sterna.cli.commands import Next, is_command, obey
 from sterna.cli.conversation import Conversation
 from sterna.cli.model import add_model_flags, open_engine, prompt_text, sampling
-from sterna.cli.say import harmless, note, one_line, styled
+from sterna.cli.say import harmless, note, one_line, styled, wrapped
 from sterna.cli.source import CONFIG
 
 _EXAMPLE = """\
@@ -115,7 +115,7 @@ def talk(conversation: Conversation, plain: bool = False) -> None:
         except KeyboardInterrupt:  # between two pieces of work
             print()
         except Error as error:
-            print(styled(one_line(f"{error}"), "red", sys.stdout))
+            print(styled(wrapped(one_line(f"{error}")), "red", sys.stdout))
             if isinstance(error, RequestError) and conversation.messages:
                 print("/reset starts a new conversation")
         print()

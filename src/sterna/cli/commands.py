@@ -79,8 +79,8 @@ def stats(conversation: Conversation) -> str:
             f"prefill {last.prefill_tokens_per_s:.1f} tokens/s, "
             f"decode {last.decode_tokens_per_s:.1f} tokens/s"
         )
-    window = conversation.engine.context_window
-    lines.append(f"context: {conversation.used()} of {window} tokens in use")
+    used, window = conversation.used(), conversation.engine.context_window
+    lines.append(f"context: {'?' if used is None else used} of {window} tokens in use")
     return "\n".join(lines)
 
 

@@ -85,11 +85,12 @@ class Conversation:
         """Forget what was said; options and system prompt stay."""
         self.messages = []
 
-    def used(self) -> int:
-        """Tokens of the window that the conversation fills, as far as it is known."""
-        if not self.messages or not self.turns or self.turns[-1].usage is None:
+    def used(self) -> int | None:
+        """Tokens of the window that the conversation fills; None: the next answer will tell."""
+        if not self.messages:
             return 0
-        return self.turns[-1].usage.total_tokens
+        usage = self.turns[-1].usage if self.turns else None
+        return None if usage is None else usage.total_tokens
 
     def window_full(self, turn: Turn) -> bool:
         """Whether the answer ended because prompt and answer fill the context window."""

@@ -7,7 +7,9 @@ or rename the window; none of them reaches a terminal.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 import unicodedata
 from typing import TextIO
 
@@ -27,6 +29,12 @@ def harmless(text: str) -> str:
 def one_line(text: str) -> str:
     """A message as a single harmless line."""
     return harmless(" ".join(text.split()))
+
+
+def wrapped(text: str) -> str:
+    """One line as several, cut between words, as wide as the terminal."""
+    width = max(20, shutil.get_terminal_size().columns)
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def styles(stream: TextIO) -> bool:
