@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sterna import models
-from sterna.base.artifact import FORMAT, Manifest, Param
+from sterna.base.artifact import FORMAT, Entry, Manifest, Param
 from sterna.base.artifact import KVCache as ManifestCache
 from sterna.base.artifact import Model as ManifestModel
 from sterna.base.cache import key, lookup, store, write_atomic
@@ -39,7 +39,14 @@ from sterna.passes.lower_opaque import Setting
 from sterna.passes.pipeline import graph_passes, run
 from sterna.passes.prepack import prepack
 from sterna.passes.specialize import specialize
-from sterna.program import STEP_DIMS, EntryPoint, KernelTable, build_entry, self_contained
+from sterna.program import (
+    STEP_DIMS,
+    EntryPoint,
+    KernelTable,
+    build_entry,
+    build_sampler,
+    self_contained,
+)
 
 DECODE_TOKENS = 2  # most tokens of a decode step: more sequences are a verify step
 VERIFY_TOKENS = 32  # most tokens of a verify step, and most logit rows of any step
@@ -177,13 +184,14 @@ def compile_source(
     module = run(module, passes, dump.phase)
     tiles = prepack(module)
     module = fuse(module)
-    dump.phase(f"{len(passes) + 1:02}_fuse", to_text(module))
+    dump.phase("06_fuse", to_text(module))
     table = KernelTable(target)
     entries = tuple(
         _entry(title, module, tiles, model, sizes, table)
         for title in ("prefill", "decode", "verify")
     )
-    manifest = _manifest(folder, target, module, tiles, model, sizes, table, entries)
+    sampler = _sampler(target, module, sizes, table)
+    manifest = _manifest(folder, target, module, tiles, model, sizes, table, entries, sampler)
     return Source(manifest, LibraryParts(manifest, table.code(), module.constants), table, entries)
 
 
@@ -196,6 +204,13 @@ def _integer_products(target: Target, options: CompileOptions, compute: DType) -
         )
     default = "i16" if compute.bits == 16 else "f32"
     return target.pair_products and (options.activations or default) == "i16"
+
+
+def _sampler(target: Target, module: IRModule, sizes: Sizes, table: KernelTable) -> Entry | None:
+    """Tokens are chosen where the logits are, on a target that counts far enough."""
+    if not target.integers64:
+        return None
+    return build_sampler(_vocabulary(module), max(VERIFY_TOKENS, sizes.batch), table)
 
 
 def _kv_dtype(asked: str) -> DType:
@@ -301,6 +316,7 @@ def _manifest(
     sizes: Sizes,
     table: KernelTable,
     entries: tuple[EntryPoint, ...],
+    sampler: Entry | None,
 ) -> Manifest:
     cache = model.cache
     slot = slot_elements(cache.dtype, cache.head_dim) * cache.dtype.bytes
@@ -332,6 +348,7 @@ def _manifest(
         params=_params(module, tiles),
         entries=tuple(e.entry for e in entries),
         kernels=table.manifest(),
+        sampler=sampler,
     )
 
 
@@ -401,10 +418,10 @@ class _Dump:
         if self.folder is None:
             return
         for e in source.entries:
-            self.phase(f"06_{e.entry.name}_groups", "\n\n".join(e.groups.values()))
+            self.phase(f"07_{e.entry.name}_groups", "\n\n".join(e.groups.values()))
         table = source.table.kernels.items()
-        self.phase("07_schedules", "\n\n".join(f"# {n}\n{k.schedule}" for n, k in table))
-        self.phase("08_loops", "\n\n".join(to_text(self_contained(k.func)) for _, k in table))
-        (self.folder / f"09_library{renderer.SOURCE_SUFFIX}").write_text(
+        self.phase("08_schedules", "\n\n".join(f"# {n}\n{k.schedule}" for n, k in table))
+        self.phase("09_loops", "\n\n".join(to_text(self_contained(k.func)) for _, k in table))
+        (self.folder / f"10_library{renderer.SOURCE_SUFFIX}").write_text(
             source.text, encoding="utf-8"
         )

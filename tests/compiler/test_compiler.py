@@ -164,7 +164,7 @@ def definitions(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_dumped_groups_read_back(compiled: Compiled, entry: str) -> None:
-    found = definitions(compiled.dump / f"06_{entry}_groups.txt")
+    found = definitions(compiled.dump / f"07_{entry}_groups.txt")
     assert len(found) > 10
     for text in found:
         if text.startswith("@group"):
@@ -176,7 +176,7 @@ def test_dumped_groups_read_back(compiled: Compiled, entry: str) -> None:
 
 
 def test_dumped_loops_read_back_as_what_was_compiled(compiled: Compiled) -> None:
-    found = definitions(compiled.dump / "08_loops.txt")
+    found = definitions(compiled.dump / "09_loops.txt")
     table = compiled.source.table.kernels
     assert len(found) == len(table)
     for text, kernel in zip(found, table.values(), strict=True):
@@ -186,8 +186,8 @@ def test_dumped_loops_read_back_as_what_was_compiled(compiled: Compiled) -> None
 
 
 def test_dumped_source_and_schedules_are_whole(compiled: Compiled) -> None:
-    assert (compiled.dump / "09_library.c").read_text() == compiled.source.text
-    schedules = (compiled.dump / "07_schedules.txt").read_text()
+    assert (compiled.dump / "10_library.c").read_text() == compiled.source.text
+    schedules = (compiled.dump / "08_schedules.txt").read_text()
     assert re.findall(r"^# (\w+)$", schedules, re.M) == list(compiled.source.table.kernels)
 
 
