@@ -101,10 +101,12 @@ class PrefixTree:
         return Match(tuple(path), partial, shared)
 
     def explain(self, tokens: Sequence[int]) -> Divergence:
-        """Where a prompt leaves what is cached."""
+        """Where a prompt leaves what is cached; of several continuations, the last one used."""
         found = self.match(tokens, len(tokens))
         at = len(found.nodes) * self._size + found.shared
-        known = found.partial.tokens[found.shared :] if found.partial else ()
+        children = found.nodes[-1].children.values() if found.nodes else ()
+        other = found.partial or max(children, key=lambda node: node.used, default=None)
+        known = other.tokens[found.shared :] if other else ()
         return Divergence(at, tuple(tokens[at : at + self._size]), known)
 
     def use(self, nodes: Sequence[Node]) -> None:
