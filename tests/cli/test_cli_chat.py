@@ -249,6 +249,21 @@ def test_stats_count_reused_prompt_tokens(conversation):
     assert f"prompt tokens: {prompts}, reused: {reused}" in obey("/stats", conversation)
 
 
+def test_explain_tells_where_a_prompt_left_the_cache(conversation):
+    with pytest.raises(UsageError, match="there was no prompt yet"):
+        obey("/explain", conversation)
+    conversation.answer("first question", Pieces())
+    assert "the first 0 tokens were in the cache" in obey("/explain", conversation)
+    conversation.reset()
+    conversation.answer("first answer", Pieces())
+    told = obey("/explain", conversation)
+    same = len("user: first ")
+    assert f"the first {same} tokens were in the cache; then it goes on with 'a" in told
+    assert "and the cached one most like it with 'q" in told
+    conversation.regenerate(Pieces())
+    assert obey("/explain", conversation).endswith("tokens were in the cache")
+
+
 def test_a_stopped_answer_leaves_the_window_unknown(conversation):
     conversation.answer("hi", Pieces(until="ok"))
     assert chat.status(conversation) == "context ░░░░░░░░░░ ? of 256"

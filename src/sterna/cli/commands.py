@@ -7,7 +7,7 @@ terminal.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from enum import Enum, auto
 from pathlib import Path
@@ -206,6 +206,24 @@ def _load(text: str, conversation: Conversation) -> str:
     return told if found.model == name else f"{told}; they are of {found.model}, this is {name}"
 
 
+def _explain(_: str, conversation: Conversation) -> str:
+    """Where the last prompt left the cached one that it had most in common with."""
+    if not conversation.turns:
+        raise UsageError("there was no prompt yet; ask something first")
+    found = conversation.turns[-1].divergence
+    told = f"of the last prompt the first {found.cached} tokens were in the cache"
+    if found.prompt:
+        told += f"; then it goes on with {_words(found.prompt, conversation)}"
+    if found.prompt and found.known:
+        told += f", and the cached one most like it with {_words(found.known, conversation)}"
+    return told
+
+
+def _words(tokens: Sequence[int], conversation: Conversation) -> str:
+    tokenizer = conversation.engine.tokenizer
+    return repr(tokenizer.decode(list(tokens), skip_special_tokens=False))
+
+
 def _path(text: str, command: str) -> Path:
     if not text:
         raise UsageError(f"{command} needs the name of a file")
@@ -228,6 +246,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "/json": Command("on|off|SCHEMA", "answer in JSON; of a schema in braces or a file", _json),
         "/regen": Command("", "write the last answer again", lambda *_: Next.REGENERATE),
         "/stats": Command("", "tokens, speed and reuse so far", lambda _, c: stats(c)),
+        "/explain": Command("", "where the last prompt left what was in the cache", _explain),
         "/reset": Command("", "start a new conversation", _reset),
         "/save": Command("FILE", "write the conversation to a file", _save, takes_path=True),
         "/load": Command("FILE", "go on with a saved conversation", _load, takes_path=True),

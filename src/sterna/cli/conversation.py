@@ -15,6 +15,7 @@ from sterna.engine.options import SamplingOptions, override
 if TYPE_CHECKING:
     from sterna.engine.api import ChatCompletionChunk, FinishReason, Timings, Usage
     from sterna.engine.engine import Engine
+    from sterna.engine.prefix import Divergence
 
 
 class View(Protocol):
@@ -27,8 +28,12 @@ class View(Protocol):
 
 @dataclass(slots=True)
 class Turn:
-    """One answer. `stopped`: the user broke it off, so there is neither reason nor usage."""
+    """One answer. `stopped`: the user broke it off, so there is neither reason nor usage.
 
+    `divergence`: where its prompt left what was in the cache by then.
+    """
+
+    divergence: Divergence
     text: str = ""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
@@ -104,9 +109,10 @@ class Conversation:
         opening = [{"role": "system", "content": self.system}] if self.system else []
         form = {} if self.form is None else {"response_format": self.form}
         options: dict[str, Any] = self.options | form
-        turn = Turn()
+        messages = opening + asked
+        turn = Turn(self.engine.explain_prefix(messages=messages))
         with self.engine.chat.completions.create(
-            messages=opening + asked,
+            messages=messages,
             stream=True,
             stream_options={"include_usage": True},
             **options,
