@@ -101,7 +101,7 @@ class _Model:
             defaults or SamplingOptions(),
             frozenset(tokenizer.eos_ids) if stop_ids is None else stop_ids,
             tuple(stop_strings),
-            fingerprint=system_fingerprint(identity or repr(executable.manifest), options),
+            fingerprint=system_fingerprint(identity or repr(executable.manifest)),
         )
         source = _source(options)
         if draft is not None:

@@ -69,7 +69,7 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
         stop_ids=config.stop_ids | frozenset(tokenizer.eos_ids),
         stop_strings=config.stop_strings,
         conv_template=config.conv_template,
-        fingerprint=system_fingerprint(identity(located), options),
+        fingerprint=system_fingerprint(identity(located)),
     )
 
 

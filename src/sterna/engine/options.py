@@ -14,7 +14,6 @@ import numbers
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from enum import StrEnum
-from functools import cache
 from typing import Any
 
 from sterna.base.errors import RequestError
@@ -182,15 +181,16 @@ def _choice(name: str, kind: type[StrEnum], value: object) -> StrEnum:
 
 
 def _check(record: SamplingOptions | EngineOptions) -> None:
-    for option in _ranged(type(record)):
+    for option in _RANGED[type(record)]:
         value = getattr(record, option.name)
         if value is not option.default:  # most are; and a server checks this for every request
             _check_field(option, value)
 
 
-@cache
-def _ranged(record: type[SamplingOptions | EngineOptions]) -> tuple[Field[Any], ...]:
-    return tuple(o for o in fields(record) if o.metadata["kind"] in (int, float, bool))
+_RANGED: dict[type, tuple[Field[Any], ...]] = {
+    record: tuple(o for o in fields(record) if o.metadata["kind"] in (int, float, bool))
+    for record in (SamplingOptions, EngineOptions)
+}
 
 
 def _check_field(option: Field[Any], value: Any) -> None:
