@@ -176,7 +176,7 @@ class Fields:
 
     def window(self, key: str, default: int) -> int:
         """A sliding window in tokens, -1 for none (null)."""
-        return self.positive(key) if self.config.get(key, default) is not None else -1
+        return self.positive(key, default) if self.config.get(key, default) is not None else -1
 
     def decoder(self, **own: Any) -> DecoderConfig:
         """The fields that every decoder has; `own` are what a family reads otherwise or adds.

@@ -37,6 +37,7 @@ class GPT2(Family):
     @classmethod
     def read(cls, f: Fields) -> DecoderConfig:
         f.refuse_unless("scale_attn_weights", [True])
+        f.refuse_unless("rope_scaling", [None])
         f.refuse_unless("scale_attn_by_inverse_layer_idx", [False])
         return f.decoder(
             inner=4 * f.positive("hidden_size"),

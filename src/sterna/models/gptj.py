@@ -31,6 +31,7 @@ class GPTJ(Family):
     def read(cls, f: Fields) -> DecoderConfig:
         f.refuse_unless("rotary", [True])
         f.refuse_unless("scale_attn_weights", [True])
+        f.refuse_unless("rope_scaling", [None])
         hidden = f.positive("hidden_size")
         head_dim = max(1, hidden // f.positive("num_attention_heads"))
         rotated = f.positive("rotary_dim", 64, most=head_dim)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from sterna.base.errors import CheckpointError
 from sterna.models.config import DecoderConfig, Fields
 from sterna.models.family import Family, Names
+from sterna.models.rope_scaling import rotary_dim
 
 
 class Phi(Family):
@@ -36,5 +38,10 @@ class Phi(Family):
             mlp_bias=True,
             head_bias=True,
         )
-        f.refuse_unless("rotary_dim", [int(c.head_dim * c.rope.partial)])
+        rotated = rotary_dim(c.rope, c.head_dim)
+        if f.config.get("rotary_dim", rotated) != rotated:
+            raise CheckpointError(
+                f"rotary_dim {f.config['rotary_dim']!r} in config.json contradicts "
+                f"partial_rotary_factor, by which {rotated} dimensions of a head are rotated"
+            )
         return c

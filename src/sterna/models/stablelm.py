@@ -9,8 +9,8 @@ from sterna.models.family import Family
 class StableLM(Family):
     """Biases on q, k, v are an option; norms of heads, as the 12B model has them, are refused."""
 
-    MODEL_TYPES = ("stablelm", "stablelm_epoch")
-    ARCHITECTURES = ("StableLmForCausalLM", "StableLMEpochForCausalLM")
+    MODEL_TYPES = ("stablelm",)
+    ARCHITECTURES = ("StableLmForCausalLM",)
     KEYS = "layer_norm_eps use_qkv_bias qk_layernorm use_parallel_residual"
 
     @classmethod

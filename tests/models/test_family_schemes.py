@@ -1,0 +1,84 @@
+"""Every family in quantized schemes: what is stored is what is read, and computed with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_families as tiny
+from test_family_logits import PAGES, weights
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
+
+import compiled
+
+from sterna.models import build, family
+from sterna.models.params import stored_weights
+from sterna.nn.decoder import Limits, trace_causal_lm
+from sterna.passes.pipeline import graph_passes, run
+from sterna.quantize.pack import dequantize, quantize
+from sterna.quantize.scheme import SCHEMES, scheme
+
+QUANTIZED = [name for name, s in SCHEMES.items() if s.is_quantized]
+# Of the logits' spread: the KV cache and the norms are of the compute dtype, activations of 16 bits.
+CLOSE = {"f32": 0.005, "f16": 0.02, "bf16": 0.15}
+QUICK = ("phi3", "gpt2")  # stacked weights; transposed ones
+PAIRS = [(v, QUANTIZED[i % len(QUANTIZED)]) for i, v in enumerate(tiny.VARIANTS)]
+PAIRS += [("phi3", "q4f16_1"), ("gpt2", "q4f16_0")]
+
+
+def marked() -> list[object]:
+    return [p if p in PAIRS[-2:] else pytest.param(*p, marks=pytest.mark.slow) for p in PAIRS]
+
+
+@pytest.mark.parametrize("variant", tiny.VARIANTS)
+def test_weights_read_are_those_stored(variant: str) -> None:
+    config = tiny.VARIANTS[variant]
+    for name in QUANTIZED[:: len(tiny.VARIANTS) // 4]:
+        module = trace_causal_lm(build(config, scheme(name)), Limits(8, 4, 16))
+        after = run(module, graph_passes(family(config).FUSED, integer_products=False))
+        read = {
+            w.name: (tuple(int(e.value) for e in w.shape), w.dtype)
+            for function in after.functions.values()
+            for w in function.weights
+            if w.name not in after.constants
+        }
+        stored = {
+            ".".join("{i}" if part.isdigit() else part for part in tensor.split(".")): spec
+            for weight in stored_weights(config, scheme(name))
+            for tensor, spec in weight.tensors.items()
+        }
+        assert read == stored
+
+
+def restored(variant: str, name: str) -> tiny.Weights:
+    """The weights that a reader of the quantized folder finds, as a checkpoint would hold them."""
+    drawn, found = weights(variant), {}
+    for weight in stored_weights(tiny.VARIANTS[variant], scheme(name)):
+        for source in weight.sources:
+            values = drawn[source].T if weight.transposed else drawn[source]
+            packed = quantize(np.ascontiguousarray(values), weight.scheme, name=source)
+            own = dequantize(packed, weight.scheme, values.shape).astype(np.float32)
+            found[source] = np.ascontiguousarray(own.T) if weight.transposed else own
+    return found
+
+
+def logits(root: Path, variant: str, tensors: tiny.Weights, name: str) -> compiled.Logits:
+    """At all positions; the same bits in one step and token by token."""
+    sizes = {"context_window_size": tiny.CONTEXT, "prefill_chunk_size": 40, "max_batch_size": 2}
+    made = compiled.build_drawn(root, tiny.VARIANTS[variant], tensors, name, **sizes)
+    model = made.load(num_pages=len(PAGES))
+    found = compiled.all_logits(model, tiny.PROMPT, [len(tiny.PROMPT)], PAGES)
+    single = compiled.all_logits(model, tiny.PROMPT, [1] * len(tiny.PROMPT), PAGES)
+    model.close()
+    assert found.tobytes() == single.tobytes()
+    return found
+
+
+@pytest.mark.parametrize(("variant", "name"), marked())
+def test_logits_are_those_of_the_restored_weights(variant: str, name: str, tmp_path: Path) -> None:
+    found = logits(tmp_path / "quantized", variant, weights(variant), name)
+    wanted = logits(tmp_path / "plain", variant, restored(variant, name), "q0f32")
+    assert np.abs(found - wanted).max() < CLOSE[scheme(name).compute.name] * wanted.std()
