@@ -2,6 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Other people's clients, which the server is tested with. LangChain's lie apart, as they bring
+# pytest plugins; what cannot be had makes its tests skip.
+define CLIENTS
+$(BIN)/python -m pip install --quiet --upgrade --target .venv/langchain \
+  langchain-openai langchain-tests || echo "no LangChain: its tests will skip" >&2
+npm install --silent --no-audit --no-fund --prefix .venv/node openai || \
+  echo "no npm: tests of OpenAI's Node client will skip" >&2
+endef
+
 .PHONY: demo test
 .DELETE_ON_ERROR:
 
@@ -27,4 +36,5 @@ $(BIN)/python:
 
 .venv/installed-for-tests: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(CLIENTS)
 	touch $@

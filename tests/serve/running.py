@@ -16,8 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 
-import numpy as np
-from null_model import EOS, VOCAB, manifest
+from null_model import EOS, manifest
 from null_model import engine as null_engine
 
 from sterna.engine.engine import AsyncEngine
@@ -108,8 +107,8 @@ class Chain(NullExecutable):
         self._after = dict(zip([ord(":"), *answer], [*answer, EOS]))
 
     def step(self, batch: Any) -> Any:
-        super().step(batch)
-        logits = np.full((len(batch.logit_rows), VOCAB), -100, np.float32)
+        logits = super().step(batch)
+        logits[:] = -100
         for i, row in enumerate(batch.logit_rows):
             logits[i, self._after.get(int(batch.tokens[row]), ord("z"))] = 100
         return logits

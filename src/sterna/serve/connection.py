@@ -16,7 +16,7 @@ from sterna.serve.errors import HttpError, body_of
 from sterna.serve.options import ServeOptions
 from sterna.serve.reply import ENCODER
 
-_LINGER = 0.2  # seconds between "no more requests" and closing an idle connection
+_LINGER = 0.5  # seconds between "no more requests" and closing an idle connection
 _PHRASES = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 

@@ -14,6 +14,7 @@ import socket
 import threading
 from collections.abc import Callable, Generator, Mapping
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -81,8 +82,7 @@ class Server(uvicorn.Server):
                 signal.signal(sig, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()
+        await self._stop_listening()
         for connection in list(self.server_state.connections):
             connection.shutdown()
         with contextlib.suppress(TimeoutError):
@@ -94,6 +94,35 @@ class Server(uvicorn.Server):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_LAST_WORDS)
+
+    async def _stop_listening(self) -> None:
+        """Close the listeners; who has connected already, and waits to be accepted, still is."""
+        listening = [one.dup() for server in self.servers for one in server.sockets]
+        for server in self.servers:
+            server.close()
+        clients: list[socket.socket] = []
+        for one in listening:
+            with one:
+                clients += _waiting(one)
+        for client in clients:
+            await self._serve_one(client)
+
+    async def _serve_one(self, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        make: Any = self.config.http_protocol_class  # uvicorn declares less than it calls
+        protocol = make(
+            config=self.config, server_state=self.server_state, app_state={}, _loop=loop
+        )
+        await loop.connect_accepted_socket(lambda: protocol, client)
+
+
+def _waiting(listening: socket.socket) -> list[socket.socket]:
+    clients: list[socket.socket] = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            clients.append(listening.accept()[0])
+            clients[-1].setblocking(False)
+    return clients
 
 
 def serve(
