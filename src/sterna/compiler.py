@@ -235,7 +235,13 @@ def _entry(
     rows = min(tokens, max(VERIFY_TOKENS, sizes.batch))
     special = specialize(module, {"n": tokens, "r": rows, "t": tokens})
     dims = tuple(d for d in special.dims if d.name in STEP_DIMS)
-    setting = Setting(dims, model.cache.page_size, sizes.context, split=title == "decode")
+    setting = Setting(
+        dims,
+        model.cache.page_size,
+        sizes.context,
+        split=title == "decode",
+        groups=table.target.group_threads > 0,
+    )
     return build_entry(title, special, tiles, setting, table)
 
 

@@ -34,6 +34,7 @@ from sterna.convert import (
 )
 from sterna.engine.loader import Located
 from sterna.quantize.scheme import scheme
+from sterna.runtime.devices import AUTO, target_of
 from sterna.runtime.library import read_manifest
 
 # Called with (stage, detail, done, total); total 0: something to tell, not a share of the work.
@@ -56,18 +57,20 @@ def log(stage: str, detail: str, done: int, total: int) -> None:
 def locate(
     model: str | Path | None = None,
     model_lib: str | Path | None = None,
+    device: str = AUTO,
     *,
     quantization: str | None = None,
     progress: Report = log,
 ) -> Located:
     """What an engine loads. A library that is given says how to quantize a source."""
     if model_lib is None:
-        folder, library = ensure(model, quantization=quantization, progress=progress)
+        target = target_of(device)
+        folder, library = ensure(model, target, quantization=quantization, progress=progress)
     else:
         library = Path(model_lib)
         wanted = read_manifest(library).model.quantization
         folder = model_folder(model, quantization or wanted, progress)
-    return Located(folder, library, open_model(folder).tensors)
+    return Located(folder, library, open_model(folder).tensors, device)
 
 
 def ensure(

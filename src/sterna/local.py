@@ -32,11 +32,11 @@ def locate(
     if quantization is None and model is not None and model_lib is not None:
         folder = Path(model).expanduser()
         if (folder / CONFIG).is_file():
-            return Located(folder, Path(model_lib), open_model(folder).tensors)
+            return Located(folder, Path(model_lib), open_model(folder).tensors, device)
     from sterna import jit  # the compile wing, see above
 
     report = progress or jit.log
-    return jit.locate(model, model_lib, quantization=quantization, progress=report)
+    return jit.locate(model, model_lib, device, quantization=quantization, progress=report)
 
 
 class Engine(engine.Engine):

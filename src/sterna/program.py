@@ -124,7 +124,7 @@ def build_entry(
     entry = module.functions[module.entry]
     steps = builder.steps(entry)
     fixed = (*entry.params, *entry.results)
-    plan = plan_memory([_timed(s) for s in steps], fixed)
+    plan = plan_memory([_timed(s) for s in steps], fixed, table.target.buffer_align)
     names = _Names(plan, entry)
     scratch = [table.kernels[k].source.scratch_bytes for k in builder.used]
     return EntryPoint(

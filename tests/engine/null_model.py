@@ -41,7 +41,7 @@ def manifest(**changes: Any) -> Manifest:
     return Manifest(
         format=FORMAT,
         sterna="0",
-        target="null",
+        target="cpu",
         features=(),
         model=Model(**model),
         kv_cache=KVCache(**kv),

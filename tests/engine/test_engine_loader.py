@@ -9,10 +9,10 @@ from tokenizers.models import BPE
 
 from sterna.base.artifact import MANIFEST_MARK, encode
 from sterna.base.errors import ArtifactError, RequestError, Unavailable
-from sterna.engine import loader
 from sterna.engine.engine import Engine
 from sterna.engine.loader import Located
 from sterna.engine.options import EngineOptions
+from sterna.runtime import cpu
 from sterna.runtime.null import NullExecutable
 
 CONV = {
@@ -45,11 +45,11 @@ def located(tmp_path, monkeypatch):
     data = encode(manifest())
     library.write_bytes(MANIFEST_MARK + len(data).to_bytes(8, "little") + data)
 
-    def load(path, weights, *, num_pages, threads):
+    def load(path, weights, *, num_pages, threads, index):
         assert path == library
         return NullExecutable(manifest(), num_pages)
 
-    monkeypatch.setattr(loader.cpu, "load", load)
+    monkeypatch.setattr(cpu, "load", load)
     return Located(folder, library, {})
 
 

@@ -131,5 +131,5 @@ def test_a_library_for_another_model_is_refused(tmp_path):
 
 def test_devices():
     check_device("auto")
-    with pytest.raises(Unavailable, match="device is 'abacus', possible are 'auto' and 'cpu'"):
+    with pytest.raises(Unavailable, match="device is 'abacus', possible are 'auto', 'cpu'"):
         check_device("abacus")

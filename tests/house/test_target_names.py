@@ -16,7 +16,8 @@ NAMES = re.compile(
 ALLOWED = (
     "base/target.py",  # the rows
     "codegen/",  # the renderers and the compilers that they feed
-    "runtime/devices.py",  # what `sterna devices` reports on
+    "runtime/cpu_report.py",  # what `sterna devices` says of the processor
+    "runtime/opencl.py",
     "runtime/host.py",  # what this machine's processor can do
     "runtime/library.py",  # which machine a library file was made for
     "schedule/tables/",

@@ -35,9 +35,18 @@ class Target:
     fma: bool = False
     float16: bool = False  # f16 arithmetic; f16 storage is always possible
     pair_products: bool = False  # sums of two i16 products, as one operation or a few
+    group_threads: int = 0  # most threads of a work group; 0: there are none
     subgroup: int = 0
-    shared_bytes: int = 0
+    shared_bytes: int = 0  # of a work group
+    most_buffers: int = 0  # that a kernel may take
+    most_buffer_bytes: int = 0  # of one buffer; 0: no limit but memory
+    buffer_align: int = 64  # of a tensor inside a larger buffer
     page_bytes: int = 4096
+
+    @property
+    def kind(self) -> str:
+        """What devices for it are called."""
+        return self.spec.partition(":")[0]
 
     def lanes(self, bits: int = 32) -> int:
         """Elements of `bits` bits in one SIMD register."""
@@ -70,7 +79,26 @@ _SYSTEMS = {
 }
 _HOST_SYSTEMS = {"linux": "linux", "darwin": "macos", "win32": "windows"}
 
-EXAMPLES = ("cpu", "cpu:x86-64-v3", "cpu:aarch64-linux", "cpu:aarch64-macos", "cpu:x86_64-windows")
+# Kinds whose kernels run in work groups; the detail after the colon picks a row.
+_GROUPED = {
+    "opencl": {
+        "": Target("opencl", renderer="opencl", device="opencl", table="work_groups",
+                   suffix=".sterna", fma=True, group_threads=256, shared_bytes=32768,
+                   most_buffers=64, buffer_align=1024),
+    },
+}  # fmt: skip
+
+KINDS = ("cpu", *_GROUPED)
+UNSUPPORTED_KINDS = ("cuda", "rocm", "metal", "vulkan", "webgpu")
+
+EXAMPLES = (
+    "cpu",
+    "cpu:x86-64-v3",
+    "cpu:aarch64-linux",
+    "cpu:aarch64-macos",
+    "cpu:x86_64-windows",
+    "opencl",
+)
 
 
 def parse_target(spec: str) -> Target:
@@ -79,6 +107,8 @@ def parse_target(spec: str) -> Target:
     An x86-64 without a level means v3 (AVX2, FMA): machines since 2013.
     """
     kind, _, detail = spec.partition(":")
+    if kind in _GROUPED:
+        return _grouped(spec, kind, detail)
     if kind != "cpu":
         raise UsageError(f"target {spec!r} is not known; possible: {', '.join(EXAMPLES)}")
     architecture, system = _split(detail) if detail else (_host_architecture(), _host_system())
@@ -91,6 +121,14 @@ def parse_target(spec: str) -> Target:
     ending, suffix = _SYSTEMS[system or _host_system()]
     name = f"cpu:{_ALIASES.get(architecture, architecture)}-{system or _host_system()}"
     return replace(row, spec=name, triple=f"{row.triple}-{ending}", suffix=suffix)
+
+
+def _grouped(spec: str, kind: str, detail: str) -> Target:
+    found = _GROUPED[kind].get(detail)
+    if found is None:
+        known = ", ".join(f"{kind}:{d}" if d else kind for d in _GROUPED[kind])
+        raise UsageError(f"target {spec!r} is not known; possible: {known}")
+    return found
 
 
 def host_target() -> Target:

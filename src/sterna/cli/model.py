@@ -63,7 +63,11 @@ def open_engine(args: argparse.Namespace) -> Engine:
     check_device(args.device)
     with shown() as report:
         located = locate(
-            args.model, args.model_lib, quantization=args.quantization, progress=report
+            args.model,
+            args.model_lib,
+            args.device,
+            quantization=args.quantization,
+            progress=report,
         )
         draft = locate(options.draft_model, progress=report) if options.draft_model else located
     return Engine(resolve=lambda name, *_: draft if name else located, options=options)

@@ -34,6 +34,30 @@ def prelude(widths: Iterable[int]) -> str:
     return "\n".join(parts)
 
 
+def group_math() -> str:
+    """The same functions, scalar, for languages that bring types, bits_*, fma, sqrt and f16."""
+    parts = (_GROUP, _ARITHMETIC, _MATH, _HALF)
+    return "\n".join(part.replace("@L", "1").replace("@", "") for part in parts)
+
+
+_GROUP = """
+#define STERNA_F16 1
+STERNA_MAYBE i32 floor_div(i32 a, i32 b) { return a / b - (a % b != 0 && (a % b < 0) != (b < 0)); }
+STERNA_MAYBE i32 floor_mod(i32 a, i32 b) {
+    i32 r = a % b;
+    return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+}
+STERNA_MAYBE f32 splat_f32(f32 x) { return x; }
+STERNA_MAYBE u32 splat_u32(u32 x) { return x; }
+STERNA_MAYBE f32 f32_from_i32(i32 x) { return (f32)x; }
+STERNA_MAYBE u32 u32_from_u16(u16 x) { return x; }
+STERNA_MAYBE u16 u16_from_u32(u32 x) { return (u16)x; }
+STERNA_MAYBE f32 choose_f32(i32 c, f32 a, f32 b) { return c ? a : b; }
+STERNA_MAYBE i32 choose_i32(i32 c, i32 a, i32 b) { return c ? a : b; }
+STERNA_MAYBE u32 choose_u32(i32 c, u32 a, u32 b) { return c ? a : b; }
+"""
+
+
 def _types(lanes: int) -> str:
     """Vector types, their unaligned forms for memory, and splat from one element."""
     lines = []

@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sterna.base.artifact import Manifest
-from sterna.base.errors import RequestError, Unavailable
+from sterna.base.errors import RequestError
 from sterna.engine.chat_config import check_library, read_chat_config
 from sterna.engine.draft_model import DraftModel
 from sterna.engine.fingerprint import system_fingerprint
 from sterna.engine.limits import draft_limits, plan
 from sterna.engine.options import EngineOptions
 from sterna.engine.parts import Parts
-from sterna.runtime import cpu
-from sterna.runtime.host import available_memory, usable_cores
+from sterna.runtime.devices import DeviceModule, choose_device, parse_device
+from sterna.runtime.executable import Executable
+from sterna.runtime.host import usable_cores
 from sterna.runtime.library import read_manifest
 from sterna.runtime.memory import memory_plan, pages_that_fit
+from sterna.runtime.params import WeightReader
 from sterna.text.chat_template import ChatTemplate
 from sterna.text.tokenizer import Tokenizer
 
@@ -35,7 +37,8 @@ class Located:
 
     folder: Path
     library: Path
-    weights: Mapping[str, cpu.WeightReader]
+    weights: Mapping[str, WeightReader]
+    device: str = "auto"
 
 
 # (model, model_lib, device) as the user gave them; None: the resolver finds or makes one
@@ -53,12 +56,11 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
     check_library(config, manifest, located.folder, located.library)
     tokenizer = Tokenizer.load(located.folder)
     template = ChatTemplate.load(located.folder)
-    threads = options.threads or usable_cores()
+    device, index = choose_device(located.device, manifest)
     guesser = None if draft is None else read_manifest(draft.library)
-    limits = plan(options, manifest, _fitting_pages(manifest, threads, guesser))
-    executable = cpu.load(
-        located.library, located.weights, num_pages=limits.num_pages, threads=threads
-    )
+    free = device.available_memory(index)
+    limits = plan(options, manifest, _fitting_pages(manifest, free, options, guesser))
+    executable = _load_on(device, index, located, limits.num_pages, options)
     return Parts(
         executable=executable,
         limits=limits,
@@ -74,9 +76,20 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
 
 
 def check_device(device: str) -> None:
-    """Unavailable for a device that this Sterna cannot run on."""
-    if device not in ("auto", "cpu"):
-        raise Unavailable(f"device is {device!r}, possible are 'auto' and 'cpu'")
+    """Unavailable for a device that this Sterna cannot run on, or that is not here."""
+    parse_device(device)
+
+
+def _load_on(
+    device: DeviceModule, index: int, located: Located, num_pages: int, options: EngineOptions
+) -> Executable:
+    return device.load(
+        located.library,
+        located.weights,
+        num_pages=num_pages,
+        threads=options.threads,
+        index=index,
+    )
 
 
 def identity(located: Located) -> str:
@@ -102,10 +115,8 @@ def load_draft(located: Located, options: EngineOptions, parts: Parts) -> DraftM
     own = parts.limits
     tokens = own.num_pages * own.page_size
     limits = draft_limits(own, manifest, -(-tokens // manifest.kv_cache.page_size))
-    threads = options.threads or usable_cores()
-    executable = cpu.load(
-        located.library, located.weights, num_pages=limits.num_pages, threads=threads
-    )
+    device, index = choose_device(located.device, manifest)
+    executable = _load_on(device, index, located, limits.num_pages, options)
     return DraftModel(executable, limits, parts.vocabulary)
 
 
@@ -121,11 +132,13 @@ def _check_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
             )
 
 
-def _fitting_pages(manifest: Manifest, threads: int, draft: Manifest | None) -> int | None:
+def _fitting_pages(
+    manifest: Manifest, free: int | None, options: EngineOptions, draft: Manifest | None
+) -> int | None:
     """Pages for which there is memory, with as many tokens in the draft model's cache."""
-    free = available_memory()
     if free is None:
         return None
+    threads = options.threads or usable_cores()
     memory = int(free * _MEMORY_SHARE)
     if draft is None:
         return pages_that_fit(manifest, threads, memory)

@@ -19,6 +19,7 @@ from sterna.ir.loop import PrimFunc, Stmt, Store
 from sterna.ir.rewrite import replace_loads, substitute, visit
 from sterna.ir.simplify import simplify_stmt
 from sterna.kernels.attention import AttentionSpec, attention_split, attention_tiles
+from sterna.kernels.attention_groups import attention_split_groups, attention_tiles_groups
 from sterna.kernels.kv_cache import CacheLayout, StepIndex, kv_append, rope_append
 from sterna.ops import Kind, op
 from sterna.passes.lower import computes_of, inputs
@@ -48,6 +49,7 @@ class Setting:
     page_size: int
     context: int  # most cached tokens of a sequence
     split: bool  # few queries: share the pieces of one among threads
+    groups: bool = False  # the target runs work groups
 
 
 def is_opaque(function: Function) -> bool:
@@ -177,12 +179,17 @@ def _attention(request: _Request) -> _Built:
         out=request.outs[head.outs[0]],
         softcap=float(attrs.get("softcap", 0.0)),  # type: ignore[arg-type]
     )
+    tiles, split = (
+        (attention_tiles_groups, attention_split_groups)
+        if setting.groups
+        else (attention_tiles, attention_split)
+    )
     if not setting.split:
-        func = attention_tiles(request.name, spec, setting.dims, QUERY_TILE)
+        func = tiles(request.name, spec, setting.dims, QUERY_TILE)
         return _Built(func, head.outs, views=layout.views)
     shape = (q.shape[0], wrap(spec.heads), wrap(spec.pieces), wrap(dim + 2))
     partial = Buffer("partial", F32, shape)
-    func = attention_split(request.name, spec, setting.dims, partial)
+    func = split(request.name, spec, setting.dims, partial)
     return _Built(func, head.outs, views=layout.views)
 
 

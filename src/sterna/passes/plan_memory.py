@@ -52,8 +52,12 @@ class MemoryPlan:
         return self.storage.get(place, place)
 
 
-def plan_memory(timeline: Sequence[Use | Run], fixed: Sequence[Value]) -> MemoryPlan:
-    """Offsets for all places of an entry point but the `fixed` ones (inputs, outputs, cache).
+def plan_memory(
+    timeline: Sequence[Use | Run], fixed: Sequence[Value], align: int = ALIGN
+) -> MemoryPlan:
+    """Offsets, multiples of `align`, for all places of an entry point but the `fixed` ones.
+
+    Those are its inputs, its outputs and the cache.
 
     Raises CompileError where a value is read after its memory was given to another: an argument
     changed in place, or carried through a repeat.
@@ -66,7 +70,7 @@ def plan_memory(timeline: Sequence[Use | Run], fixed: Sequence[Value]) -> Memory
         planner.live(item)
     outside = {planner.find(v) for v in fixed}
     spans = {p: s for p, s in planner.spans.items() if p not in outside}
-    offsets, total = _first_fit(spans)
+    offsets, total = _first_fit(spans, align)
     storage = {p: planner.find(p) for p in planner.parent}
     return MemoryPlan(storage, offsets, total)
 
@@ -172,11 +176,11 @@ def nbytes(place: Place) -> int:
     return size
 
 
-def _first_fit(spans: Mapping[Place, tuple[int, int]]) -> tuple[dict[Place, int], int]:
+def _first_fit(spans: Mapping[Place, tuple[int, int]], align: int) -> tuple[dict[Place, int], int]:
     placed: list[tuple[int, int, tuple[int, int]]] = []  # offset, end, span
     offsets: dict[Place, int] = {}
     for place in sorted(spans, key=lambda p: (-nbytes(p), spans[p], p.name)):
-        size = -(-(nbytes(place) + SLACK) // ALIGN) * ALIGN
+        size = -(-(nbytes(place) + SLACK) // align) * align
         at = 0
         for lo, hi, span in sorted(placed):
             overlaps = span[0] <= spans[place][1] and spans[place][0] <= span[1]

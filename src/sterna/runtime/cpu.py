@@ -21,24 +21,23 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sterna.base.artifact import ABI, MANIFEST_MARK, Entry, Manifest, decode
-from sterna.base.dtype import dtype
 from sterna.base.errors import (
     ArtifactError,
     DeviceError,
-    MissingTensor,
     RequestError,
-    ShapeMismatch,
+    Unavailable,
     UsageError,
 )
-from sterna.runtime.batch import DIMS, INPUTS, choose, prepare
+from sterna.runtime import host
+from sterna.runtime.batch import choose, prepare
+from sterna.runtime.cpu_report import cpu_report
 from sterna.runtime.executable import StepInput
-from sterna.runtime.host import available_memory, usable_cores
 from sterna.runtime.library import check_loadable, manifest_bytes
 from sterna.runtime.memory import (
     SLACK,
@@ -47,22 +46,14 @@ from sterna.runtime.memory import (
     io_bytes,
     largest_shape,
     memory_plan,
-    pack,
     packed_bytes,
-    packed_shape,
     padded,
 )
+from sterna.runtime.params import WeightReader, check_names, read_param
+from sterna.runtime.report import DeviceReport
 from sterna.runtime.threads import POOL_BYTES, Team
 
 _MOST_THREADS = 1024
-
-
-class WeightReader(Protocol):
-    """A tensor of the model folder, not yet in memory."""
-
-    def read(self) -> NDArray[Any]:
-        """The whole tensor, in its shape and dtype."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +75,7 @@ def load(
     *,
     num_pages: int,
     threads: int | None = None,
+    index: int = 0,
 ) -> CpuExecutable:
     """Load a compiled library with its weights, one tensor at a time.
 
@@ -92,11 +84,12 @@ def load(
     OutOfMemory before anything is allocated, MissingTensor and ShapeMismatch for weights that
     are not those the library was compiled for.
     """
+    _check_index(index)
     data = manifest_bytes(library)
     manifest = decode(data)
     check_loadable(library, manifest)
-    _check_names(manifest)
-    count = usable_cores() if threads is None else threads
+    check_names(manifest)
+    count = host.usable_cores() if threads is None else threads
     if not 1 <= count <= _MOST_THREADS:
         raise UsageError(f"{count} threads were asked for; possible: 1 to {_MOST_THREADS}")
     if num_pages < 1:
@@ -108,6 +101,22 @@ def load(
     except BaseException:
         _unload(handle)  # or the same path, compiled again, would give the old library
         raise
+
+
+def available_memory(index: int = 0) -> int | None:
+    """See DeviceModule."""
+    _check_index(index)
+    return host.available_memory()
+
+
+def reports() -> list[DeviceReport]:
+    """See DeviceModule."""
+    return [cpu_report()]
+
+
+def _check_index(index: int) -> None:
+    if index != 0:
+        raise Unavailable(f"device cpu:{index} was asked for; there is one CPU, number 0")
 
 
 class CpuExecutable:
@@ -206,19 +215,6 @@ class CpuExecutable:
             raise DeviceError("the model was closed; load it again")
 
 
-def _check_names(manifest: Manifest) -> None:
-    """Inputs, outputs and dims of every entry are those a step can fill."""
-    for entry in manifest.entries:
-        inputs = [b.name for b in entry.inputs if b.name not in INPUTS or b.dtype != "i32"]
-        unknown = inputs + [dim.name for dim in entry.dims if dim.name not in DIMS]
-        outputs = [(b.name, b.dtype, len(b.shape)) for b in entry.outputs]
-        if unknown or outputs != [("logits", "f32", 2)]:
-            raise ArtifactError(
-                f"entry point {entry.name!r} wants inputs or gives outputs that this Sterna does "
-                f"not know ({', '.join(unknown) or outputs}); compile the model again"
-            )
-
-
 def _open(library: Path, data: bytes) -> ctypes.CDLL:
     """The loaded library, checked to be the file that `data` was read from."""
     try:
@@ -263,20 +259,8 @@ def _load_params(
 ) -> list[NDArray[np.uint8]]:
     found = []
     for param in manifest.params:
-        if param.name not in weights:
-            raise MissingTensor(
-                f"the library wants a weight {param.name!r} that the model folder does not have; "
-                "compile the library for this folder"
-            )
-        source = np.asarray(weights[param.name].read())
-        wanted = dtype(param.dtype).numpy
-        if source.shape != param.shape or source.dtype != wanted:
-            raise ShapeMismatch(
-                f"weight {param.name!r} is {source.dtype}{list(source.shape)}, the library wants "
-                f"{wanted}{list(param.shape)}; compile the library for this folder"
-            )
         memory = region.take(packed_bytes(param))
-        pack(source, param, memory.view(wanted).reshape(packed_shape(param)))
+        read_param(param, weights, memory)
         found.append(memory)
     return found
 

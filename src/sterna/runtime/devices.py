@@ -1,69 +1,89 @@
-"""What this machine has to run models on, and what each device lacks: for `sterna devices`.
+"""Devices by name: which there are, what each lacks, and loading a library on one.
 
-Looks, and changes nothing. A device that this version cannot use is listed as that, whether the
-hardware is there or not.
+A device is a module of this room, found by the name in a target's row. It offers `load`,
+`available_memory` and `reports`, as `DeviceModule` says; nobody else calls it by name. A device
+that is asked for and absent is an error; never is another taken instead.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import platform
-import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
 
-from sterna.runtime.host import (
-    available_memory,
-    cpu_features,
-    cpu_name,
-    total_memory,
-    usable_cores,
-)
+from sterna.base.artifact import Manifest
+from sterna.base.errors import ArtifactError, Unavailable
+from sterna.base.target import KINDS, UNSUPPORTED_KINDS, parse_target
+from sterna.runtime.executable import Executable
+from sterna.runtime.params import WeightReader
+from sterna.runtime.report import DeviceReport
 
-_NOT_YET = ("cuda", "hip", "metal", "vulkan", "opencl", "webgpu")
-_TOLD_FEATURES = (
-    "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx2", "fma", "f16c", "ssse3",
-    "asimddp", "i8mm", "fphp", "sve",
-)  # fmt: skip
+AUTO = "auto"
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceReport:
-    """One device. `detail` says what was found; `missing` what is wanted, "" when nothing is."""
+class DeviceModule(Protocol):
+    """What a device's module offers. `index` counts devices of its kind."""
 
-    name: str
-    present: bool
-    detail: str
-    missing: str
+    def load(
+        self,
+        library: Path,
+        weights: Mapping[str, WeightReader],
+        *,
+        num_pages: int,
+        threads: int | None,
+        index: int,
+    ) -> Executable: ...
+
+    def available_memory(self, index: int) -> int | None:
+        """Bytes that can still be allocated; Unavailable where the device is not here."""
+        ...
+
+    def reports(self) -> list[DeviceReport]: ...
 
 
 def devices() -> list[DeviceReport]:
     """A report on every device Sterna knows by name, the usable ones first."""
-    others = [
-        DeviceReport(name, False, "", "not in this version of Sterna; use cpu") for name in _NOT_YET
-    ]
-    return [_cpu(), *others]
+    found = [report for kind in KINDS for report in _module(kind).reports()]
+    missing = "not in this version of Sterna; use cpu"
+    found += [DeviceReport(name, False, "", missing) for name in UNSUPPORTED_KINDS]
+    return sorted(found, key=lambda report: not report.present)
 
 
-def _cpu() -> DeviceReport:
-    cores = usable_cores()
-    parts = [cpu_name(), platform.machine(), f"{cores} core{'s' if cores != 1 else ''} to use"]
-    features = cpu_features()
-    if features:
-        parts.append(" ".join(name for name in _TOLD_FEATURES if name in features))
-    total, available = total_memory(), available_memory()
-    if total is not None and available is not None:
-        parts.append(f"{available / 2**30:.1f} of {total / 2**30:.1f} GiB memory available")
-    compiler = _compiler()
-    parts += [f"C compiler: {compiler}"] if compiler else []
-    wanted = "" if compiler else "a C compiler, to compile models: `pip install ziglang`"
-    return DeviceReport("cpu", True, ", ".join(part for part in parts if part), wanted)
+def parse_device(text: str) -> tuple[str, int]:
+    """(kind, index) of "auto" or "kind[:index]"; Unavailable for a device that is not here."""
+    kind, colon, number = text.partition(":")
+    index = 0 if not colon else int(number) if number.isdecimal() else -1
+    if text == AUTO:
+        return AUTO, 0
+    if kind not in KINDS or index < 0:
+        possible = ", ".join(repr(k) for k in (AUTO, *KINDS))
+        raise Unavailable(
+            f"device is {text!r}, possible are {possible}, and a number after a colon where there "
+            "are several of a kind"
+        )
+    _module(kind).available_memory(index)
+    return kind, index
 
 
-def _compiler() -> str | None:
-    asked = os.environ.get("STERNA_CC")
-    if asked:
-        return f"{asked} (STERNA_CC)"
-    if importlib.util.find_spec("ziglang") is not None:
-        return "zig (the ziglang package)"
-    return shutil.which("zig")
+def target_of(device: str) -> str:
+    """The target to compile for where nothing but the device is named."""
+    kind, _ = parse_device(device)
+    return KINDS[0] if kind == AUTO else kind
+
+
+def choose_device(device: str, manifest: Manifest) -> tuple[DeviceModule, int]:
+    """The module that runs a library on a device; ArtifactError where it is for another kind."""
+    kind, index = parse_device(device)
+    wanted = parse_target(manifest.target)
+    module = _module(wanted.kind)
+    if kind not in (AUTO, wanted.kind):
+        raise ArtifactError(
+            f"the library was compiled for {manifest.target} and cannot run on {kind}; compile "
+            f"the model with --target {kind}"
+        )
+    return module, index
+
+
+def _module(kind: str) -> DeviceModule:
+    return cast(DeviceModule, import_module(f"sterna.runtime.{parse_target(kind).device}"))

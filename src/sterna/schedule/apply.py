@@ -235,6 +235,8 @@ class _Placed:
         if first is None:
             return self._nest(stage, 0, self._leaf(stage))
         spatial = [loop for loop in stage.loops[first:] if not loop.reduces]
+        if not spatial and stage.buffer is not None and stage.buffer.scope == "shared":
+            return self._nest(stage, 0, self._private_sum(stage, first), stop=first)
         start = self._init(stage, spatial)
         update = self._nest(stage, first, self._leaf(stage))
         return self._nest(stage, 0, seq(start, update), stop=first)
@@ -288,6 +290,18 @@ class _Placed:
         for loop in reversed(spatial):
             stmt = For(loop.var, loop.extent, stmt, loop.kind)
         return stmt
+
+    def _private_sum(self, stage: Stage, first: int) -> Stmt:
+        """One element summed in a register, and only then stored where others see it."""
+        shared = stage.buffer
+        if shared is None or stage.compute.combine is None:
+            raise ScheduleError(f"reduction {stage.name!r} has no place to accumulate in")
+        own = Buffer(f"{shared.name}_sum", shared.dtype, (wrap(1),), "register")
+        start = Store(own, (wrap(0),), wrap(stage.compute.combine.identity, shared.dtype))
+        step = combine_step(stage.compute.combine, own[0], self._value(stage))
+        update = self._guarded(stage, Store(own, (wrap(0),), step), reduces=True)
+        keep = self._guarded(stage, Store(shared, self._local_index(stage), own[0]), reduces=False)
+        return Alloc(own, seq(start, self._nest(stage, first, update), keep))
 
     def _leaf(self, stage: Stage) -> Stmt:
         compute = stage.compute

@@ -27,6 +27,13 @@ from sterna.schedule.rules.matmul import (
     skinny_matmul,
 )
 from sterna.schedule.rules.norm import NormKnobs, norm
+from sterna.schedule.rules.work_groups import (
+    GroupKnobs,
+    elementwise_groups,
+    matmul_groups,
+    matvec_groups,
+    norm_groups,
+)
 from sterna.schedule.steps import Schedule
 
 
@@ -50,6 +57,8 @@ class Knobs:
 
 def choose(group: Group, target: Target) -> Schedule:
     """A schedule that runs every stage of `group`; ScheduleError when no rule knows its form."""
+    if target.group_threads:
+        return _in_groups(group, group_table(target.table))
     knobs = table(target.table).get(target.lanes())
     if knobs is None:
         raise ScheduleError(
@@ -67,6 +76,16 @@ def choose(group: Group, target: Target) -> Schedule:
     return elementwise(group, knobs.elementwise)
 
 
+def _in_groups(group: Group, knobs: GroupKnobs) -> Schedule:
+    found = product(group)
+    if found is not None:
+        few = _most_rows(found) <= knobs.few_rows
+        return matvec_groups(found, knobs) if few else matmul_groups(found, knobs)
+    if any(c.over for c in group.computes):
+        return norm_groups(group, knobs)
+    return elementwise_groups(group, knobs)
+
+
 def _most_rows(found: Product) -> float:
     most = bounds(found.out.axes[0].extent)[1]
     return float("inf") if most is None else most
@@ -77,3 +96,10 @@ def table(name: str) -> dict[int, Knobs]:
     """The rows of a schedule table by f32 lanes of a register."""
     text = (files("sterna.schedule") / "tables" / f"{name}.json").read_text(encoding="utf-8")
     return msgspec.json.decode(text, type=dict[int, Knobs])
+
+
+@cache
+def group_table(name: str) -> GroupKnobs:
+    """A schedule table of targets with work groups."""
+    text = (files("sterna.schedule") / "tables" / f"{name}.json").read_text(encoding="utf-8")
+    return msgspec.json.decode(text, type=GroupKnobs)

@@ -24,12 +24,14 @@ from sterna.schedule.steps import (
     Reorder,
     Split,
     Step,
+    Thread,
     Unroll,
     Vectorize,
 )
 
 _KINDS: dict[type[Step], ForKind] = {
     Parallel: ForKind.PARALLEL,
+    Thread: ForKind.THREAD,
     Vectorize: ForKind.VECTOR,
     Unroll: ForKind.UNROLL,
 }
@@ -89,7 +91,7 @@ def transform(stage: Stage, step: Step) -> None:
             _fuse(stage, step)
         case Reorder():
             _reorder(stage, step)
-        case Parallel() | Vectorize() | Unroll():
+        case Parallel() | Thread() | Vectorize() | Unroll():
             _annotate(stage, step)
         case At() | Inline():
             pass  # taken into account when the stage was placed
@@ -138,7 +140,7 @@ def _reorder(stage: Stage, step: Reorder) -> None:
         raise ScheduleError(f"{step}: the order of a reduction is part of its meaning")
 
 
-def _annotate(stage: Stage, step: Parallel | Vectorize | Unroll) -> None:
+def _annotate(stage: Stage, step: Parallel | Thread | Vectorize | Unroll) -> None:
     loop = stage.loop(step.axis)
     if loop.kind is not ForKind.SERIAL:
         raise ScheduleError(f"{step}: the loop is {loop.kind.value} already")
@@ -148,6 +150,8 @@ def _annotate(stage: Stage, step: Parallel | Vectorize | Unroll) -> None:
             raise ScheduleError(f"{step}: only the outermost loop of an output runs in parallel")
     elif not isinstance(loop.extent, Const):
         raise ScheduleError(f"{step}: the extent {loop.extent!r} is not a number")
+    if isinstance(step, Thread) and loop.reduces:
+        raise ScheduleError(f"{step}: threads share items, never a sum")
     if isinstance(step, Vectorize) and (stage.loops[-1] is not loop or loop.reduces):
         raise ScheduleError(f"{step}: only the innermost loop that is no reduction is vectorized")
     loop.kind = _KINDS[type(step)]

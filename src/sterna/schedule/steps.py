@@ -59,7 +59,17 @@ class Reorder(Step):
 
 @dataclass(frozen=True, slots=True)
 class Parallel(Step):
-    """Iterations of the outermost loop become work items, run by any thread."""
+    """Iterations of the outermost loop become work items, run by any thread or work group."""
+
+    axis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thread(Step):
+    """Iterations are threads of a work group; the extent must be a number.
+
+    Two such loops directly inside each other make a group of two dimensions.
+    """
 
     axis: str
 
@@ -87,8 +97,8 @@ class Inline(Step):
 class At(Step):
     """Compute the stage inside loop `axis` of stage `of`, only the region needed there.
 
-    The region is kept in memory `scope`: "register", "local" or "scratch"; for an output of the
-    group "global", its own place.
+    The region is kept in memory `scope`: "register", "local", "scratch", or "shared" by a work
+    group; for an output of the group "global", its own place.
     """
 
     of: str

@@ -1,0 +1,70 @@
+"""The artifact of targets whose kernels are launched one by one: manifest, code, constants.
+
+One file, readable with any editor: the mark and length that every artifact has, the manifest as
+JSON, then the blobs that the manifest names, in its order and without gaps. Limits of the target
+are checked here, before anything is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from math import prod
+
+import msgspec
+
+from sterna.base.artifact import MANIFEST_MARK, Blob, Constant, encode
+from sterna.base.dtype import dtype
+from sterna.base.errors import CodegenError
+from sterna.base.target import Target
+from sterna.codegen.renderer import LibraryParts
+
+CODE = "code"
+
+
+def source_text(prelude: str, parts: LibraryParts) -> str:
+    """A prelude and every kernel's text."""
+    texts = (k.rendered.text for k in parts.kernels.values())
+    return "\n\n".join([prelude.strip(), *texts]) + "\n"
+
+
+def build_bundle(parts: LibraryParts, code: bytes, target: Target) -> bytes:
+    """The artifact's bytes; CodegenError where a kernel or weight exceeds what the target has."""
+    check_limits(parts, target)
+    arrays = {title: array.astype("<f4") for title, array in parts.constants.items()}
+    data = {CODE: code} | {title: array.tobytes() for title, array in arrays.items()}
+    manifest = msgspec.structs.replace(
+        parts.manifest,
+        constants=tuple(
+            Constant(name=title, dtype="f32", shape=array.shape) for title, array in arrays.items()
+        ),
+        blobs=tuple(
+            Blob(name=title, size=len(b), sha256=hashlib.sha256(b).hexdigest())
+            for title, b in data.items()
+        ),
+    )
+    text = encode(manifest)
+    size = len(text).to_bytes(8, "little")
+    return b"".join([MANIFEST_MARK, size, text, b"\0", *data.values()])
+
+
+def check_limits(parts: LibraryParts, target: Target) -> None:
+    """CodegenError naming the first limit of the target's row that the library exceeds."""
+    for title, kernel in parts.kernels.items():
+        for launch in kernel.rendered.launches:
+            for what, used, most in (
+                ("threads in a group", launch.threads, target.group_threads),
+                ("bytes of shared memory", launch.shared_bytes, target.shared_bytes),
+                ("buffers", len(launch.buffers), target.most_buffers),
+            ):
+                if used > most:
+                    raise CodegenError(
+                        f"kernel {title} wants {used} {what}, and {target.spec} has {most}; "
+                        "choose another target, or smaller limits with --overrides"
+                    )
+    for param in parts.manifest.params:
+        size = prod(param.shape) * dtype(param.dtype).bytes
+        if target.most_buffer_bytes and size > target.most_buffer_bytes:
+            raise CodegenError(
+                f"weight {param.name} has {size} bytes, and {target.spec} binds "
+                f"{target.most_buffer_bytes} at most; use a quantization with fewer bits"
+            )

@@ -1,0 +1,372 @@
+"""Kernels for work groups in languages of C's family: what they have in common.
+
+In: a PrimFunc. Out: a function for each phase, with the launch that runs it. A language is a
+subclass of `CStyle` that spells what differs: qualifiers, built-in indices, barriers, signatures.
+Values are scalars; f16 and bf16 are carried as their bits until they are converted; indices are
+32-bit, but for buffers of unknown size where the language has 64 bits.
+
+Functions such as `exp_f32` come with the prelude (see c_math), so that every target computes the
+same polynomials as the CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sterna.base.artifact import Phase
+from sterna.base.dtype import (
+    I32,
+    I64,
+    DType,
+)
+from sterna.base.errors import CodegenError
+from sterna.codegen.c_names import Names, name
+from sterna.codegen.cstyle_expr import ExprStyle
+from sterna.codegen.simt import (
+    GroupKernel,
+    Nest,
+    extents,
+    group_kernel,
+    nest_of,
+    private_index,
+    private_shape,
+)
+from sterna.ir.bounds import Interval, Intervals
+from sterna.ir.expr import (
+    Buffer,
+    Cast,
+    Expr,
+    Load,
+    Var,
+    const_value,
+    wrap,
+)
+from sterna.ir.loop import Alloc, For, ForKind, If, Let, PrimFunc, Seq, Stmt, Store, Sync
+from sterna.ir.printer import to_text
+from sterna.ir.rewrite import free_vars, visit
+from sterna.ir.simplify import Simplifier, simplify, simplify_stmt
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSource:
+    """A rendered kernel: a function for each launch."""
+
+    text: str
+    items: tuple[str, ...]
+    launches: tuple[Phase, ...]
+    scratch_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a function takes: buffers in order, with whether it stores to each, and dims."""
+
+    symbol: str
+    buffers: tuple[tuple[Buffer, str, bool], ...]
+    dims: tuple[str, ...]
+    threads: int
+
+
+@dataclass(slots=True)
+class CStyle(ExprStyle):
+    """Renders one phase; subclasses spell the language. Made fresh for each phase."""
+
+    kernel: GroupKernel
+    unique: Names = field(default_factory=Names)
+    lines: list[str] = field(default_factory=list)
+    arrays: list[str] = field(default_factory=list)
+    buffers: dict[Buffer, str] = field(default_factory=dict)
+    large: frozenset[Buffer] = frozenset()
+    nest: Nest = ()
+    depth: int = 1
+    simplifier: Simplifier = field(default_factory=Simplifier)
+
+    # What a language spells its own way.
+
+    def head(self, s: Signature) -> str:
+        """The function's first line, up to its opening brace."""
+        raise NotImplementedError
+
+    def shared(self, dtype: DType, title: str, size: int) -> str:
+        """The declaration of an array that a group's threads share."""
+        raise NotImplementedError
+
+    def group_index(self) -> str:
+        raise NotImplementedError
+
+    def thread_index(self) -> str:
+        raise NotImplementedError
+
+    def barrier(self) -> str:
+        raise NotImplementedError
+
+    # The function.
+
+    def function(self, s: Signature) -> str:
+        head = [self.head(s)]
+        if not self.kernel.group.name or self.kernel.group in _read(self.kernel.body):
+            self.ranges[self.kernel.group] = (0, float("inf"))
+            self.constant(I32, self.declare(self.kernel.group), self.group_index())
+        if self.kernel.threads > 1:
+            self.constant(I32, "tid", self.thread_index())
+        for buffer in self.kernel.shared:
+            title = self.buffers[buffer] = self.unique.new(buffer.name)
+            size = _elements(buffer.shape, buffer.name)
+            head += self.outside(self.shared(buffer.dtype, title, size))
+        self.statement(self.kernel.body, last=True)
+        head += ["    " + text for text in self.arrays]
+        return "\n".join([*head, *self.lines, "}"])
+
+    def outside(self, declaration: str) -> list[str]:
+        """A shared array's declaration, where the language wants it."""
+        return ["    " + declaration]
+
+    def line(self, text: str) -> None:
+        self.lines.append("    " * self.depth + text)
+
+    def open(self, text: str) -> None:
+        self.line(text)
+        self.depth += 1
+
+    def close(self, text: str = "}") -> None:
+        self.depth -= 1
+        self.line(text)
+
+    def declare(self, var: Var) -> str:
+        text = self.unique.new(var.name)
+        self.names[var] = text
+        return text
+
+    def constant(self, dtype: DType, title: str, value: str) -> None:
+        self.line(f"const {self.TYPES[dtype]} {title} = {value};")
+
+    def array(self, dtype: DType, title: str, size: int) -> str:
+        """The declaration of an array of one thread."""
+        return f"{self.TYPES[dtype]} {title}[{size}];"
+
+    # Statements.
+
+    def statement(self, stmt: Stmt, *, last: bool) -> None:
+        """A statement at group level, or inside a thread loop (`nest` is not empty)."""
+        alone = not self.nest and self.kernel.threads > 1 and not _for_all(stmt)
+        if alone and any(isinstance(n, Store) for n in visit(stmt)):
+            self.open("if (tid == 0) {")
+            self.nest = _ALONE
+            self.inner(stmt, last=True)
+            self.nest = ()
+            self.close()
+            return
+        self.inner(stmt, last=last)
+
+    def inner(self, stmt: Stmt, *, last: bool) -> None:
+        match stmt:
+            case Seq(stmts=stmts):
+                for i, part in enumerate(stmts):
+                    self.statement(part, last=last and i == len(stmts) - 1)
+            case For(kind=ForKind.THREAD):
+                self.threads(stmt)
+            case For():
+                self.loop(stmt)
+            case Store(buffer=buffer, index=index, value=value):
+                self.store(buffer, index, value)
+            case Let():
+                self.let(stmt, last)
+            case If():
+                self.branch(stmt)
+            case Alloc():
+                self.alloc(stmt, last)
+            case Sync():
+                self.line(self.barrier())
+            case _:
+                raise CodegenError(f"kernels for work groups have no {type(stmt).__name__}")
+
+    def threads(self, loop: For) -> None:
+        """Each thread its own turn; the last loop's turns are neighbours."""
+        nest = nest_of(loop)
+        sizes = extents(nest)
+        total = 1
+        for size in sizes:
+            total *= size
+        guarded = total < self.kernel.threads
+        self.open(f"if (tid < {total}) {{" if guarded else "{")
+        rest = "tid"
+        for each, size in zip(reversed(nest), reversed(sizes), strict=True):
+            self.ranges[each.var] = (0, size - 1)
+            first = each is nest[0]
+            value = rest if first else f"{rest} % {size}"
+            if self.kernel.threads == 1:
+                value = "0"
+            self.constant(I32, self.declare(each.var), value)
+            rest = f"(tid / {size})" if rest == "tid" else f"({rest} / {size})"
+        self.nest = nest
+        self.inner(nest[-1].body, last=True)
+        self.nest = ()
+        self.close()
+
+    def loop(self, loop: For) -> None:
+        if loop.kind is ForKind.PARALLEL:
+            raise CodegenError(f"parallel loop {loop.var.name} is not outermost")
+        end = self.text(loop.extent)
+        if const_value(loop.extent) is None and not isinstance(loop.extent, Var):
+            title = self.unique.new(f"{loop.var.name}_end")
+            self.constant(I32, title, end)
+            end = title
+        _, most = Intervals(self.ranges)(loop.extent)
+        self.ranges[loop.var] = (0, max(0, most - 1))
+        var = self.declare(loop.var)
+        self.open(self.counting(var, end))
+        self.statement(loop.body, last=True)
+        self.close()
+
+    def counting(self, var: str, end: str) -> str:
+        return f"for (i32 {var} = 0; {var} < {end}; {var}++) {{"
+
+    def let(self, stmt: Let, last: bool) -> None:
+        text = self.text(stmt.value)
+        self.ranges[stmt.var] = _narrowed(stmt.var, Intervals(self.ranges)(stmt.value))
+        if not last:
+            self.open("{")
+        self.constant(stmt.value.dtype, self.declare(stmt.var), text)
+        self.statement(stmt.body, last=True)
+        if not last:
+            self.close()
+
+    def branch(self, stmt: If) -> None:
+        self.open(f"if ({self.text(stmt.cond)}) {{")
+        self.statement(stmt.then, last=True)
+        if stmt.orelse is not None:
+            self.close("} else {")
+            self.depth += 1
+            self.statement(stmt.orelse, last=True)
+        self.close()
+
+    def alloc(self, stmt: Alloc, last: bool) -> None:
+        buffer = stmt.buffer
+        if buffer not in self.kernel.private:
+            self.statement(stmt.body, last=last)
+            return
+        title = self.buffers[buffer] = self.unique.new(buffer.name)
+        shape = tuple(_size(d, buffer.name) for d in buffer.shape)
+        shape = private_shape(shape, self.kernel.private[buffer].shares)
+        size = 1
+        for d in shape:
+            size *= d
+        # Declared at the head of the function: compilers that turn groups into loops have been
+        # seen to lose arrays of inner blocks at a barrier.
+        self.arrays.append(self.array(buffer.dtype, title, size))
+        self.statement(stmt.body, last=last)
+
+    def store(self, buffer: Buffer, index: tuple[Expr, ...], value: Expr) -> None:
+        text = self.text(value)
+        self.line(f"{self.place(buffer, index)} = {text};")
+
+    # Places.
+
+    def place(self, buffer: Buffer, index: tuple[Expr, ...]) -> str:
+        if buffer not in self.buffers:
+            raise CodegenError(f"buffer {buffer.name} is used where it is not known")
+        return f"{self.buffers[buffer]}[{self.offset(buffer, index)}]"
+
+    def offset(self, buffer: Buffer, index: tuple[Expr, ...]) -> str:
+        """The flat index of an element, in the part that the thread owns where it owns one."""
+        shape: tuple[Expr, ...] = buffer.shape
+        shares = self.kernel.private[buffer].shares if buffer in self.kernel.private else ()
+        if shares:
+            sizes = tuple(_size(d, buffer.name) for d in shape)
+            shape = tuple(wrap(d) for d in private_shape(sizes, shares))
+            index = private_index(index, shares, self.nest, self.simplifier)
+        flat: Expr = wrap(0)
+        for d, i in zip(shape, index, strict=True):
+            flat = flat * d + (i if i.dtype in (I32, I64) else Cast(I32, i))
+        flat = self.simplifier.expr(flat)
+        if buffer not in self.large or not self.WIDE:
+            return self.text(flat)
+        self.wide = True
+        text = self.text(flat)
+        self.wide = False
+        return text
+
+    def load(self, e: Load) -> str:
+        wide, self.wide = self.wide, False
+        text = self.place(e.buffer, e.index)
+        self.wide = wide
+        return f"(({self.WIDE}){text})" if wide and e.dtype == I32 else text
+
+
+_ALONE: Nest = (For(Var("one"), wrap(1), Seq(()), ForKind.THREAD),)  # one thread's statements
+
+
+def render_groups(func: PrimFunc, style: type[CStyle]) -> GroupSource:
+    """A function and a launch for each phase of a kernel."""
+    body = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
+    texts, items, launches = [], [], []
+    for i, stmt in enumerate(body):
+        symbol = name(func.name) if len(body) == 1 else f"{name(func.name)}_{i}"
+        stmt = simplify_stmt(stmt)
+        text, launch = _phase(symbol, func, stmt, style)
+        texts.append(text)
+        launches.append(launch)
+        many = stmt.extent if isinstance(stmt, For) and stmt.kind is ForKind.PARALLEL else wrap(1)
+        items.append(to_text(simplify(many)))
+    return GroupSource("\n\n".join(texts), tuple(items), tuple(launches))
+
+
+def _phase(symbol: str, func: PrimFunc, stmt: Stmt, style: type[CStyle]) -> tuple[str, Phase]:
+    kernel = group_kernel(stmt)
+    used = {n.buffer for n in visit(kernel.body) if isinstance(n, Load | Store)}
+    stored = {n.buffer for n in visit(kernel.body) if isinstance(n, Store)}
+    known = set(func.dims)
+    large = frozenset(
+        p for p in func.params if not {v for d in p.shape for v in free_vars(d)} <= known
+    )
+    writer = style(kernel, large=large)
+    buffers, where = [], []
+    for i, p in enumerate(func.params):
+        if p in used:
+            title = writer.buffers[p] = writer.unique.new(p.name)
+            buffers.append((p, title, p in stored))
+            where.append(i)
+    for d in func.dims:
+        writer.ranges[d] = (d.lo or 0, float("inf"))
+    dims = tuple(writer.declare(d) for d in func.dims)
+    text = writer.function(Signature(symbol, tuple(buffers), dims, kernel.threads))
+    shared = sum(_elements(b.shape, b.name) * b.dtype.bytes for b in kernel.shared)
+    writes = tuple(i for i, (_, _, writes) in zip(where, buffers, strict=True) if writes)
+    groups = to_text(simplify(kernel.groups))
+    return text, Phase(
+        symbol=symbol, groups=groups, threads=kernel.threads, buffers=tuple(where),
+        writes=writes, shared_bytes=shared,
+    )  # fmt: skip
+
+
+def _for_all(stmt: Stmt) -> bool:
+    """Whether all threads of the group take part in a statement at group level."""
+    return any(
+        isinstance(n, Sync) or (isinstance(n, For) and n.kind is ForKind.THREAD)
+        for n in visit(stmt)
+    )
+
+
+def _read(stmt: Stmt) -> set[Expr]:
+    return {n for n in visit(stmt) if isinstance(n, Var)}
+
+
+def _size(e: Expr, title: str) -> int:
+    value = const_value(simplify(e))
+    if value is None:
+        raise CodegenError(f"a dim of {title} must have a size known at compile time")
+    return int(value)
+
+
+def _elements(shape: tuple[Expr, ...], title: str) -> int:
+    size = 1
+    for d in shape:
+        size *= _size(d, title)
+    return size
+
+
+def _narrowed(var: Var, interval: Interval) -> Interval:
+    """What is known of a Let's value, with the bounds that its maker vouches for."""
+    lo = interval[0] if var.lo is None else max(interval[0], var.lo)
+    hi = interval[1] if var.hi is None else min(interval[1], var.hi)
+    return lo, hi

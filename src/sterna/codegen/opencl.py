@@ -1,0 +1,92 @@
+"""The renderer of OpenCL: kernels in OpenCL C 1.2, compiled by the device's driver at load.
+
+Nothing beyond the standard is asked for: f16 is stored and converted, never computed in; no
+subgroups; barriers and local memory only.
+"""
+
+from __future__ import annotations
+
+from sterna.base.dtype import DType
+from sterna.base.target import Target
+from sterna.codegen.bundle import build_bundle, source_text
+from sterna.codegen.c_math import group_math
+from sterna.codegen.cstyle import CStyle, GroupSource, Signature, render_groups
+from sterna.codegen.renderer import LibraryParts
+from sterna.ir.loop import PrimFunc
+
+SOURCE_SUFFIX = ".cl"
+
+_TYPES = """
+#pragma OPENCL FP_CONTRACT OFF
+typedef float f32;
+typedef char i8;
+typedef uchar u8;
+typedef short i16;
+typedef ushort u16;
+typedef int i32;
+typedef uint u32;
+typedef long i64;
+typedef ulong u64;
+#define STERNA_MAYBE static inline
+#define bits_f32(x) as_float(x)
+#define bits_u32(x) as_uint(x)
+#define fma_f32(a, b, c) fma(a, b, c)
+#define sqrt_f32(x) sqrt(x)
+STERNA_MAYBE f32 f32_from_f16(u16 x) { return vload_half(0, (const __private half *)&x); }
+STERNA_MAYBE u16 f16_from_f32(f32 x) {
+    u16 r;
+    vstore_half_rte(x, 0, (__private half *)&r);
+    return r;
+}
+"""
+
+
+class OpenCL(CStyle):
+    """OpenCL C."""
+
+    def head(self, s: Signature) -> str:
+        const = ("const ", "")
+        parts = [
+            f"__global {const[writes]}{self.TYPES[b.dtype]} *restrict {title}"
+            for b, title, writes in s.buffers
+        ]
+        parts += [f"const i32 {d}" for d in s.dims]
+        size = f"__attribute__((reqd_work_group_size({s.threads}, 1, 1)))"
+        return f"__kernel {size} void {s.symbol}({', '.join(parts)}) {{"
+
+    def shared(self, dtype: DType, title: str, size: int) -> str:
+        return f"__local {self.TYPES[dtype]} {title}[{size}];"
+
+    def group_index(self) -> str:
+        return "(i32)get_group_id(0)"
+
+    def thread_index(self) -> str:
+        return "(i32)get_local_id(0)"
+
+    def barrier(self) -> str:
+        return "barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);"
+
+
+def render_kernel(func: PrimFunc, target: Target) -> GroupSource:
+    """See Renderer."""
+    return render_groups(func, OpenCL)
+
+
+def library_source(parts: LibraryParts) -> str:
+    """See Renderer."""
+    return source_text(_TYPES + group_math(), parts)
+
+
+def code(parts: LibraryParts) -> bytes:
+    """See Renderer: the source itself."""
+    return library_source(parts).encode()
+
+
+def build_library(parts: LibraryParts, target: Target) -> bytes:
+    """See Renderer."""
+    return build_bundle(parts, code(parts), target)
+
+
+def build_version(target: Target) -> str:
+    """See Renderer: no outside tool takes part."""
+    return SOURCE_SUFFIX

@@ -1,0 +1,445 @@
+"""Paged flash attention for targets with work groups: a group for one query and kv head.
+
+The same sums in the same order as in `attention`, so the same bits: scores token by token, their
+maxima and sums by slots of a page and then across, values token by token, pieces in order. What
+differs is who computes what: in a group, neighbouring threads take neighbouring tokens for the
+scores and neighbouring channels for the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sterna.base.dtype import F32
+from sterna.ir.expr import Buffer, Expr, ExprLike, Var, cast, exp, fma, maximum, minimum, wrap
+from sterna.ir.loop import Alloc, ForKind, If, PrimFunc, Stmt, seq, store
+from sterna.kernels.attention_spec import LOW, AttentionSpec, attends, reaches
+from sterna.kernels.build import let, loop, parallel
+from sterna.kernels.kv_cache import LAYER
+from sterna.ops.activation import softcap
+
+_TOKENS = 128  # that a group scores side by side
+_ROWS = 8  # query heads whose scores are reduced side by side
+
+
+def attention_tiles_groups(
+    name: str, s: AttentionSpec, dims: tuple[Var, ...], tile: int
+) -> PrimFunc:
+    """A group for each (tile, query of it, kv head): all pieces in order."""
+    tiles, kv_heads = s.tile_start.shape[0], s.cache.kv_heads
+
+    def group(w: Var) -> Stmt:
+        head, i, t = w % kv_heads, w // kv_heads % tile, w // (kv_heads * tile)
+
+        def query(q: _Query) -> Stmt:
+            memory = _Memory.of(s)
+            reached = minimum(q.position // s.piece + 1, s.pieces)
+
+            def piece(c: Var) -> Stmt:
+                run = seq(memory.piece(q, c), memory.merge())
+                return run if s.window < 0 else If(reaches(s, q.position, q.position, c), run)
+
+            return memory.scoped(
+                seq(memory.start(q), loop("piece", reached, piece), memory.finish(q))
+            )
+
+        return If(i < s.tile_size[t], _at_query(s, t, i, head, query))
+
+    body = parallel("group", tiles * tile * kv_heads, group)
+    return PrimFunc(name, s.params, (*dims, LAYER), body)
+
+
+def attention_split_groups(
+    name: str, s: AttentionSpec, dims: tuple[Var, ...], partial: Buffer
+) -> PrimFunc:
+    """A group for each piece of a query, then one for each head that merges them in order.
+
+    `partial` [n, heads, pieces, dim + 2] holds o, m and l of each piece; tiles hold one token.
+    """
+    kv_heads = s.cache.kv_heads
+
+    def work(w: Var) -> Stmt:
+        c, head, t = w % s.pieces, w // s.pieces % kv_heads, w // (s.pieces * kv_heads)
+
+        def query(q: _Query) -> Stmt:
+            memory = _Memory.of(s)
+            run = seq(memory.start(q), memory.piece(q, c), memory.save(q, c, partial))
+            return If(reaches(s, q.position, q.position, c), memory.scoped(run))
+
+        return _at_query(s, t, wrap(0), head, query)
+
+    def join(w: Var) -> Stmt:
+        n, h = w // s.heads, w % s.heads
+        return let("position", s.positions[n], lambda p: _merge_pieces(s, partial, n, h, p))
+
+    return PrimFunc(
+        name,
+        (*s.params, partial),
+        (*dims, LAYER),
+        seq(
+            parallel("group", s.tile_start.shape[0] * kv_heads * s.pieces, work),
+            parallel("row", s.q.shape[0] * s.heads, join),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """Token `n` at `position`, for one kv head; `pages`: where its page table begins."""
+
+    n: Expr
+    position: Expr
+    pages: Expr
+    head: Expr
+
+
+def _at_query(
+    s: AttentionSpec, t: Expr, i: Expr, head: Expr, body: Callable[[_Query], Stmt]
+) -> Stmt:
+    def at(n: Var) -> Stmt:
+        def placed(position: Var) -> Stmt:
+            pages = s.page_indptr[s.tile_seq[t]]
+            return let("pages", pages, lambda p: body(_Query(n, position, p, head)))
+
+        return let("position", s.positions[n], placed, lo=0)
+
+    return let("n", s.tile_start[t] + i, at, lo=0)
+
+
+def _threads(name: str, extent: int, body: Callable[[Var], Stmt]) -> Stmt:
+    return loop(name, extent, body, ForKind.THREAD)
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """What a group keeps: queries and scores of its heads, their running m, l and o."""
+
+    spec: AttentionSpec
+    q: Buffer  # [group, dim]
+    scores: Buffer  # [group, piece]
+    tops: Buffer  # [group, page_size] maxima by slot, then across
+    sums: Buffer  # [group, page_size]
+    m: Buffer  # [group] and below: of all pieces so far
+    total: Buffer
+    old: Buffer  # what the last merge scales the pieces before by
+    fresh: Buffer  # and the new one
+    part: Buffer  # [group, dim] of the last piece
+    o: Buffer  # [group, dim]
+
+    @staticmethod
+    def of(s: AttentionSpec) -> _Memory:
+        def memory(name: str, *shape: int, scope: str = "shared") -> Buffer:
+            return Buffer(name, F32, tuple(wrap(d) for d in (s.group, *shape)), scope)
+
+        size = s.cache.page_size
+        return _Memory(
+            s,
+            memory("queries", s.dim),
+            memory("scores", s.piece),
+            memory("tops", size),
+            memory("sums", size),
+            memory("state_m"),
+            memory("state_l"),
+            memory("old"),
+            memory("fresh"),
+            memory("part", s.dim, scope="register"),
+            memory("state_o", s.dim, scope="register"),
+        )
+
+    def scoped(self, body: Stmt) -> Stmt:
+        memory = (self.q, self.scores, self.tops, self.sums, self.m, self.total, self.old)
+        for buffer in (*memory, self.fresh, self.part, self.o):
+            body = Alloc(buffer, body)
+        return body
+
+    def rows(self, body: Callable[[Expr], Stmt]) -> Stmt:
+        """body(r) for every head of the group, in threads: to stand around other threads."""
+        group = self.spec.group
+        side = min(group, _ROWS)
+
+        def some(block: Var) -> Stmt:
+            def one(r: Var) -> Stmt:
+                row = block * side + r
+                return body(row) if group % side == 0 else If(row < group, body(row))
+
+            return _threads("r", side, one)
+
+        return loop("block", -(-group // side), some)
+
+    def slots(self, width: int, body: Callable[[Expr, Expr], Stmt]) -> Stmt:
+        """body(r, slot) in threads, for slots below `width`."""
+        group = self.spec.group
+        side = min(group, _ROWS)
+
+        def some(block: Var) -> Stmt:
+            def one(r: Var, t: Var) -> Stmt:
+                row = block * side + r
+                return body(row, t) if group % side == 0 else If(row < group, body(row, t))
+
+            return _threads("r", side, lambda r: _threads("t", width, lambda t: one(r, t)))
+
+        return loop("block", -(-group // side), some)
+
+    def channels(self, body: Callable[[Var], Stmt]) -> Stmt:
+        return _threads("d", self.spec.dim, body)
+
+    def heads(self, body: Callable[[Var], Stmt]) -> Stmt:
+        return loop("g", self.spec.group, body)
+
+    def start(self, q: _Query) -> Stmt:
+        s = self.spec
+
+        def channel(d: Var) -> Stmt:
+            def one(g: Var) -> Stmt:
+                value = cast(F32, s.q[q.n, (q.head * s.group + g) * s.dim + d])
+                return seq(store(self.q, (g, d), value), store(self.o, (g, d), 0.0))
+
+            return self.heads(one)
+
+        clear = self.rows(lambda r: seq(store(self.m, r, LOW), store(self.total, r, 0.0)))
+        return seq(self.channels(channel), clear)
+
+    def piece(self, q: _Query, c: Expr) -> Stmt:
+        """m and l of a piece in tops[r, 0] and sums[r, 0], its output in part."""
+        s = self.spec
+        begin = c * s.piece
+
+        def with_count(count: Var) -> Stmt:
+            return seq(
+                self.score(q, begin, count), self.soften(q, begin, count),
+                self.weigh(q, begin, count),
+            )  # fmt: skip
+
+        return let("count", minimum(q.position + 1 - begin, s.piece), with_count, lo=1)
+
+    def page(self, q: _Query, token: Expr) -> Expr:
+        return self.spec.page_table[q.pages + token // self.spec.cache.page_size]
+
+    def score(self, q: _Query, begin: Expr, count: Expr) -> Stmt:
+        s, size = self.spec, self.spec.cache.page_size
+        width = min(_TOKENS, s.piece)
+        slots = (count + (size - 1)) // size * size
+
+        def one(token: Expr) -> Stmt:
+            seen = attends(s, q.position, begin + token)
+            blank = self.heads(lambda g: store(self.scores, (g, token), LOW))
+            return If(seen, self.products(q, begin, token), blank)
+
+        def some(turn: Var) -> Stmt:
+            return _threads(
+                "x", width, lambda x: If(turn * width + x < slots, one(turn * width + x))
+            )
+
+        return loop("turn", (slots + (width - 1)) // width, some)
+
+    def products(self, q: _Query, begin: Expr, token: Expr) -> Stmt:
+        """scores[g, token] = q[g] . k[token]: the key is read once for all heads."""
+        s = self.spec
+        slot = token % s.cache.page_size
+        dot = Buffer("dot", F32, (wrap(s.group),), "register")
+
+        def on_page(page: Var) -> Stmt:
+            def channel(d: Var) -> Stmt:
+                key = cast(F32, s.cache.key(page, q.head, d, slot))
+                return let(
+                    "k",
+                    key,
+                    lambda k: self.heads(lambda g: store(dot, g, fma(k, self.q[g, d], dot[g]))),
+                )
+
+            def scaled(g: Var) -> Expr:
+                score = dot[g] * s.scale
+                if s.cache.scales is not None:
+                    score = score * cast(F32, s.cache.scale(page, 0, q.head, slot))
+                return softcap(score, s.softcap) if s.softcap else score
+
+            return seq(
+                self.heads(lambda g: store(dot, g, 0.0)),
+                loop("d", s.dim, channel),
+                self.heads(lambda g: store(self.scores, (g, token), scaled(g))),
+            )
+
+        return Alloc(dot, let("page", self.page(q, begin + token), on_page))
+
+    def soften(self, q: _Query, begin: Expr, count: Expr) -> Stmt:
+        """Maxima, exponentials and their sums: by slots of a page, then in halves."""
+        size = self.spec.cache.page_size
+        used = (count + (size - 1)) // size
+
+        def largest(r: Expr, t: Expr) -> Stmt:
+            return self.over_pages(
+                used, LOW, self.tops, r, t,
+                lambda u, lane: store(lane, 0, maximum(lane[0], self.scores[r, u * size + t])),
+            )  # fmt: skip
+
+        def total(r: Expr, t: Expr) -> Stmt:
+            def add(u: Var, lane: Buffer) -> Stmt:
+                at = (r, u * size + t)
+                kept = self.value_scale(q, begin + u * size + t)
+
+                def with_e(e: Var) -> Stmt:
+                    value = e if kept is None else e * kept
+                    return seq(store(self.scores, at, value), store(lane, 0, lane[0] + e))
+
+                return let("e", exp(self.scores[at] - self.tops[r, 0]), with_e)
+
+            return self.over_pages(used, 0.0, self.sums, r, t, add)
+
+        return seq(
+            self.slots(size, largest),
+            *self.halves(self.tops, maximum),
+            self.slots(size, total),
+            *self.halves(self.sums, lambda a, b: a + b),
+        )
+
+    def value_scale(self, q: _Query, token: Expr) -> Expr | None:
+        s = self.spec
+        if s.cache.scales is None:
+            return None
+        slot = token % s.cache.page_size
+        return cast(F32, s.cache.scale(self.page(q, token), 1, q.head, slot))
+
+    def over_pages(
+        self,
+        used: Expr,
+        start: float,
+        result: Buffer,
+        r: Expr,
+        t: Expr,
+        body: Callable[[Var, Buffer], Stmt],
+    ) -> Stmt:
+        """result[r, t] = what the body gathers in one register over all pages."""
+        lane = Buffer("lane", F32, (wrap(1),), "register")
+        run = loop("u", used, lambda u: body(u, lane))
+        return Alloc(lane, seq(store(lane, 0, start), run, store(result, (r, t), lane[0])))
+
+    def halves(self, lanes: Buffer, combine: Callable[[Expr, Expr], Expr]) -> list[Stmt]:
+        def fold(width: int) -> Stmt:
+            return self.slots(
+                width,
+                lambda r, t: store(lanes, (r, t), combine(lanes[r, t], lanes[r, t + width])),
+            )
+
+        size = self.spec.cache.page_size
+        return [fold(size >> k) for k in range(1, size.bit_length())]
+
+    def weigh(self, q: _Query, begin: Expr, count: Expr) -> Stmt:
+        """part[g, d] = sum over tokens of scores[g, token] * v[token, d]."""
+        s, size = self.spec, self.spec.cache.page_size
+
+        def token(page: Var, t: Expr, d: Var) -> Stmt:
+            value = cast(F32, s.cache.value(page, q.head, t % size, d))
+
+            def with_value(v: Var) -> Stmt:
+                return self.heads(
+                    lambda g: store(self.part, (g, d), fma(v, self.scores[g, t], self.part[g, d]))
+                )
+
+            return let("v", value, with_value)
+
+        def seen(t: Var, d: Var) -> Stmt:
+            run = let("page", self.page(q, begin + t), lambda page: token(page, t, d))
+            return run if s.window < 0 else If(attends(s, q.position, begin + t), run)
+
+        def channel(d: Var) -> Stmt:
+            clear = self.heads(lambda g: store(self.part, (g, d), 0.0))
+            return seq(clear, loop("token", count, lambda t: seen(t, d)))
+
+        return self.channels(channel)
+
+    def merge(self) -> Stmt:
+        """Take in a piece: both sides are scaled to the larger of the two maxima."""
+
+        def row(r: Expr) -> Stmt:
+            def scaled(new: Var) -> Stmt:
+                return seq(
+                    store(self.old, r, exp(self.m[r] - new)),
+                    store(self.fresh, r, exp(self.tops[r, 0] - new)),
+                    store(
+                        self.total, r,
+                        self.total[r] * self.old[r] + self.sums[r, 0] * self.fresh[r],
+                    ),
+                    store(self.m, r, new),
+                )  # fmt: skip
+
+            return let("new", maximum(self.m[r], self.tops[r, 0]), scaled)
+
+        def channel(d: Var) -> Stmt:
+            def one(g: Var) -> Stmt:
+                merged = self.o[g, d] * self.old[g] + self.part[g, d] * self.fresh[g]
+                return store(self.o, (g, d), merged)
+
+            return self.heads(one)
+
+        return seq(self.rows(row), self.channels(channel))
+
+    def finish(self, q: _Query) -> Stmt:
+        s = self.spec
+
+        def channel(d: Var) -> Stmt:
+            return self.heads(
+                lambda g: _put(s, q.n, q.head * s.group + g, d, self.o[g, d] / self.total[g])
+            )
+
+        return self.channels(channel)
+
+    def save(self, q: _Query, c: Expr, partial: Buffer) -> Stmt:
+        s = self.spec
+
+        def at(g: Expr, d: ExprLike) -> tuple[ExprLike, ...]:
+            return (q.n, q.head * s.group + g, c, d)
+
+        def row(r: Expr) -> Stmt:
+            return seq(
+                store(partial, at(r, s.dim), self.tops[r, 0]),
+                store(partial, at(r, s.dim + 1), self.sums[r, 0]),
+            )
+
+        def channel(d: Var) -> Stmt:
+            return self.heads(lambda g: store(partial, at(g, d), self.part[g, d]))
+
+        return seq(self.rows(row), self.channels(channel))
+
+
+def _put(s: AttentionSpec, n: Expr, h: Expr, d: Expr, value: Expr) -> Stmt:
+    return store(s.out, (n, h * s.dim + d), cast(s.out.dtype, value))
+
+
+def _merge_pieces(s: AttentionSpec, partial: Buffer, n: Expr, h: Expr, position: Var) -> Stmt:
+    """Each thread merges one channel; all of them make the same m and l on the way."""
+    state = Buffer("state", F32, (wrap(3),), "register")  # m, l, o
+
+    def channel(d: Var) -> Stmt:
+        def one(c: Var) -> Stmt:
+            at = (n, h, c)
+
+            def scaled(new: Var, old: Var, fresh: Var) -> Stmt:
+                total = state[1] * old + partial[(*at, s.dim + 1)] * fresh
+                return seq(
+                    store(state, 1, total),
+                    store(state, 2, state[2] * old + partial[(*at, d)] * fresh),
+                    store(state, 0, new),
+                )
+
+            run = let(
+                "new",
+                maximum(state[0], partial[(*at, s.dim)]),
+                lambda new: let(
+                    "old",
+                    exp(state[0] - new),
+                    lambda old: let(
+                        "fresh",
+                        exp(partial[(*at, s.dim)] - new),
+                        lambda fresh: scaled(new, old, fresh),
+                    ),
+                ),
+            )
+            return If(reaches(s, position, position, c), run)
+
+        reached = minimum(position // s.piece + 1, s.pieces)
+        start = seq(store(state, 0, LOW), store(state, 1, 0.0), store(state, 2, 0.0))
+        done = _put(s, n, h, d, state[2] / state[1])
+        return Alloc(state, seq(start, loop("piece", reached, one), done))
+
+    return _threads("d", s.dim, channel)

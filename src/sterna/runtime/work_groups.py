@@ -1,0 +1,310 @@
+"""An Executable on any device that runs work groups: the manifest's launch program, step by step.
+
+In: an artifact, the weights, and a Device: the handful of calls that drivers have in common. Out:
+an Executable. All memory is taken at load: a buffer for each weight, the cache, each input and
+output, and one arena that intermediate tensors are views of. A step writes the inputs, launches
+every kernel in order, and reads the logits: one wait a step. Knows no driver.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.base.artifact import KV_CACHE, Buffer, Entry, Kernel, Launch, Manifest, Phase
+from sterna.base.dtype import dtype
+from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, RequestError, UsageError
+from sterna.base.sizes import evaluate
+from sterna.runtime.batch import DIMS, choose, prepare
+from sterna.runtime.bundle import Bundle, read_bundle
+from sterna.runtime.executable import StepInput
+from sterna.runtime.memory import MemoryPlan, check_fits, io_bytes, largest_shape, memory_plan
+from sterna.runtime.memory import packed_bytes as param_bytes
+from sterna.runtime.params import WeightReader, check_names, read_param
+
+Handle = Any  # a driver's own buffer or function
+LAYER = "layer"
+_PAGES_AT_ONCE = 1 << 24  # bytes of the cache that are zeroed together
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a device can do, as its driver says. `buffer_bytes`: of one that a kernel takes."""
+
+    memory: int | None
+    buffer_bytes: int
+    group_threads: int
+    shared_bytes: int
+    buffers: int
+
+
+class Device(Protocol):
+    """One device and its queue: launches run in the order in which they were made."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    def compile(self, code: bytes, phases: Sequence[Phase]) -> dict[str, Handle]:
+        """The functions of an artifact by symbol; ArtifactError where the driver refuses."""
+        ...
+
+    def allocate(self, size: int) -> Handle: ...
+
+    def view(self, buffer: Handle, offset: int, size: int) -> Handle:
+        """Part of a buffer, to be given to kernels."""
+        ...
+
+    def write(self, buffer: Handle, data: NDArray[Any], offset: int = 0) -> None:
+        """Copy to the device. The array may be changed once this returns."""
+        ...
+
+    def read(self, buffer: Handle, out: NDArray[Any]) -> None:
+        """Wait for all launches, then copy from the device."""
+        ...
+
+    def copy(self, buffer: Handle, source: int, destination: int, size: int) -> None:
+        """Copy inside a buffer; the places do not overlap."""
+        ...
+
+    def prepare(
+        self, function: Handle, phase: Phase, buffers: Sequence[Handle], dims: Sequence[str]
+    ) -> Handle:
+        """A launch with its buffers; `dims` names the numbers that each run brings."""
+        ...
+
+    def run(self, launches: Sequence[tuple[Handle, int, Sequence[int]]]) -> None:
+        """Enqueue (launch, groups, values of its dims) in order."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One launch of an entry, with everything but the sizes of the step."""
+
+    launch: Handle
+    groups: str
+    dims: tuple[str, ...]
+    layer: int
+
+
+def load_on(
+    device: Device,
+    library: Path,
+    weights: Mapping[str, WeightReader],
+    *,
+    num_pages: int,
+) -> GroupExecutable:
+    """Load an artifact on a device. The device is closed when that fails, or by `close`.
+
+    Raises ArtifactError for a file that is damaged, UsageError for a cache without pages,
+    OutOfMemory before anything is allocated, DeviceError where a limit of the device is exceeded,
+    MissingTensor and ShapeMismatch for weights that are not the library's.
+    """
+    try:
+        bundle = read_bundle(library)
+        check_names(bundle.manifest)
+        if num_pages < 1:
+            raise UsageError(
+                f"a KV cache of {num_pages} pages was asked for; it needs one at least"
+            )
+        plan = memory_plan(bundle.manifest, num_pages, 1)
+        check_fits(plan, device.limits.memory)
+        _check_limits(bundle.manifest, plan, num_pages, device)
+        return GroupExecutable(device, bundle, weights, num_pages)
+    except BaseException:
+        device.close()
+        raise
+
+
+def check_threads(threads: int | None) -> None:
+    """Threads are for CPUs; UsageError where any were asked for."""
+    if threads is not None:
+        raise UsageError(f"{threads} threads were asked for; only the device cpu has threads")
+
+
+class GroupExecutable:
+    """An Executable on a Device; made by `load_on`. One step at a time, from any thread."""
+
+    def __init__(
+        self,
+        device: Device,
+        bundle: Bundle,
+        weights: Mapping[str, WeightReader],
+        num_pages: int,
+    ) -> None:
+        manifest = self._manifest = bundle.manifest
+        self._device, self._num_pages = device, num_pages
+        phases = [p for k in manifest.kernels for p in k.phases]
+        self._functions = device.compile(bundle.code, phases)
+        self._kernels = {k.name: k for k in manifest.kernels}
+        self._io = {
+            name: device.allocate(size) for name, size in io_bytes(manifest.entries).items()
+        }
+        self._cache = _zeroed(device, num_pages * manifest.kv_cache.page_bytes)
+        self._fixed: dict[str, Handle] = self._io | {KV_CACHE: self._cache}
+        for name, values in bundle.constants.items():
+            self._fixed[name] = device.allocate(max(4, values.nbytes))
+            device.write(self._fixed[name], values)
+        for param in manifest.params:
+            memory = np.zeros(param_bytes(param), np.uint8)
+            read_param(param, weights, memory)
+            self._fixed[param.name] = device.allocate(memory.nbytes)
+            device.write(self._fixed[param.name], memory)
+        arena = device.allocate(max(4, max((e.arena_bytes for e in manifest.entries), default=0)))
+        self._entries = {entry.name: entry for entry in manifest.entries}
+        self._calls = {entry.name: self._program(entry, arena) for entry in manifest.entries}
+        self._one_step = threading.Lock()
+        self._open = True
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._manifest
+
+    @property
+    def num_pages(self) -> int:
+        return self._num_pages
+
+    def step(self, batch: StepInput) -> NDArray[np.float32]:
+        """See Executable.step. RequestError for a batch that is malformed or too large."""
+        prepared = prepare(batch, self._manifest, self._num_pages)
+        entry = choose(self._entries, prepared.dims)
+        with self._one_step:
+            self._check_open()
+            for buffer in entry.inputs:
+                values = prepared.inputs[buffer.name]
+                if len(values):
+                    self._device.write(self._io[buffer.name], values)
+            self._device.run(_sized(self._calls[entry.name], prepared.dims))
+            shape = (prepared.dims["r"], self._manifest.model.vocab_size)
+            logits = np.empty(shape, np.float32)
+            if logits.size:
+                self._device.read(self._io[entry.outputs[0].name], logits)
+        return logits
+
+    def copy_page(self, source: int, destination: int) -> None:
+        """See Executable.copy_page. RequestError for a page the cache does not have."""
+        for page in (source, destination):
+            if not 0 <= page < self._num_pages:
+                raise RequestError(f"page {page} is not one of the cache's {self._num_pages} pages")
+        size = self._manifest.kv_cache.page_bytes
+        with self._one_step:
+            self._check_open()
+            if source != destination:
+                self._device.copy(self._cache, source * size, destination * size, size)
+
+    def close(self) -> None:
+        """See Executable.close."""
+        with self._one_step:
+            if self._open:
+                self._open = False
+                self._calls = {}
+                self._device.close()
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise DeviceError("the model was closed; load it again")
+
+    # The launch program.
+
+    def _program(self, entry: Entry, arena: Handle) -> list[_Call]:
+        places = {b.name: self._view(arena, b, entry) for b in entry.arena}
+        calls: list[_Call] = []
+        for step in entry.steps:
+            if isinstance(step, Launch):
+                calls += self._launches(step, places, 0)
+            else:
+                for layer in range(step.count):
+                    for launch in step.body:
+                        calls += self._launches(launch, places, layer)
+        return calls
+
+    def _view(self, arena: Handle, buffer: Buffer, entry: Entry) -> Handle:
+        size = int(np.prod(largest_shape(buffer, entry))) * dtype(buffer.dtype).bytes
+        return self._device.view(arena, buffer.offset, max(4, size))
+
+    def _launches(self, launch: Launch, places: Mapping[str, Handle], layer: int) -> list[_Call]:
+        kernel = self._kernels.get(launch.kernel)
+        if kernel is None:
+            raise ArtifactError(f"the library launches a kernel {launch.kernel!r} it does not have")
+        names = [arg.replace("{i}", str(layer)) for arg in launch.args]
+        return [self._call(kernel, phase, names, places, layer) for phase in kernel.phases]
+
+    def _call(
+        self,
+        kernel: Kernel,
+        phase: Phase,
+        names: Sequence[str],
+        places: Mapping[str, Handle],
+        layer: int,
+    ) -> _Call:
+        buffers = []
+        for i in phase.buffers:
+            found = places.get(names[i]) if names[i] in places else self._fixed.get(names[i])
+            if found is None:
+                raise ArtifactError(f"kernel {kernel.name} reads {names[i]!r}, which nothing holds")
+            buffers.append(found)
+        function = self._functions[phase.symbol]
+        prepared = self._device.prepare(function, phase, buffers, kernel.dims)
+        return _Call(prepared, phase.groups, kernel.dims, layer)
+
+
+def _sized(
+    calls: Sequence[_Call], dims: Mapping[str, int]
+) -> list[tuple[Handle, int, Sequence[int]]]:
+    """Launches with their numbers of groups; those without any are left out."""
+    known: dict[str, int] = {}
+    result: list[tuple[Handle, int, Sequence[int]]] = []
+    for call in calls:
+        groups = known.get(call.groups)
+        if groups is None:
+            groups = known[call.groups] = evaluate(call.groups, dims)
+        if groups > 0:
+            values = [call.layer if d == LAYER else dims[d] for d in call.dims]
+            result.append((call.launch, groups, values))
+    return result
+
+
+def _zeroed(device: Device, size: int) -> Handle:
+    buffer = device.allocate(size)
+    zeros = np.zeros(min(size, _PAGES_AT_ONCE), np.uint8)
+    for offset in range(0, size, _PAGES_AT_ONCE):
+        device.write(buffer, zeros[: min(len(zeros), size - offset)], offset)
+    return buffer
+
+
+def _check_limits(manifest: Manifest, plan: MemoryPlan, num_pages: int, device: Device) -> None:
+    """Every number of the manifest is one that this device has."""
+    limits = device.limits
+    cache = num_pages * manifest.kv_cache.page_bytes
+    sizes = {p.name: param_bytes(p) for p in manifest.params} | {"the KV cache": cache}
+    for title, size in sizes.items():
+        if size > limits.buffer_bytes:
+            raise OutOfMemory(
+                f"{title} takes {size} bytes, and {device.name} binds {limits.buffer_bytes} at "
+                "most; use a smaller context or batch, or a quantization with fewer bits"
+            )
+    for kernel in manifest.kernels:
+        if any(d not in (*DIMS, LAYER) for d in kernel.dims):
+            raise ArtifactError(f"kernel {kernel.name} takes dims that this Sterna does not know")
+        for phase in kernel.phases:
+            for what, used, most in (
+                ("threads in a group", phase.threads, limits.group_threads),
+                ("bytes of shared memory", phase.shared_bytes, limits.shared_bytes),
+                ("buffers", len(phase.buffers), limits.buffers),
+            ):
+                if used > most:
+                    raise DeviceError(
+                        f"kernel {kernel.name} wants {used} {what}, and {device.name} has {most}; "
+                        "compile the model for a target that is like this device"
+                    )

@@ -1,0 +1,198 @@
+"""Schedules for targets with work groups: what a group computes, and which thread what of it.
+
+In: a Group of any shape that the other rules know. Out: steps. Neighbouring threads read
+neighbouring elements; sums keep their order, so what threads make for each other goes through
+shared memory and is added up by one of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sterna.base.errors import ScheduleError
+from sterna.ir.compute import Compute, Group
+from sterna.ir.expr import const_value
+from sterna.schedule.rules.matmul import Product
+from sterna.schedule.steps import (
+    At,
+    Fuse,
+    Inline,
+    Parallel,
+    Reorder,
+    Schedule,
+    Split,
+    Step,
+    Thread,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupKnobs:
+    """Numbers of a table.
+
+    `threads` of a group without products. Products: `rows` of the weight are side by side in a
+    group; with `few_rows` of x or fewer each group computes one of them, its threads sharing the
+    scale groups `slices` ways, `chunk` at a time; with more, `tokens` of them in tiles of `each`
+    a thread, and `depth` steps of k at a time where weights have no groups.
+    """
+
+    few_rows: int
+    threads: int
+    rows: int
+    slices: int
+    chunk: int
+    tokens: int
+    each: int
+    depth: int
+
+
+def elementwise_groups(group: Group, knobs: GroupKnobs) -> Schedule:
+    """All elements in a row, cut into groups."""
+    steps: list[Step] = [Inline(c.name) for c in group.computes if c.out not in group.outputs]
+    for stage in group.computes:
+        if stage.out in group.outputs:
+            steps += _flat(stage, knobs.threads)
+    return tuple(steps)
+
+
+def _flat(stage: Compute, threads: int) -> list[Step]:
+    if not stage.axes:
+        return []
+    names = [axis.name for axis in stage.axes]
+    steps: list[Step] = []
+    while len(names) > 1:
+        fused = f"{names[-2]}_{names[-1]}"
+        steps.append(Fuse(stage.name, names[-2], names[-1], fused))
+        names[-2:] = [fused]
+    flat = names[0]
+    return [
+        *steps,
+        Split(stage.name, flat, f"{flat}_group", f"{flat}_thread", threads),
+        Parallel(stage.name, f"{flat}_group"),
+        Thread(stage.name, f"{flat}_thread"),
+    ]
+
+
+def norm_groups(group: Group, knobs: GroupKnobs) -> Schedule:
+    """A group for each row, all stages in it."""
+    last = group.computes[-1]
+    if last.out not in group.outputs or last.over:
+        raise ScheduleError(f"{group.name}: its last stage {last.name!r} must be an output")
+    row = last.axes[0].name
+    steps: list[Step] = [*_along_width(last, knobs.threads), Parallel(last.name, row)]
+    for stage in group.computes[:-1]:
+        scope = "global" if stage.out in group.outputs else "shared"
+        steps.append(At(stage.name, last.name, row, scope))
+        steps += _along_width(stage, knobs.threads)
+    return tuple(steps)
+
+
+def _along_width(stage: Compute, threads: int) -> list[Step]:
+    """The threads side by side along the last axis, where there is one besides the rows."""
+    if len(stage.axes) < 2:
+        return []
+    h, width = stage.axes[-1].name, const_value(stage.axes[-1].extent)
+    if width is not None and width <= threads:
+        return [Thread(stage.name, h)]
+    turn, thread = f"{h}_turn", f"{h}_thread"
+    return [
+        Split(stage.name, h, turn, thread, threads),
+        Reorder(stage.name, (thread, turn)),
+        Thread(stage.name, thread),
+    ]
+
+
+def matvec_groups(found: Product, knobs: GroupKnobs) -> Schedule:
+    """groups of (rows of weight, row of x) { slices of k side by side; their sums in order }."""
+    out, total, partial = found.out, found.total, found.partial
+    m, n = out.axes[0].name, out.axes[1].name
+    steps: list[Step] = [
+        Inline(found.weight.name),
+        Split(out.name, n, f"{n}_block", f"{n}_thread", knobs.rows),
+        Reorder(out.name, (f"{n}_block", m, f"{n}_thread")),
+        Fuse(out.name, f"{n}_block", m, "group"),
+        Parallel(out.name, "group"),
+        Thread(out.name, f"{n}_thread"),
+        At(total.name, out.name, "group", "register"),
+    ]
+    n = total.axes[1].name
+    if partial is None:
+        return (*steps, Thread(total.name, n))
+    g = total.over[0].name
+    steps += [
+        Split(total.name, g, f"{g}_chunk", f"{g}_inside", knobs.chunk),
+        Reorder(total.name, (f"{g}_chunk", n, f"{g}_inside")),
+        Thread(total.name, n),
+        At(partial.name, total.name, f"{g}_chunk", "shared"),
+    ]
+    n, g = partial.axes[1].name, partial.axes[2].name
+    return (
+        *steps,
+        Split(partial.name, g, f"{g}_turn", f"{g}_slice", knobs.slices),
+        Reorder(partial.name, (f"{g}_slice", n, f"{g}_turn")),
+        Thread(partial.name, f"{g}_slice"),
+        Thread(partial.name, n),
+    )
+
+
+def matmul_groups(found: Product, knobs: GroupKnobs) -> Schedule:
+    """groups of (rows of weight, tile of x) { a panel of weights shared; sums in registers }."""
+    out, total, partial, weight = found.out, found.total, found.partial, found.weight
+    m, n = out.axes[0].name, out.axes[1].name
+    steps: list[Step] = [
+        Split(out.name, n, f"{n}_block", f"{n}_thread", knobs.rows),
+        Split(out.name, m, f"{m}_tile", f"{m}_inside", knobs.tokens),
+        *_tokens(out, f"{m}_inside", knobs),
+        Reorder(out.name, (f"{n}_block", f"{m}_tile", f"{m}_thread", f"{n}_thread", f"{m}_each")),
+        Fuse(out.name, f"{n}_block", f"{m}_tile", "group"),
+        Parallel(out.name, "group"),
+        Thread(out.name, f"{m}_thread"),
+        Thread(out.name, f"{n}_thread"),
+        At(total.name, out.name, "group", "register"),
+        *_panel(weight, knobs),
+    ]
+    k = total.over[0].name
+    if partial is not None:
+        return (
+            *steps,
+            *_sum(total, (k,), (), knobs),
+            At(weight.name, total.name, k, "shared"),
+            At(partial.name, total.name, k, "register"),
+            *_sum(partial, (partial.axes[2].name,), (partial.over[0].name,), knobs),
+        )
+    return (
+        *steps,
+        Split(total.name, k, f"{k}_block", f"{k}_inside", knobs.depth),
+        *_sum(total, (f"{k}_block",), (f"{k}_inside",), knobs),
+        At(weight.name, total.name, f"{k}_block", "shared"),
+    )
+
+
+def _tokens(stage: Compute, axis: str, knobs: GroupKnobs) -> tuple[Step, ...]:
+    m = stage.axes[0].name
+    return (Split(stage.name, axis, f"{m}_thread", f"{m}_each", knobs.each),)
+
+
+def _sum(
+    stage: Compute, outer: tuple[str, ...], inner: tuple[str, ...], knobs: GroupKnobs
+) -> tuple[Step, ...]:
+    """Each thread sums its own tile: outer { threads { inner { each } } }."""
+    m, n = stage.axes[0].name, stage.axes[1].name
+    return (
+        *_tokens(stage, m, knobs),
+        Reorder(stage.name, (*outer, f"{m}_thread", n, *inner, f"{m}_each")),
+        Thread(stage.name, f"{m}_thread"),
+        Thread(stage.name, n),
+    )
+
+
+def _panel(weight: Compute, knobs: GroupKnobs) -> tuple[Step, ...]:
+    """The group's threads unpack a panel together, neighbours along the rows."""
+    k, n = weight.axes[0].name, weight.axes[1].name
+    turn, thread = f"{k}_turn", f"{k}_thread"
+    return (
+        Split(weight.name, k, turn, thread, knobs.tokens // knobs.each),
+        Reorder(weight.name, (thread, n, turn)),
+        Thread(weight.name, thread),
+        Thread(weight.name, n),
+    )
