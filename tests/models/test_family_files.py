@@ -31,7 +31,8 @@ def code(path: Path) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             left_out |= set(range(node.lineno, (node.end_lineno or 0) + 1))
-        if X
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node):
             first = node.body[0]
             left_out |= set(range(first.lineno, (first.end_lineno or 0) + 1))
     kept = (line.strip() for i, line in enumerate(text, 1) if i not in left_out)

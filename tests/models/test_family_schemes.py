@@ -22,15 +22,14 @@ from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import SCHEMES, scheme
 
 QUANTIZED = [name for name, s in SCHEMES.items() if s.is_quantized]
-# Of the logits' spread: the KV cache and the norms are of the compute dtype, activations of 16 bits.
+# Of the logits' spread: KV cache and norms are of the compute dtype, activations of 16 bits.
 CLOSE = {"f32": 0.005, "f16": 0.02, "bf16": 0.15}
-QUICK = ("phi3", "gpt2")  # stacked weights; transposed ones
 PAIRS = [(v, QUANTIZED[i % len(QUANTIZED)]) for i, v in enumerate(tiny.VARIANTS)]
-PAIRS += [("phi3", "q4f16_1"), ("gpt2", "q4f16_0")]
+PAIRS += [("gpt2", "q4f16_0")]  # transposed twice
 
 
 def marked() -> list[object]:
-    return [p if p in PAIRS[-2:] else pytest.param(*p, marks=pytest.mark.slow) for p in PAIRS]
+    return [p if p in PAIRS[-1:] else pytest.param(*p, marks=pytest.mark.slow) for p in PAIRS]
 
 
 @pytest.mark.parametrize("variant", tiny.VARIANTS)

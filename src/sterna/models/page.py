@@ -30,8 +30,8 @@ For each family there is a tiny model of random weights whose logits `transforme
 float32. The compiled model gives them to 1e-4: in one prefill, in chunks, and token by token; two
 sequences in a batch give the bits of each alone (`tests/models/test_family_logits.py`). Configs and
 weight indexes of published models build their graphs with the right names and shapes
-(`tests/models/test_real_configs.py`). Quantized, each family converts and runs, and gives the logits
-of the weights as restored (`tests/models/test_family_schemes.py`).
+(`tests/models/test_real_configs.py`). Quantized, each family converts and runs, and
+gives the logits of the weights as restored (`tests/models/test_family_schemes.py`).
 """
 
 _SMALL: Config = {
