@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import resource
-import struct
 import subprocess
 import sys
 import tempfile
@@ -21,15 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+from random_model import source_shapes, write_weights  # noqa: E402
+
 from sterna.convert import convert_weight  # noqa: E402
-from sterna.models.params import stored_weights  # noqa: E402
-from sterna.quantize.scheme import scheme  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "convert_memory.json"
 LIMIT_BYTES = 10**9
@@ -45,7 +41,6 @@ CONFIG: dict[str, Any] = {
     "torch_dtype": "bfloat16",
     "vocab_size": 32000,
 }
-_BLOCK = 4 << 20  # weights
 
 
 def main() -> None:
@@ -97,28 +92,10 @@ def make_checkpoint(folder: Path, size: int) -> dict[str, int]:
     while 2 * sum(map(math.prod, shapes.values())) < size:
         layers += 1
         config = {**CONFIG, "num_hidden_layers": layers}
-        shapes = {
-            name: shape
-            for weight in stored_weights(config, scheme("q0f16"))
-            for name, shape in zip(weight.sources, weight.source_shapes, strict=True)
-        }
+        shapes = source_shapes(config)
     (folder / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))
-    _write(folder / "model.safetensors", shapes)
+    write_weights(folder / "model.safetensors", shapes)
     return {name: 2 * math.prod(shape) for name, shape in shapes.items()}
-
-
-def _write(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        begin, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    drawn = np.random.default_rng(0).standard_normal(_BLOCK, np.float32) * 0.02
-    block = drawn.astype(ml_dtypes.bfloat16).tobytes()
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        while end > 0:
-            end -= file.write(block[: min(end, len(block))])
 
 
 def _convert(source: Path, output: Path, quantization: str) -> dict[str, Any]:
