@@ -14,6 +14,7 @@ from null_model import EOS, VOCAB, ByteTokenizer, LineTemplate, engine, manifest
 from sterna.base.errors import DeviceError, RequestError
 from sterna.engine.engine import AsyncEngine, Engine
 from sterna.engine.options import SamplingOptions
+from sterna.engine.prepare import is_light
 from sterna.runtime.null import NullExecutable
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -466,3 +467,18 @@ def test_an_event_loop_that_went_away_harms_nobody():
 
     assert asyncio.run(again()).usage.prompt_tokens == 1
     model.close()
+
+
+def test_what_takes_long_to_prepare_is_not_light():
+    message = {"role": "user", "content": "x"}
+    assert is_light(([message] * 10, None, {"temperature": 0, "stop": ["a"]}))
+    assert is_light(("x" * 4000, {}))
+    for heavy in (
+        ("x" * 5000, {}),
+        ([message] * 5000, None, {}),
+        (list(range(5000)), {}),
+        ([message], None, {"tools": []}),
+        ([message], None, {"response_format": {"type": "json_object"}}),
+        ([{"role": "user", "content": [{"type": "text", "text": "x" * 5000}]}], None, {}),
+    ):
+        assert not is_light(heavy)

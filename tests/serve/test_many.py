@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -218,3 +219,26 @@ def test_a_signal_under_load_loses_no_answer(sent: signal.Signals) -> None:
     assert results["complete"] > 16
     assert results["error"] == 0
     assert results["unanswered"] == 0
+
+
+def test_a_long_prompt_keeps_nobody_waiting(serving: Start) -> None:
+    """It is made ready on another thread, so others are answered meanwhile."""
+    server = serving(null(window=2**20, pages=2**18))
+    slow, prepared = threading.Event(), server.engine.tokenizer.encode
+
+    def encode(text: str, **settings: Any) -> list[int]:
+        if len(text) > 5000:
+            assert slow.wait(10)
+        return prepared(text, **settings)
+
+    server.engine.tokenizer.encode = encode  # type: ignore[method-assign]
+
+    async def both() -> tuple[bytes, bytes]:
+        long = asyncio.create_task(ask(server.port, request(False, "x" * 6000, max_tokens=2)))
+        await asyncio.sleep(0.05)
+        short = await ask(server.port, request(False, "x"))
+        assert not long.done()
+        slow.set()
+        return await long, short
+
+    assert [ended(answer) for answer in asyncio.run(both())] == ["complete"] * 2

@@ -7,9 +7,11 @@ the objects of `api`. Compiles nothing: a caller that wants a missing library co
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
@@ -368,7 +370,9 @@ class _AsyncAsked(_Asked):
         super().__init__(core, parts)
         self._mailboxes: Mailboxes[Event] = Mailboxes()
 
-    def _stream(self, job: Job[T]) -> AsyncStream[T]:
+    async def _stream(self, given: object, make: Callable[[], Job[T]]) -> AsyncStream[T]:
+        """Long prompts and grammars take a while: on a thread, so that the loop serves others."""
+        job = make() if prepare.is_light(given) else await asyncio.to_thread(make)
         return AsyncStream(self._core, job, self._mailboxes.here())
 
 
@@ -384,11 +388,10 @@ class AsyncChatCompletions(_AsyncAsked):
         **options: Any,
     ) -> ChatCompletion | AsyncStream[ChatCompletionChunk]:
         """Answer a conversation; RequestError names what cannot be served."""
+        given = (self._parts, messages, model, options)
         if stream:
-            job = prepare.chat_stream_job(self._parts, messages, model, options)
-            return self._stream(job)
-        whole = prepare.chat_job(self._parts, messages, model, options)
-        async with self._stream(whole) as results:
+            return await self._stream(given[1:], partial(prepare.chat_stream_job, *given))
+        async with await self._stream(given[1:], partial(prepare.chat_job, *given)) as results:
             return await anext(results)
 
 
@@ -404,7 +407,8 @@ class AsyncCompletions(_AsyncAsked):
         **options: Any,
     ) -> Completion | AsyncStream[Completion]:
         """Continue one or more prompts; `return_token_ids=True` adds the ids."""
-        results = self._stream(prepare.completion_job(self._parts, prompt, model, options, stream))
+        make = partial(prepare.completion_job, self._parts, prompt, model, options, stream)
+        results = await self._stream((prompt, options), make)
         if stream:
             return results
         async with results:

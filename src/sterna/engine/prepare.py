@@ -40,6 +40,9 @@ from sterna.engine.parts import Parts
 from sterna.engine.reasoning import Start
 
 T = TypeVar("T")
+_LIGHT = 4096  # characters, or values
+_GRAMMAR = _LIGHT + 1  # and what a grammar counts for
+_CONSTRAINED = frozenset({"tools", "response_format"})
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
 
@@ -50,6 +53,22 @@ class Job(Generic[T]):
 
     asks: tuple[Ask, ...]
     assembler: Assembler[T]
+
+
+def is_light(given: object) -> bool:
+    """Whether a request takes less than a millisecond or so to prepare: it is short."""
+    left = _LIGHT
+    values = [given]
+    while values and left >= 0:
+        value = values.pop()
+        left -= len(value) if isinstance(value, str) else 1
+        if isinstance(value, Mapping):
+            values += value.values()
+            left -= _GRAMMAR * (not value.keys().isdisjoint(_CONSTRAINED))
+        elif isinstance(value, list | tuple):
+            left -= len(value)
+            values += value[: max(left, 0)]
+    return left >= 0
 
 
 def chat_job(
