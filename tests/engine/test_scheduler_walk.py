@@ -42,6 +42,8 @@ class Walk:
         self.scheduler.check()
 
     def arrive(self):
+        if len(self.scheduler.waiting) > 12:
+            return
         length = self.chance.randrange(1, 50)
         turn = self.chance.randrange(length + 1)
         tokens = [(i * i + (i >= turn)) % 200 for i in range(length)]
