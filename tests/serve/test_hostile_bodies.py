@@ -135,6 +135,11 @@ def test_tokens_there_and_back(null_server: Running) -> None:
     made = null_server.ask("/tokenize", {"prompt": text, "return_token_strs": True}).json
     assert made["count"] == len(made["tokens"]) == len(made["token_strs"])
     assert null_server.ask("/detokenize", {"tokens": made["tokens"]}).json == {"prompt": text}
+    chat = null_server.ask("/tokenize", {"messages": HELLO}).json["tokens"]
+    assert bytes(chat).decode() == "user: hello\nassistant:"
+    both = {"prompt": "x", "messages": HELLO}
+    for wrong in ({}, both, {"prompt": "x", "tools": []}, {"messages": [{"role": 1}]}):
+        assert null_server.ask("/tokenize", wrong).status == 400
     for wrong in ([-1], [10**9], ["a"], [1.5], [300]):
         assert null_server.ask("/detokenize", {"tokens": wrong}).status == 400
 

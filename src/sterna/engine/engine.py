@@ -133,6 +133,12 @@ class _Model:
     def tokenizer(self) -> Tokenizer:
         return self._parts.tokenizer
 
+    def chat_ids(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None = None
+    ) -> list[int]:
+        """The token ids that the model's template makes of a conversation."""
+        return prepare.chat_ids(self._parts, messages, tools)
+
     @property
     def limits(self) -> Limits:
         """What was decided when the engine started: the most of everything."""

@@ -71,6 +71,12 @@ def is_light(given: object) -> bool:
     return left >= 0
 
 
+def chat_ids(parts: Parts, messages: Sequence[Message], tools: Sequence[Any] | None) -> list[int]:
+    """The prompt that a conversation becomes."""
+    request = read_chat({"messages": messages, "tools": tools})
+    return chat_prompt(parts, request, offer_of(request))[0]
+
+
 def chat_job(
     parts: Parts, messages: Sequence[Message], model: str | None, given: Mapping[str, Any]
 ) -> Job[ChatCompletion]:

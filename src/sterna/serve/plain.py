@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from sterna.base.errors import RequestError
@@ -45,11 +47,7 @@ def _card(name: str, engine: AsyncEngine, state: State) -> ModelCard:
 async def tokenize(exchange: Exchange, state: State) -> None:
     request = await exchange.read(_TOKENIZE)
     _, engine = state.models.choose(request.model)
-    ids = list(
-        engine.tokenizer.encode(
-            request.prompt, add_special_tokens=request.add_special_tokens, allow_special=True
-        )
-    )
+    ids = await asyncio.to_thread(_ids, request, engine)
     pieces = [engine.tokenizer.id_to_token(i) or "" for i in ids]
     await exchange.send_json(
         TokenizeResult(
@@ -57,6 +55,22 @@ async def tokenize(exchange: Exchange, state: State) -> None:
             max_model_len=engine.context_window,
             tokens=ids,
             token_strs=pieces if request.return_token_strs else None,
+        )
+    )
+
+
+def _ids(request: TokenizeRequest, engine: AsyncEngine) -> list[int]:
+    if (request.prompt is None) == (request.messages is None):
+        raise HttpError(400, "give either prompt or messages", "prompt")
+    if request.messages is not None:
+        return engine.chat_ids(request.messages, request.tools)
+    if request.tools is not None:
+        raise HttpError(400, "tools belong to messages, not to a prompt", "tools")
+    return list(
+        engine.tokenizer.encode(
+            request.prompt or "",
+            add_special_tokens=request.add_special_tokens,
+            allow_special=True,
         )
     )
 

@@ -5,11 +5,12 @@ Strict like the engine's: a field that is not here is refused by name.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+JsonObject = dict[str, Any]
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 
 
@@ -33,7 +34,11 @@ class ModelList(msgspec.Struct, kw_only=True):
 
 
 class TokenizeRequest(_Request):
-    prompt: str
+    """Either `prompt`, a text, or `messages`, a conversation as the model's template writes it."""
+
+    prompt: str | None = None
+    messages: list[JsonObject] | None = None
+    tools: list[JsonObject] | None = None
     add_special_tokens: bool = True
     return_token_strs: bool = False
 
