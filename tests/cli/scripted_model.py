@@ -11,7 +11,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 
-from null_model import EOS, VOCAB, ByteTokenizer, LineTemplate, manifest
+from null_model import EOS, ByteTokenizer, LineTemplate, manifest
 
 from sterna.engine.engine import Engine
 from sterna.engine.options import EngineOptions, SamplingOptions
@@ -33,9 +33,9 @@ class Script(NullExecutable):
         self._text = np.zeros((2 * window, self.manifest.kv_cache.page_size), np.uint8)
 
     def step(self, batch: Any) -> Any:
-        super().step(batch)
+        logits = super().step(batch)
         time.sleep(self._pause)
-        logits = np.full((len(batch.logit_rows), VOCAB), -100, np.float32)
+        logits[:] = -100
         for s, own in enumerate(map(slice, batch.seq_indptr, batch.seq_indptr[1:])):
             pages = batch.page_table[batch.page_indptr[s] : batch.page_indptr[s + 1]]
             text = self._text[pages].reshape(-1)

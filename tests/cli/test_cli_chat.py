@@ -172,7 +172,7 @@ def test_a_mistake_ends_neither_the_chat_nor_the_conversation(say, conversation)
 
 def test_a_full_window_is_said_below_the_answer(say):
     with scripted(window=24) as engine:
-        out = say("hi", on=Conversation(engine))
+        out = " ".join(say("hi", on=Conversation(engine)).split())
     assert "the context window of 24 tokens is full" in out
     assert "/reset starts a new conversation" in out
 

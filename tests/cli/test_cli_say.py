@@ -5,7 +5,7 @@ import io
 import pytest
 
 from sterna.cli.progress import Bars, lines, shown
-from sterna.cli.say import harmless, one_line, size
+from sterna.cli.say import harmless, one_line, size, wrapped
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,14 @@ def test_harmless(text, safe):
 
 def test_one_line():
     assert one_line("a\n  b\tc") == "a b c"
+
+
+def test_wrapped_cuts_between_words_and_keeps_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "24")
+    assert wrapped("a    b\nsome words that are too many\n\n  x") == (
+        "a    b\nsome words that are too\nmany\n\n  x"
+    )
+    assert wrapped("x" * 40) == "x" * 40
 
 
 @pytest.mark.parametrize(

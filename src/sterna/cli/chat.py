@@ -135,7 +135,7 @@ def _turn(conversation: Conversation, line: str, plain: bool) -> bool:
         return True
     outcome = obey(line, conversation) if is_command(line) else Next.ANSWER
     if isinstance(outcome, str):
-        print(harmless(outcome))
+        print(wrapped(harmless(outcome)))
     elif outcome is not Next.LEAVE:
         _answer(conversation, None if outcome is Next.REGENERATE else line, plain)
     return outcome is not Next.LEAVE
@@ -150,4 +150,4 @@ def _answer(conversation: Conversation, text: str | None, plain: bool) -> None:
             turn = conversation.answer(text, shown)
     if isinstance(shown, PlainView):
         print()
-    print(styled(f"[{remark(conversation, turn)}]", "dim", sys.stdout))
+    print(styled(wrapped(f"[{remark(conversation, turn)}]"), "dim", sys.stdout))

@@ -32,9 +32,12 @@ def one_line(text: str) -> str:
 
 
 def wrapped(text: str) -> str:
-    """One line as several, cut between words, as wide as the terminal."""
+    """Lines that are wider than the terminal cut between words."""
     width = max(20, shutil.get_terminal_size().columns)
-    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.splitlines()
+    )
 
 
 def styles(stream: TextIO) -> bool:
