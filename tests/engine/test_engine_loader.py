@@ -1,6 +1,7 @@
 """Folder and library to a running engine; the device itself is the null one."""
 
 import json
+import shutil
 
 import pytest
 from null_model import manifest
@@ -91,6 +92,36 @@ def test_options_reach_the_device(located):
         assert model.context_window == 40
         with pytest.raises(RequestError, match="41 tokens, the context window is 40"):
             model.completions.create(prompt="a" * 41)
+
+
+def test_a_draft_model_is_found_loaded_and_asked(located):
+    asked = []
+
+    def resolve(model, library, device):
+        asked.append(model)
+        return located
+
+    options = EngineOptions(speculative="draft", draft_model="small", max_total_tokens=40)
+    with Engine("M", device="cpu", resolve=resolve, options=options, mode="server") as model:
+        model.completions.create(prompt="ab", max_tokens=9, temperature=0, ignore_eos=True)
+        assert model.metrics()["draft_tokens_accepted"] > 3
+        assert model._core._speculator.source._limits.num_pages == 10
+    assert asked == ["M", "small"]
+
+
+def test_a_draft_model_of_another_vocabulary_is_refused(located, tmp_path):
+    other = tmp_path / "small"
+    shutil.copytree(located.folder, other)
+    text = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(text.replace("</s>", "<end>"))
+    config = (other / "tokenizer_config.json").read_text()
+    (other / "tokenizer_config.json").write_text(config.replace("</s>", "<end>"))
+    small = Located(other, located.library, {})
+    options = EngineOptions(speculative="draft", draft_model="small")
+    with pytest.raises(RequestError, match="token 256 is '<end>' there and '</s>' in the model"):
+        Engine(
+            "M", resolve=lambda model, *_: small if model == "small" else located, options=options
+        )
 
 
 def test_a_prompt_that_is_not_unicode(located):

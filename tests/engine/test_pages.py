@@ -17,6 +17,7 @@ class PagesMachine(RuleBasedStateMachine):
         super().__init__()
         self.pages = Pages(COUNT)
         self.tables: list[list[int]] = []
+        self.kept: list[int] = []
 
     @rule(data=st.data())
     def allocate(self, data):
@@ -30,11 +31,26 @@ class PagesMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.tables)
     @rule(data=st.data())
     def fork(self, data):
-        table = data.draw(st.sampled_from(self.tables))
+        table = data.draw(st.sampled_from([*self.tables, self.kept]))
         length = data.draw(st.integers(0, len(table)))
         free = self.pages.available
         self.tables.append(self.pages.fork(table[:length]))
         assert self.pages.available == free
+
+    @precondition(lambda self: any(self.tables))
+    @rule(data=st.data())
+    def keep(self, data):
+        page = data.draw(st.sampled_from([page for table in self.tables for page in table]))
+        if page not in self.kept:
+            self.pages.keep(page)
+            self.kept.append(page)
+
+    @precondition(lambda self: self.kept)
+    @rule(data=st.data())
+    def drop(self, data):
+        page = data.draw(st.sampled_from(self.kept))
+        self.kept.remove(page)
+        self.pages.drop(page)
 
     @precondition(lambda self: self.tables)
     @rule(data=st.data())
@@ -44,9 +60,10 @@ class PagesMachine(RuleBasedStateMachine):
 
     @invariant()
     def books_balance(self):
-        self.pages.check(self.tables)
+        self.pages.check(self.tables, self.kept)
         used = {page for table in self.tables for page in table}
-        assert self.pages.available == COUNT - len(used)
+        assert self.pages.available == COUNT - len(used | {*self.kept})
+        assert self.pages.idle == len({*self.kept} - used)
 
 
 PagesMachine.TestCase.settings = settings(
@@ -72,7 +89,9 @@ def test_a_shared_page_is_free_only_after_its_last_owner():
     assert pages.available == 2
 
 
-@pytest.mark.parametrize("misuse", ["too many", "free twice", "fork free"])
+@pytest.mark.parametrize(
+    "misuse", ["too many", "free twice", "fork free", "keep free", "keep twice", "drop"]
+)
 def test_misuse_is_noticed(misuse):
     pages = Pages(2)
     with pytest.raises(AssertionError):
@@ -80,6 +99,9 @@ def test_misuse_is_noticed(misuse):
             "too many": lambda: pages.allocate(3),
             "free twice": lambda: pages.free([0]),
             "fork free": lambda: pages.fork([0]),
+            "keep free": lambda: pages.keep(0),
+            "keep twice": lambda: [pages.keep(pages.allocate(1)[0]) or pages.keep(0)],
+            "drop": lambda: pages.drop(0),
         }[misuse]()
 
 

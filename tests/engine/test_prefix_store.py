@@ -11,6 +11,7 @@ import pytest
 from null_model import engine, manifest
 
 from sterna.base.errors import RequestError, UsageError
+from sterna.engine import prefix_store
 from sterna.engine.options import EngineOptions
 from sterna.engine.prefix_store import PrefixStore
 from sterna.runtime.null import NullExecutable
@@ -125,6 +126,19 @@ def test_kill_9_leaves_a_cache_that_can_be_used(tmp_path):
     again, reused, _, refused = ask(tmp_path / "killed")
     assert (again, refused) == (plain, 0)
     assert reused == len(PROMPT) - 1
+
+
+def test_a_disk_that_cannot_be_written_is_noted_once_and_harms_nobody(
+    tmp_path, monkeypatch, caplog
+):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    plain, _, _, _ = ask(tmp_path / "other")
+    monkeypatch.setattr(prefix_store, "write_atomic", full)
+    with caplog.at_level(logging.WARNING, "sterna"):
+        assert ask(tmp_path)[0] == plain
+    assert caplog.text.count("No space left") == 1
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
