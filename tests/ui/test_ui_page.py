@@ -1,10 +1,14 @@
 """The chat page of `sterna serve --ui`, used as people use it."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from browsing import answers, done, ready, say, sent
@@ -318,3 +322,23 @@ def test_the_page_asks_nobody_else(page, server):
     done(page)
     assert asked
     assert all(address.startswith(server.url) for address in asked)
+
+
+@pytest.mark.slow
+def test_the_demo_model_talks(opened, tmp_path):
+    """The command as users start it."""
+    command = [sys.executable, "-m", "sterna", "serve", "--ui", "--port", "0"]
+    env = {**os.environ, "PYTHONPATH": str(UI.parents[2]), "STERNA_CACHE": str(tmp_path)}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as program:
+        try:
+            told = next(line for line in program.stderr if "serving on" in line)
+            url = re.search(r"http://[^;]+", told)[0]
+            page = opened(SimpleNamespace(url=url))
+            page.locator("#model", has_text="sterna-demo").wait_for()
+            page.press("body", "Alt+s")
+            page.fill("#options [name=temperature]", "0")
+            say(page, "What is 12 + 30?")
+            done(page)
+            assert "42" in answers(page).inner_text()
+        finally:
+            program.terminate()
