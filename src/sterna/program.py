@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from sterna.base.artifact import KV_CACHE, Dim, Entry, Kernel, Launch, Repeat
 from sterna.base.artifact import Buffer as ManifestBuffer
+from sterna.base.dtype import F32
 from sterna.base.target import Target
 from sterna.codegen.c_names import name
 from sterna.codegen.renderer import Rendered, RenderedKernel, renderer_of
@@ -21,6 +22,7 @@ from sterna.ir.graph import Binding, Function, IRModule, Value
 from sterna.ir.loop import PrimFunc
 from sterna.ir.printer import first_vars, to_text
 from sterna.ir.rewrite import rename_buffers, substitute
+from sterna.kernels.sample import sample
 from sterna.passes.cost import Cost, attention_cost, group_cost, moving_cost
 from sterna.passes.lower import lower
 from sterna.passes.lower_opaque import Setting, is_opaque, lower_opaque
@@ -93,6 +95,29 @@ class EntryPoint:
 
     entry: Entry
     groups: Mapping[str, str]  # primitive Function -> text of its Group, for dumps
+
+
+def build_sampler(vocabulary: int, rows: int, table: KernelTable) -> Entry:
+    """The entry point that chooses tokens from up to `rows` rows of a step's logits."""
+    func = sample("sample", vocabulary, Var("m", lo=1))
+    cost = Cost(f"r * {vocabulary}", f"r * {vocabulary * F32.bytes}")
+    kernel = table.add(func, "sample", "by hand", cost)
+    *inputs, output = func.params
+    return Entry(
+        name="sample",
+        symbol="sterna_sample",
+        dims=(
+            _dim("r", 1, rows),
+            _dim("e", 0, rows * vocabulary),
+            _dim("v", 1, vocabulary),
+        ),
+        inputs=tuple(_buffer(b.name, b) for b in inputs),
+        outputs=(_buffer(output.name, output),),
+        arena=(),
+        arena_bytes=0,
+        scratch_bytes=table.kernels[kernel].source.scratch_bytes,
+        steps=(Launch(kernel=kernel, args=tuple(b.name for b in func.params)),),
+    )
 
 
 @dataclass(frozen=True, slots=True)

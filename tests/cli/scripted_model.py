@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ class Script(NullExecutable):
         return answer[len(said)] if len(said) < len(answer) else EOS
 
 
+class ThinkingTemplate(LineTemplate):
+    """Takes thoughts out of earlier answers, as the templates of reasoning models do."""
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+        said = [{**m, "content": m["content"].rpartition("</think>")[2]} for m in messages]
+        return super().render(said, **variables)
+
+
 def scripted(
     answer: str | None = ANSWER,
     window: int = 256,
@@ -67,11 +76,12 @@ def scripted(
     pause: float = 0.0,
     face: Any = Engine,
 ) -> Any:
-    """An engine of this kind: Engine or AsyncEngine."""
+    """An engine of this kind, Engine or AsyncEngine; it reasons if its answer has a thought."""
+    lines = ThinkingTemplate() if "<think>" in (answer or "") else LineTemplate()
     return face.from_parts(
         Script(None if answer is None else answer.encode(), window, pause),
         ByteTokenizer(),
-        LineTemplate() if template else None,
+        lines if template else None,
         "scripted",
         SamplingOptions(),
         options=EngineOptions(mode="server"),

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from sterna.base.errors import DeviceError
 from sterna.engine.options import SamplingOptions
-from sterna.runtime.philox import philox, uniform
-from sterna.engine.sampler import History, adjusted, candidates, ranked, sample
+from sterna.engine.sampler import History, Wanted, ranked, sample_input, told
+from sterna.runtime.philox import draw_bits, philox
+from sterna.runtime.sampling import check_sample, sample_rows
 
 NONE = History((), 0, 0)
 FULL = 0xFFFFFFFF
@@ -18,14 +19,26 @@ def row(*values):
     return np.array(values, np.float32)
 
 
+def sample(logits, options, history=NONE, banned=(), allowed=None):
+    """As the engine does with a device."""
+    wanted = Wanted(0, options, history, banned, allowed)
+    given = sample_input([wanted], len(logits), len(logits))
+    check_sample(given, 1, len(logits))
+    (token,) = sample_rows(logits[None], given).tolist()
+    return told(wanted, token, logits)
+
+
 def kept(logits, **options):
-    ids, _ = candidates(logits.astype(np.float64), SamplingOptions(**options))
-    return sorted(ids.tolist())
+    """Which tokens are ever drawn."""
+    return sorted(set(draws(logits, 300, **options)))
 
 
 def draws(logits, count=400, **options):
+    """Tokens of as many seeds, in one call."""
     chosen = SamplingOptions(**options)
-    return [sample(logits, chosen, History((), 0, seed)).token for seed in range(count)]
+    wanted = [Wanted(0, chosen, History((), 0, seed)) for seed in range(count)]
+    given = sample_input(wanted, len(logits), len(logits))
+    return sample_rows(logits[None], given).tolist()
 
 
 @pytest.mark.parametrize(
@@ -45,6 +58,9 @@ def test_philox_gives_the_published_words(counter, key, words):
 
 
 def test_uniform_is_uniform_and_keyed_by_everything():
+    def uniform(seed, stream, position):
+        return draw_bits(seed, stream, position) / 2**64
+
     found = [uniform(3, 0, position) for position in range(4000)]
     assert 0 <= min(found) < 0.01
     assert 0.99 < max(found) < 1
@@ -93,17 +109,58 @@ def test_tiny_temperature_is_greedy():
 
 
 def test_penalties():
-    logits = row(2, -2, 1, 1)
+    """By what they make of two candidates: the edit decides which is larger, to a hair."""
     history = History((0, 1, 2, 2), 2, 0)
 
-    def after(**options):
-        return adjusted(logits, SamplingOptions(**options), history).tolist()
+    def edits(**options):
+        wanted = Wanted(0, SamplingOptions(temperature=0, **options), history)
+        given = sample_input([wanted], 4, 4)
+        return dict(zip(given.edit_ids.tolist(), given.edits.tolist()))
 
-    assert after(repetition_penalty=2) == [1, -4, 0.5, 1]
-    assert after(presence_penalty=0.5) == [2, -2, 0.5, 1]
-    assert after(frequency_penalty=0.5) == [2, -2, 0, 1]
-    assert after(logit_bias={3: 2.5}) == [2, -2, 1, 3.5]
-    assert logits.tolist() == [2, -2, 1, 1]
+    def largest(*logits, **options):
+        return sample(row(*logits), SamplingOptions(temperature=0, **options), history).token
+
+    assert edits() == {}
+    assert edits(repetition_penalty=2) == {i: [0, 2, 0] for i in (0, 1, 2)}
+    assert edits(presence_penalty=0.5) == {2: [0, 1, 0.5]}
+    assert edits(frequency_penalty=0.5) == {2: [0, 1, 1]}
+    assert edits(logit_bias={3: 2.5}) == {3: [2.5, 1, 0]}
+    both = edits(logit_bias={2: 1.5}, repetition_penalty=2, presence_penalty=1)
+    assert both[2] == [1.5, 2, 1]
+    assert largest(2, -9, 1, 0.9, repetition_penalty=2) == 0  # 1 and 0.5
+    assert largest(1.9, -9, 1, 1, repetition_penalty=2) == 3
+    assert largest(-1, -9, -3, -1.9, repetition_penalty=2) == 3  # -2 and -6
+    assert largest(0, -9, 1.1, 1, logit_bias={2: -0.2}) == 3
+
+
+def test_tokens_that_do_not_exist_are_not_edited():
+    history = History((0, 7, 9), 2, 0)
+    wanted = Wanted(0, SamplingOptions(repetition_penalty=2), history, banned=(1, 8))
+    assert sample_input([wanted], 6, 10).edit_ids.tolist() == [0, 1]
+
+
+def test_a_grammar_decides():
+    options = SamplingOptions(temperature=0)
+    allowed = np.array([True, False, False, True])
+    assert sample(row(1, 9, 9, 2), options, allowed=allowed).token == 3
+    with pytest.raises(DeviceError, match="allows no token"):
+        sample(row(1, 9), options, allowed=np.zeros(2, np.bool_))
+
+
+def test_neighbours_change_nothing():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 2, (6, 50)).astype(np.float32)
+    each = [
+        Wanted(
+            i, SamplingOptions(temperature=t, top_p=p, repetition_penalty=r), History((i, 3), 1, i)
+        )
+        for i, (t, p, r) in enumerate(
+            [(0, 1, 1), (1, 1, 1), (1, 0.5, 1), (0.7, 1, 2), (0, 1, 2), (2, 0.9, 1.1)]
+        )
+    ]
+    together = sample_rows(logits, sample_input(each, 50, 50)).tolist()
+    alone = [sample_rows(logits, sample_input([w], 50, 50)).tolist()[0] for w in each]
+    assert together == alone
 
 
 def test_banned():
@@ -138,7 +195,8 @@ def test_ranked_is_a_total_order(values, count):
 def test_a_draw_is_always_a_candidate(values, temperature, top_p, top_k, min_p, seed):
     options = SamplingOptions(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
     logits = np.array(values, np.float32)
-    ids, weights = candidates(logits.astype(np.float64), options)
-    assert int(logits.argmax()) in ids.tolist()
-    assert len(ids) <= (top_k or len(values))
-    assert sample(logits, options, History((), 0, seed)).token in ids[weights > 0].tolist()
+    token = sample(logits, options, History((), 0, seed)).token
+    rank = sorted(range(len(values)), key=lambda i: (-logits[i], i)).index(token)
+    assert rank < (top_k or len(values))
+    if min_p > 0:
+        assert logits[token] >= logits.max() + temperature * np.log(min_p) - 1e-3

@@ -194,6 +194,12 @@ class Manifest(_Record, frozen=True):
     kernels: tuple[Kernel, ...]
     constants: tuple[Constant, ...] = ()
     blobs: tuple[Blob, ...] = ()
+    sampler: Entry | None = None  # tokens from logits; None where the host does it
+
+    @property
+    def programs(self) -> tuple[Entry, ...]:
+        """Everything the library can be asked to run."""
+        return self.entries if self.sampler is None else (*self.entries, self.sampler)
 
     def entry(self, name: str) -> Entry:
         for entry in self.entries:

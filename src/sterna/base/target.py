@@ -34,6 +34,7 @@ class Target:
     vector_registers: int = 0
     fma: bool = False
     float16: bool = False  # f16 arithmetic; f16 storage is always possible
+    integers64: bool = False  # arithmetic on whole numbers of 64 bits
     pair_products: bool = False  # sums of two i16 products, as one operation or a few
     group_threads: int = 0  # most threads of a work group; 0: there are none
     subgroup: int = 0
@@ -55,7 +56,7 @@ class Target:
 
 def _cpu(triple: str, mcpu: str, **capabilities: object) -> Target:
     row = Target("cpu", renderer="c_library", device="cpu", table="cpu", triple=triple, mcpu=mcpu)
-    row = replace(row, pair_products=True)
+    row = replace(row, pair_products=True, integers64=True)
     return replace(row, **capabilities)  # type: ignore[arg-type]
 
 

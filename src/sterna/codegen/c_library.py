@@ -37,7 +37,7 @@ def library_source(parts: LibraryParts) -> str:
         *(k.source.text for k in code.values()),
         *(
             entry_source(e, code, parts.manifest.params, parts.constants)
-            for e in parts.manifest.entries
+            for e in parts.manifest.programs
         ),
     ]
     return "\n".join(texts) + "\n"

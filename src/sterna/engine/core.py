@@ -28,7 +28,7 @@ from sterna.engine.metrics import Counters, Histograms
 from sterna.engine.parts import Parts
 from sterna.engine.prefix_store import PrefixStore
 from sterna.engine.request import Phase, Sequence
-from sterna.engine.sampler import Sample, sample
+from sterna.engine.sampler import Wanted, sample_input, told
 from sterna.engine.scheduler import Scheduler
 from sterna.engine.speculative import Speculator
 from sterna.engine.trace import Trace
@@ -39,11 +39,12 @@ Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """Logits for an answer's next tokens; if it takes the largest, which these are."""
+class _Chosen:
+    """The device's choice for an answer's next token, and all logits of the step."""
 
+    wanted: Wanted
+    token: int
     logits: Logits
-    largest: list[int | None]
 
 
 class Core:
@@ -235,29 +236,43 @@ class Core:
         return executable.step(self._arrays.fill(batch))[:, : self._parts.vocabulary]
 
     def _sample(self, batch: Batch, logits: Logits, now: float) -> None:
-        ready = [(p, self._answers[p.sequence.number]) for p in batch.pieces if p.last]
-        largest: list[int | None] = [None] * len(logits)
-        if any(answer.takes_the_largest for _, answer in ready):
-            largest = _largest(logits)
+        asked: list[tuple[Piece, Answer, Wanted]] = []
         at = 0
-        for piece, answer in ready:
-            start, at = at, at + piece.rows
+        for piece in batch.pieces:
+            if piece.last:
+                answer = self._answers[piece.sequence.number]
+                try:
+                    asked.append((piece, answer, answer.wanted(at)))
+                except Exception as error:  # of its grammar
+                    self._fail(answer.request, error)
+                at += piece.rows
+        chosen = self._choose([wanted for _, _, wanted in asked])
+        for (piece, answer, wanted), token in zip(asked, chosen):
             # A sibling that failed in this very step has taken its whole request along.
-            if piece.sequence.phase is not Phase.RUNNING:
-                continue
-            rows = _Rows(logits[start:at], largest[start:at] if answer.takes_the_largest else [])
-            self._advance(answer, piece, rows, now)
+            if piece.sequence.phase is Phase.RUNNING:
+                self._advance(answer, piece, _Chosen(wanted, token, logits), now)
 
-    def _advance(self, answer: Answer, piece: Piece, rows: _Rows, now: float) -> None:
+    def _choose(self, wanted: list[Wanted]) -> list[int]:
+        if not wanted:
+            return []
+        parts = self._parts
+        vocab_size = parts.executable.manifest.model.vocab_size
+        given = sample_input(wanted, parts.vocabulary, vocab_size)
+        tokens: list[int] = parts.executable.sample(given).tolist()
+        return tokens
+
+    def _advance(self, answer: Answer, piece: Piece, first: _Chosen, now: float) -> None:
         """Append the token that follows, and those after it while they are what was guessed."""
         request, tokens, draft = answer.request, answer.sequence.tokens, [*piece.draft]
         before = len(tokens)
         try:
-            self._append(answer, rows, 0, now)
+            self._append(answer, first, now)
             if draft:
                 answer.sequence.draft = []
                 while answer.finish_reason is None and _begins(draft, tokens[before:]):
-                    self._append(answer, rows, len(tokens) - before, now)
+                    wanted = answer.wanted(first.wanted.row + len(tokens) - before)
+                    (token,) = self._choose([wanted])
+                    self._append(answer, _Chosen(wanted, token, first.logits), now)
                 self._note_draft(piece, tokens[before:])
             if answer.finish_reason is not None:
                 self._forget(answer)
@@ -267,16 +282,11 @@ class Core:
             # It concerns this request alone: its logits, its text, its listener.
             self._fail(request, error)
 
-    def _append(self, answer: Answer, rows: _Rows, at: int, now: float) -> None:
-        request, token = answer.request, rows.largest[at] if rows.largest else None
-        if token is None:
-            options, allowed = request.ask.options, answer.allowed
-            chosen = sample(rows.logits[at], options, answer.history, answer.banned, allowed)
-        else:
-            chosen = Sample(token)
-        told = answer.accept(chosen)
-        self._tell(request, told)
-        self.counters.completion_tokens += len(told.samples)
+    def _append(self, answer: Answer, chosen: _Chosen, now: float) -> None:
+        request, wanted = answer.request, chosen.wanted
+        piece = answer.accept(told(wanted, chosen.token, chosen.logits[wanted.row]))
+        self._tell(request, piece)
+        self.counters.completion_tokens += len(piece.samples)
         self._note_token(request.clock, now)
 
     def _finish(self, request: Request) -> None:
@@ -394,14 +404,6 @@ class Core:
         self._parts.executable.close()
         if self._speculator is not None:
             self._speculator.source.close()
-
-
-def _largest(logits: Logits) -> list[int | None]:
-    """The largest of each row, the first of equals; None where that is not a number."""
-    at = logits.argmax(axis=1)
-    finite = np.isfinite(logits[np.arange(len(at)), at])
-    found: list[int | None] = at.tolist()
-    return found if finite.all() else [t if ok else None for t, ok in zip(found, finite)]
 
 
 def _begins(draft: list[int], tokens: list[int]) -> bool:

@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sterna.base.errors import DeviceError
 from sterna.engine.batch import Batch, StepArrays, piece_of
 from sterna.engine.generation import Answer
 from sterna.engine.limits import Limits
 from sterna.engine.pages import Pages
 from sterna.engine.request import Sequence
-from sterna.engine.sampler import sample
+from sterna.engine.sampler import Wanted, sample_input
 from sterna.runtime.executable import Executable
+from sterna.runtime.sampling import NONE
 
 
 @dataclass(slots=True)
@@ -100,20 +97,23 @@ class DraftModel:
                 budget, rows = budget - pieces[-1].count, rows - 1
         if not pieces:
             return
-        logits = self._executable.step(self._arrays.fill(Batch(tuple(pieces))))
-        at = 0
+        self._executable.step(self._arrays.fill(Batch(tuple(pieces))))
         for reader, piece in zip(taking, pieces):
             reader.mirror.cached += piece.count
-            if piece.last:
-                self._take(reader, logits[at, : self._vocabulary])
-                at += 1
+        done = [reader for reader, piece in zip(taking, pieces) if piece.last]
+        if done:
+            self._take(done)
 
-    def _take(self, reader: _Reader, row: NDArray[np.float32]) -> None:
+    def _take(self, readers: list[_Reader]) -> None:
         """Sample as the engine will, with the same random number: so the guess is often right."""
+        wanted = [self._wanted(row, reader) for row, reader in enumerate(readers)]
+        vocab_size = self._executable.manifest.model.vocab_size
+        tokens = self._executable.sample(sample_input(wanted, self._vocabulary, vocab_size))
+        for reader, token in zip(readers, tokens.tolist()):
+            if token != NONE:  # no number, no guess: only the model proper's logits decide
+                reader.mirror.tokens.append(token)
+                reader.guesses.append(token)
+
+    def _wanted(self, row: int, reader: _Reader) -> Wanted:
         history = replace(reader.answer.history, tokens=reader.mirror.tokens)
-        try:
-            token = sample(row, reader.answer.request.ask.options, history).token
-        except DeviceError:
-            return  # no number, no guess: only the model proper's logits decide anything
-        reader.mirror.tokens.append(token)
-        reader.guesses.append(token)
+        return Wanted(row, reader.answer.request.ask.options, history)

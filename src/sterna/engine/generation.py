@@ -14,7 +14,7 @@ from sterna.engine.grammar import Grammar
 from sterna.engine.options import SamplingOptions
 from sterna.engine.parts import Parts
 from sterna.engine.request import Sequence
-from sterna.engine.sampler import Allowed, History, Sample, takes_the_largest
+from sterna.engine.sampler import Allowed, History, Sample, Wanted
 from sterna.text.detokenizer import StopStrings, StreamDecoder
 
 
@@ -134,7 +134,6 @@ class Answer:
         self._stops = StopStrings([*parts.stop_strings, *options.stop])
         if self._constraint is not None:
             self._constraint.prepare()
-        self.takes_the_largest = self._constraint is None and takes_the_largest(options)
         self._shortened = False
         self._way_out = 0  # how long it was when last looked for
         self._looked = 0  # and at which token of the answer
@@ -154,6 +153,10 @@ class Answer:
     def allowed(self) -> Allowed | None:
         """What the grammar lets come next; None without one. Waits for it where need be."""
         return None if self._constraint is None else self._constraint.allowed()
+
+    def wanted(self, row: int) -> Wanted:
+        """How the next token is to be chosen from a row of the step's logits."""
+        return Wanted(row, self.request.ask.options, self.history, self.banned, self.allowed)
 
     def accept(self, sample: Sample) -> Piece:
         """Append a sampled token and say what the caller gets to see.

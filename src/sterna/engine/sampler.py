@@ -1,28 +1,32 @@
-"""The sampler: one row of logits and a request's options in, one token out.
+"""The sampler's orders: requests' options in, what the device's sampler takes out, and its tokens.
 
-Stateless, so a token depends on nothing but its own row, its own history, and (seed, answer,
-position): not on its neighbours in the batch, nor on having been preempted. Order: bias,
-penalties, what is allowed, temperature, top-k, top-p, min-p, draw. Equal logits rank by lowest id.
-Log probabilities are the model's own, before any of that.
+A token depends on nothing but its own row, its own history, and (seed, answer, position): not on
+its neighbours in the batch, nor on having been preempted. Order: bias, penalties, what is
+allowed, temperature, top-k, top-p, min-p, draw; the device does it, see runtime.sampling for the
+rules. Log probabilities are the model's own, before any of that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sterna.base.errors import DeviceError
 from sterna.engine.options import SamplingOptions
-from sterna.runtime.philox import uniform
+from sterna.runtime.sampling import NONE, SHARE_BITS, UNIT_BITS, SampleInput
 
-VERSION = 1  # raised when the same logits, options and seed would give other tokens
-
-Row = NDArray[np.float64]  # [vocab_size]
 Ids = NDArray[np.intp]
 Allowed = NDArray[np.bool_]  # [vocab_size]: what a grammar lets come next
+Edits = tuple[NDArray[np.int32], NDArray[np.float32]]  # ids [e] and numbers [e, 3]
+
+VERSION = 2  # raised when the same logits, options and seed would give other tokens
+
+_MASK = 0xFFFFFFFF
+_STEEPEST = 1e30  # the most that logits are divided by a temperature for
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,62 +59,100 @@ class Sample:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def takes_the_largest(options: SamplingOptions) -> bool:
-    """Whether these options ask for the largest of the model's own logits and nothing else.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A token to be chosen from a row of the last step's logits: one of `allowed`, not `banned`."""
 
-    Then `sample` gives what `logits.argmax()` gives, and whole batches can be chosen at once.
-    """
-    adjusted = options.logit_bias or options.repetition_penalty != 1
-    penalized = options.presence_penalty or options.frequency_penalty
-    greedy = options.temperature == 0 and not options.logprobs
-    return greedy and not adjusted and not penalized and options.min_tokens == 0
+    row: int
+    options: SamplingOptions
+    history: History
+    banned: Sequence[int] = ()
+    allowed: Allowed | None = None
 
 
-def sample(
-    logits: NDArray[np.float32],
-    options: SamplingOptions,
-    history: History,
-    banned: Sequence[int] = (),
-    allowed: Allowed | None = None,
-) -> Sample:
-    """Choose the next token from `logits` [vocab_size]: one of `allowed`, none of `banned`.
+def sample_input(wanted: Sequence[Wanted], vocabulary: int, vocab_size: int) -> SampleInput:
+    """What the device takes, row by row. `vocabulary` of the `vocab_size` ids exist."""
+    count = len(wanted)
+    masked = np.array([w.allowed is not None for w in wanted], np.int32)
+    allowed = np.zeros((count, -(-vocab_size // 32)), np.uint32)
+    for i, w in enumerate(wanted):
+        if w.allowed is not None:
+            bits = np.packbits(w.allowed, bitorder="little")
+            allowed[i].view(np.uint8)[: len(bits)] = bits
+    edits = [_edits(w, vocabulary) for w in wanted]
+    return SampleInput(
+        vocabulary=vocabulary,
+        rows=np.array([w.row for w in wanted], np.int32),
+        inverse_temperature=np.array([_inverse(w.options) for w in wanted], np.float32),
+        limits=np.array([_limits(w.options) for w in wanted], np.int32).reshape(count, 3),
+        keys=np.array([_key(w.history) for w in wanted], np.uint32).reshape(count, 5),
+        masked=masked,
+        allowed=allowed,
+        edit_indptr=np.cumsum([0, *(len(ids) for ids, _ in edits)], dtype=np.int32),
+        edit_ids=np.concatenate([ids for ids, _ in edits]),
+        edits=np.concatenate([numbers for _, numbers in edits]),
+    )
+
+
+def told(wanted: Wanted, token: int, logits: NDArray[np.float32]) -> Sample:
+    """The device's choice from `logits` [vocabulary], with log probabilities where asked for.
 
     DeviceError when the logits are not numbers: no token can honestly be chosen from those.
     """
-    row = adjusted(logits, options, history, banned)
-    if allowed is not None:
-        row[~allowed] = -np.inf
-    peak = row.max()
-    if not np.isfinite(peak):
+    if token == NONE:
         raise DeviceError(
-            f"the model computed {peak} among the logits at position {history.position}; "
-            "its weights are damaged or its arithmetic overflowed"
+            f"the model computed {logits.max()} among the logits at position "
+            f"{wanted.history.position}, or allows no token there; its weights are damaged or its "
+            "arithmetic overflowed"
         )
-    token = int(row.argmax()) if options.temperature == 0 else _draw(row, options, history)
-    if not options.logprobs:
+    if not wanted.options.logprobs:
         return Sample(token)
-    return _with_logprobs(token, logits, options.top_logprobs)
+    return _with_logprobs(token, logits, wanted.options.top_logprobs)
 
 
-def adjusted(
-    logits: NDArray[np.float32],
-    options: SamplingOptions,
-    history: History,
-    banned: Sequence[int] = (),
-) -> Row:
-    """Bias and penalties. `repetition_penalty` counts the prompt too, the others do not."""
-    row = logits.astype(np.float64)
-    for token, bias in options.logit_bias.items():
-        row[token] += bias
-    if options.repetition_penalty != 1:
-        seen = np.unique(np.array(history.tokens, np.intp))
-        scale = options.repetition_penalty
-        row[seen] = np.where(row[seen] > 0, row[seen] / scale, row[seen] * scale)
-    if options.presence_penalty or options.frequency_penalty:
-        seen, counts = np.unique(np.array(history.output, np.intp), return_counts=True)
-        row[seen] -= options.presence_penalty + options.frequency_penalty * counts
-    row[list(banned)] = -np.inf
-    return row
+def _inverse(options: SamplingOptions) -> float:
+    """1 / temperature, 0 for the largest."""
+    if options.temperature == 0:
+        return 0.0
+    return _STEEPEST if options.temperature * _STEEPEST < 1 else 1 / options.temperature
+
+
+def _limits(options: SamplingOptions) -> tuple[int, int, int]:
+    """top_k, top_p in units of 2^-16, the least weight in units of 2^-30."""
+    whole = 1 << SHARE_BITS
+    share = whole if options.top_p == 1 else min(round(options.top_p * whole), whole - 1)
+    return min(options.top_k, 2**31 - 1), share, max(1, ceil(options.min_p * (1 << UNIT_BITS)))
+
+
+def _key(history: History) -> tuple[int, int, int, int, int]:
+    seed, position = history.seed, history.position
+    return (
+        *(seed & _MASK, seed >> 32 & _MASK, history.stream & _MASK),
+        *(position & _MASK, position >> 32 & _MASK),
+    )
+
+
+_NO_EDITS: Edits = (np.zeros(0, np.int32), np.zeros((0, 3), np.float32))
+
+
+def _edits(wanted: Wanted, vocabulary: int) -> Edits:
+    """Bias, penalties and bans. `repetition_penalty` counts the prompt too, the others do not."""
+    o, history = wanted.options, wanted.history
+    penalized = o.presence_penalty != 0 or o.frequency_penalty != 0
+    if not (o.logit_bias or wanted.banned or penalized or o.repetition_penalty != 1):
+        return _NO_EDITS
+    repeated = history.tokens if o.repetition_penalty != 1 else ()
+    output = history.output if penalized else ()
+    lists = ([*o.logit_bias], repeated, output, wanted.banned)
+    ids = np.unique(np.concatenate([np.array(part, np.int64) for part in lists]))
+    numbers = np.tile(np.array([0, 1, 0], np.float32), (len(ids), 1))
+    numbers[np.searchsorted(ids, [*o.logit_bias]), 0] = [*o.logit_bias.values()]
+    numbers[np.searchsorted(ids, np.array(repeated, np.int64)), 1] = o.repetition_penalty
+    seen, counts = np.unique(np.array(output, np.int64), return_counts=True)
+    numbers[np.searchsorted(ids, seen), 2] = o.presence_penalty + o.frequency_penalty * counts
+    numbers[np.searchsorted(ids, np.array(wanted.banned, np.int64)), 2] = np.inf
+    exist = ids < vocabulary  # a prompt may hold tokens that are never chosen
+    return ids[exist].astype(np.int32), numbers[exist]
 
 
 def ranked(row: NDArray[np.floating], count: int) -> Ids:
@@ -120,28 +162,6 @@ def ranked(row: NDArray[np.floating], count: int) -> Ids:
     threshold = np.partition(row, len(row) - count)[len(row) - count]
     ids = np.flatnonzero(row >= threshold)
     return ids[np.argsort(-row[ids], kind="stable")][:count]
-
-
-def _draw(row: Row, options: SamplingOptions, history: History) -> int:
-    ids, weights = candidates(row, options)
-    total = np.cumsum(weights)
-    point = uniform(history.seed, history.stream, history.position) * total[-1]
-    index = int(np.searchsorted(total, point, side="right"))
-    return int(ids[min(index, len(ids) - 1)])
-
-
-def candidates(row: Row, options: SamplingOptions) -> tuple[Ids, Row]:
-    """Ids that may be drawn and their weights, not normalized, in a fixed order."""
-    weights = np.exp((row - row.max()) / options.temperature)
-    if options.top_k == 0 and options.top_p == 1:
-        ids = np.flatnonzero(weights >= max(options.min_p, np.finfo(np.float64).tiny))
-        return ids, weights[ids]
-    ids = ranked(row, options.top_k or len(row))
-    kept = weights[ids]
-    before = np.cumsum(kept) - kept  # mass ahead of each: the first always stays
-    ids = ids[(before <= 0) | (before < options.top_p * kept.sum())]
-    ids = ids[weights[ids] >= options.min_p]
-    return ids, weights[ids]
 
 
 def _with_logprobs(token: int, logits: NDArray[np.float32], count: int) -> Sample:

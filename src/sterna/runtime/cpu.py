@@ -37,7 +37,8 @@ from sterna.base.errors import (
 from sterna.runtime import host
 from sterna.runtime.batch import choose, prepare
 from sterna.runtime.cpu_report import cpu_report
-from sterna.runtime.executable import StepInput
+from sterna.runtime.cpu_sampler import CpuSampler
+from sterna.runtime.executable import Ints, StepInput
 from sterna.runtime.library import check_loadable, manifest_bytes
 from sterna.runtime.memory import (
     SLACK,
@@ -51,6 +52,7 @@ from sterna.runtime.memory import (
 )
 from sterna.runtime.params import WeightReader, check_names, read_param
 from sterna.runtime.report import DeviceReport
+from sterna.runtime.sampling import SampleInput, check_sample, sample_rows
 from sterna.runtime.threads import POOL_BYTES, Team
 
 _MOST_THREADS = 1024
@@ -145,6 +147,10 @@ class CpuExecutable:
             entry.name: _prepare_call(entry, handle, io, shared, ends) for entry in manifest.entries
         }
         self._entries = {entry.name: entry for entry in manifest.entries}
+        self._logits = np.zeros((0, manifest.model.vocab_size), np.float32)  # of the last step
+        self._sampler: CpuSampler | None = None
+        if manifest.sampler is not None:
+            self._sampler = CpuSampler(handle, manifest.sampler, pool.ctypes.data)
         self._manifest = manifest
         self._num_pages = num_pages
         self._one_step = threading.Lock()
@@ -177,9 +183,23 @@ class CpuExecutable:
                 code = call.function(*call.addresses)
             finally:
                 self._team.end()
+            self._logits = call.logits[: prepared.dims["r"]]
         if code != 0:
             raise DeviceError(f"entry point {entry.name!r} failed with code {code}")
-        return call.logits[: prepared.dims["r"]]
+        return self._logits
+
+    def sample(self, given: SampleInput) -> Ints:
+        """See Executable.sample. RequestError for what no sampler can read."""
+        check_sample(given, len(self._logits), self._manifest.model.vocab_size)
+        with self._one_step:
+            self._check_open()
+            if self._sampler is None:
+                return sample_rows(self._logits, given)
+            self._team.begin()
+            try:
+                return self._sampler.run(self._logits, given)
+            finally:
+                self._team.end()
 
     def copy_page(self, source: int, destination: int) -> None:
         """See Executable.copy_page. RequestError for a page the cache does not have."""
@@ -201,6 +221,7 @@ class CpuExecutable:
         with self._one_step:
             self._release()
             self._calls = {}
+            self._sampler = None
             self._cache = self._cache[:0].copy()
 
     def _page(self, page: int) -> NDArray[np.uint8]:

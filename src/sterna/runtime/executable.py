@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.base.artifact import Manifest
+from sterna.runtime.sampling import SampleInput
 
 Ints = NDArray[np.int32]
 
@@ -52,6 +53,10 @@ class Executable(Protocol):
 
         The array belongs to the executable and is overwritten by the next step.
         """
+        ...
+
+    def sample(self, given: SampleInput) -> Ints:
+        """Choose a token [r] from rows of the last step's logits; see runtime.sampling."""
         ...
 
     def copy_page(self, source: int, destination: int) -> None:

@@ -50,7 +50,7 @@ def memory_plan(manifest: Manifest, num_pages: int, threads: int) -> MemoryPlan:
         weights=sum(padded(packed_bytes(param)) for param in manifest.params),
         kv_cache=padded(num_pages * manifest.kv_cache.page_bytes),
         arena=padded(max((entry.arena_bytes for entry in manifest.entries), default=0)),
-        scratch=padded(max((e.scratch_bytes for e in manifest.entries), default=0)) * threads,
+        scratch=padded(max((e.scratch_bytes for e in manifest.programs), default=0)) * threads,
         io=sum(padded(size) for size in io_bytes(manifest.entries).values()),
     )
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from sterna.base.artifact import Manifest
 from sterna.base.errors import DeviceError
-from sterna.runtime.executable import StepInput
+from sterna.runtime.executable import Ints, StepInput
+from sterna.runtime.sampling import SampleInput, check_sample, sample_rows
 
 _Words = NDArray[np.uint64]
 
@@ -28,6 +29,7 @@ class NullExecutable:
         self._page_size = manifest.kv_cache.page_size
         self._slots: _Words = np.zeros((num_pages, self._page_size), np.uint64)
         self._ids = _mix(np.arange(manifest.model.vocab_size, dtype=np.uint64))
+        self._logits = np.zeros((0, manifest.model.vocab_size), np.float32)  # of the last step
         self._closed = False
 
     @property
@@ -47,7 +49,13 @@ class NullExecutable:
         words = self._ids ^ self._seen(batch)[:, None]
         words *= np.uint64(0x9E3779B97F4A7C15)
         words >>= np.uint64(40)
-        return words.astype(np.float32) * np.float32(8 / 2**24)
+        self._logits = words.astype(np.float32) * np.float32(8 / 2**24)
+        return self._logits
+
+    def sample(self, given: SampleInput) -> Ints:
+        """The meaning of a device's sampler, computed as it is defined."""
+        check_sample(given, len(self._logits), self._manifest.model.vocab_size)
+        return sample_rows(self._logits, given)
 
     def copy_page(self, source: int, destination: int) -> None:
         self._slots[destination] = self._slots[source]

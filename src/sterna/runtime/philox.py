@@ -1,6 +1,6 @@
 """Counter-based random numbers: Philox4x32-10 in plain integers.
 
-(seed, stream, position) in, one number in [0, 1) out. No state, so a draw does not depend on
+(seed, stream, position) in, 64 random bits out. No state, so a draw does not depend on
 which others were made, and any language replays it. Salmon et al., "Parallel random numbers:
 as easy as 1, 2, 3", SC 2011.
 """
@@ -28,8 +28,3 @@ def draw_bits(seed: int, stream: int, position: int) -> int:
     counter = (position & _MASK, position >> 32 & _MASK, stream & _MASK, 0)
     high, low, _, _ = philox(counter, (seed & _MASK, seed >> 32 & _MASK))
     return high << 32 | low
-
-
-def uniform(seed: int, stream: int, position: int) -> float:
-    """The same as a number in [0, 1), of 53 bits."""
-    return (draw_bits(seed, stream, position) >> 11) / 2**53

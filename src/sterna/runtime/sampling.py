@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.base.errors import RequestError
 from sterna.runtime.philox import draw_bits
 
 Ints = NDArray[np.int32]
@@ -46,10 +47,59 @@ class SampleInput:
     edits: Floats  # [e, 3] bias, scale, what is taken away
 
 
+def check_sample(given: SampleInput, rows: int, vocab_size: int) -> None:
+    """RequestError unless a kernel can read all of it within its bounds.
+
+    `rows` is the number of logit rows of the last step.
+    """
+    r, e = len(given.rows), len(given.edit_ids)
+    wanted: dict[str, tuple[tuple[int, ...], type]] = {
+        "rows": ((r,), np.int32), "inverse_temperature": ((r,), np.float32),
+        "limits": ((r, 3), np.int32), "keys": ((r, 5), np.uint32), "masked": ((r,), np.int32),
+        "allowed": ((r, -(-vocab_size // 32)), np.uint32), "edit_indptr": ((r + 1,), np.int32),
+        "edit_ids": ((e,), np.int32), "edits": ((e, 3), np.float32),
+    }  # fmt: skip
+    for name, (shape, kind) in wanted.items():
+        array = getattr(given, name)
+        if array.shape != shape or array.dtype != kind or not array.flags.c_contiguous:
+            raise RequestError(
+                f"{name} of a sample must be {np.dtype(kind)}{list(shape)} in one piece, "
+                f"not {array.dtype}{list(array.shape)}"
+            )
+    if r == 0 or not 0 < given.vocabulary <= vocab_size:
+        raise RequestError(
+            f"{r} rows over {given.vocabulary} tokens cannot be sampled; a row at least is "
+            f"needed, and 1 to {vocab_size} tokens"
+        )
+    indptr, ids = given.edit_indptr, given.edit_ids
+    ordered = indptr[0] == 0 and indptr[-1] == e and (indptr[1:] >= indptr[:-1]).all()
+    if not ordered or not _within(given.rows, rows) or not _within(ids, given.vocabulary):
+        raise RequestError(
+            f"rows of a sample must lie in 0..{rows - 1}, edits in 0..{given.vocabulary - 1}, "
+            "and edit_indptr must rise from 0 to their number"
+        )
+
+
+def _within(values: Ints, end: int) -> bool:
+    return len(values) == 0 or (int(values.min()) >= 0 and int(values.max()) < end)
+
+
 def sample_rows(logits: Floats, given: SampleInput) -> Ints:
     """The token of each row, NONE for a row whose largest logit is infinite or no number."""
-    tokens = [_token(_edited(logits, given, i), given, i) for i in range(len(given.rows))]
-    return np.array(tokens, np.int32)
+    plain = (
+        (given.inverse_temperature == 0) & (given.masked == 0) & (np.diff(given.edit_indptr) == 0)
+    )
+    tokens = _largest(logits[given.rows, : given.vocabulary]) if plain.any() else given.rows.copy()
+    for i in map(int, np.flatnonzero(~plain)):
+        tokens[i] = _token(_edited(logits, given, i), given, i)
+    return tokens
+
+
+def _largest(x: Floats) -> Ints:
+    """The first largest of each row, at once."""
+    found = x.argmax(axis=1)
+    finite = np.abs(x[np.arange(len(x)), found]) <= np.float32(3e38)
+    return np.where(finite, found, NONE).astype(np.int32)
 
 
 def _edited(logits: Floats, given: SampleInput, i: int) -> Floats:
