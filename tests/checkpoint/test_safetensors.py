@@ -127,7 +127,15 @@ def test_header_length_lies(path: Path, length: int) -> None:
         open_safetensors(path)
 
 
-@pytest.mark.parametrize("name", ["F8_E4M3", "F8_E5M2", "F4", "C64"])
+def test_e4m3_comes_as_its_bytes(path: Path) -> None:
+    entry = {"w": {"dtype": "F8_E4M3", "shape": [2, 2], "data_offsets": [0, 4]}}
+    path.write_bytes(file_of(entry, bytes([0, 56, 184, 126])))
+    ref = open_safetensors(path)["w"]
+    assert (ref.dtype.name, ref.encoding, ref.shape) == ("u8", "e4m3", (2, 2))
+    assert ref.read().tolist() == [[0, 56], [184, 126]]
+
+
+@pytest.mark.parametrize("name", ["F8_E8M0", "F8_E5M2", "F4", "C64"])
 def test_fp8_and_others_are_refused_by_name(path: Path, name: str) -> None:
     path.write_bytes(
         file_of({"w": {"dtype": name, "shape": [4], "data_offsets": [0, 4]}}, bytes(4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sterna.cli.arguments import Subparsers, add_verb
@@ -24,13 +25,28 @@ def add(verbs: Subparsers) -> None:
         "  sterna convert_weight --source ./M-hf --quantization q4f16_1 --output ./dist/M",
     )
     add_source_flags(parser)
+    parser.add_argument(
+        "--calibrate", metavar="TEXT", help="choose weights by what they compute on this text file"
+    )
+    parser.add_argument(
+        "--budget-bits",
+        metavar="BITS",
+        type=float,
+        help="mix schemes so that linear weights take this many bits on average, such as 4.25",
+    )
+    parser.add_argument("--lora", metavar="FOLDER", help="merge this PEFT LoRA adapter")
+    parser.add_argument(
+        "--measure",
+        action=argparse.BooleanOptionalAction,
+        help="compare next tokens with the source's (default: if the model is small)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     named, output = source_of(args), output_of(args)
     from sterna.checkpoint.hub import resolve
-    from sterna.convert import convert_weight, format_receipt
+    from sterna.convert import ConvertOptions, convert_weight, format_receipt
 
     source = resolve(named)
     quantization = quantization_of(args, source, output)
@@ -45,6 +61,12 @@ def run(args: argparse.Namespace) -> int:
             output,
             quantization=quantization,
             model_type=args.model_type,
+            options=ConvertOptions(
+                calibrate=Path(args.calibrate).expanduser() if args.calibrate else None,
+                budget_bits=args.budget_bits,
+                lora=Path(args.lora).expanduser() if args.lora else None,
+                measure=args.measure,
+            ),
             progress=step,
         )
     print(harmless(format_receipt(receipt)))

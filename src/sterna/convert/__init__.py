@@ -7,11 +7,12 @@ from sterna.convert.chat_config import ChatOptions, gen_config
 from sterna.convert.gguf_folder import source_folder
 from sterna.convert.receipt import Receipt, format_receipt
 from sterna.convert.source import STORED, default_quantization
-from sterna.convert.weights import ConvertProgress, convert_weight
+from sterna.convert.weights import ConvertOptions, ConvertProgress, convert_weight
 
 __all__ = [
     "STORED",
     "ChatOptions",
+    "ConvertOptions",
     "ConvertProgress",
     "Receipt",
     "convert_weight",

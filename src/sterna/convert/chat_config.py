@@ -19,7 +19,7 @@ from sterna.checkpoint.folder import TOKENIZER_FILES
 from sterna.checkpoint.mlc import CONFIG
 from sterna.checkpoint.model_folder import STERNA
 from sterna.convert.conv_templates import as_json, make_conv_template
-from sterna.convert.output import found_in, sterna_json
+from sterna.convert.output import found_in, kept_recipe, sterna_json
 from sterna.convert.source import Source, read_source
 from sterna.convert.tokenizer_info import tokenizer_info
 from sterna.models.rope_scaling import longest_context
@@ -80,9 +80,9 @@ def gen_config(
     `output` must be new, empty, or hold this very model. Raises UsageError for options that make
     no sense or do not fit the model, CheckpointError and TokenizerError for damaged files.
     """
-    model = read_source(Path(source), quantization, model_type)
     asked = options or ChatOptions()
     output = Path(output).resolve()
+    model = read_source(Path(source), quantization, model_type, kept=kept_recipe(output))
     found = found_in(output, model)
     overrides = _overrides(asked.sliding_window_size, asked.attention_sink_size)
     read = _read_with(model, overrides)

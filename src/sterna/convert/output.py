@@ -18,7 +18,7 @@ from sterna.checkpoint.mlc_index import INDEX, OLD_INDEX
 from sterna.checkpoint.model_folder import FORMAT, STERNA, read_sterna
 from sterna.convert.source import Source
 from sterna.models.params import fingerprint
-from sterna.quantize.recipe import recipe_json
+from sterna.quantize.recipe import Recipe, read_recipe, recipe_json
 from sterna.quantize.scheme import Scheme
 
 # The part of the folder that each command writes besides sterna.json's own keys.
@@ -50,6 +50,16 @@ def found_in(output: Path, source: Source) -> dict[str, Any]:
             f"{output} holds another model ({difference}); give another folder, or remove it first"
         )
     return found
+
+
+def kept_recipe(output: Path) -> Recipe | None:
+    """The recipe of the weights that a folder holds, if they have one."""
+    if not (output / STERNA).is_file():
+        return None
+    found = read_sterna(output)
+    if "recipe" not in found:
+        return None
+    return read_recipe(str(found.get("quantization")), found["recipe"], str(output / STERNA))
 
 
 def _not_ours(output: Path, names: list[str]) -> str:

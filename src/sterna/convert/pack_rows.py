@@ -8,7 +8,7 @@ more than a few blocks are ever in memory, however large the tensor.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sterna.base.dtype import F32
 from sterna.checkpoint.mlc import encode_bf16
-from sterna.convert.stored import StoredTensor
+from sterna.convert.stored import Parts, StoredTensor
 from sterna.convert.tensors import Planned
 from sterna.models.params import StoredWeight
 from sterna.quantize.pack import quantize
@@ -41,10 +41,13 @@ class _Block:
     at: int
 
 
-def pack_rows(planned: Planned, *, f32_as_bf16: bool) -> tuple[dict[str, Array], ErrorSum]:
+def pack_rows(
+    planned: Planned, *, f32_as_bf16: bool, ready: Mapping[str, Parts]
+) -> tuple[dict[str, Array], ErrorSum]:
     """Quantize a weight; the tensors come by part, as in `StoredWeight.parts`.
 
-    `f32_as_bf16` says that the folder will hold float32 tensors cut to bfloat16. Raises UnsafeFile
+    `f32_as_bf16` says that the folder will hold float32 tensors cut to bfloat16; `ready` holds the
+    parts of weights, by the checkpoint's names, that were quantized already. Raises UnsafeFile
     for NaN and infinite weights, UsageError for weights that the scheme's dtype cannot hold.
     """
     weight = planned.weight
@@ -58,7 +61,12 @@ def pack_rows(planned: Planned, *, f32_as_bf16: bool) -> tuple[dict[str, Array],
             return ErrorSum(count=(block.last - block.first) * prod(block.tensor.shape[1:]))
         values = block.tensor.values(block.first, block.last)
         source = f"{block.tensor.name} in {block.tensor.path}"
-        packed = quantize(values, weight.scheme, name=source)
+        made = ready.get(block.tensor.name)
+        if made is None:
+            packed = quantize(values, weight.scheme, name=source)
+        else:
+            rows = _index(weight, slice(block.first, block.last))
+            packed = {key: np.ascontiguousarray(part[rows]) for key, part in made.items()}
         if f32_as_bf16 and not weight.scheme.is_quantized and weight.scheme.compute == F32:
             packed = {"weight": _cut(packed["weight"])}
         for part, array in zip(out.values(), packed.values(), strict=True):

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
+from sterna.convert.measure import Quality
 from sterna.quantize.report import ErrorSum, TensorError
 
 _HEAD = ("kind", "weights", "parameters", "bytes", "bits/weight", "max error", "rel. rms", "SQNR")
@@ -49,7 +50,11 @@ class KindTotal:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A whole conversion. `notes` say what of the checkpoint was passed over knowingly."""
+    """A whole conversion. `notes` say what of the checkpoint was passed over knowingly.
+
+    `quality` compares next tokens with the source's, where they were measured; `nearest` is what
+    rounding to nearest alone would have given, where a calibration did better.
+    """
 
     model_type: str
     quantization: str
@@ -57,6 +62,8 @@ class Receipt:
     kinds: tuple[KindTotal, ...]
     total: KindTotal
     notes: tuple[str, ...]
+    quality: Quality | None = None
+    nearest: Quality | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -69,6 +76,8 @@ def make_receipt(
     quantization: str,
     weights: list[tuple[WeightReceipt, ErrorSum]],
     notes: tuple[str, ...],
+    quality: Quality | None = None,
+    nearest: Quality | None = None,
 ) -> Receipt:
     """Sum up by kind, in order of first appearance."""
     kinds = dict.fromkeys(weight.kind for weight, _ in weights)
@@ -79,6 +88,8 @@ def make_receipt(
         tuple(_total(kind, [pair for pair in weights if pair[0].kind == kind]) for kind in kinds),
         _total("total", weights),
         notes,
+        quality,
+        nearest,
     )
 
 
@@ -102,6 +113,11 @@ def receipt_json(receipt: Receipt) -> dict[str, Any]:
         "total": _total_json(receipt.total),
         "kinds": {total.kind: _total_json(total) for total in receipt.kinds},
         "notes": list(receipt.notes),
+        **{
+            key: asdict(found)
+            for key, found in (("quality", receipt.quality), ("nearest", receipt.nearest))
+            if found is not None
+        },
         "weights": {
             weight.name: {key: value for key, value in asdict(weight).items() if key != "name"}
             for weight in receipt.weights
@@ -126,8 +142,18 @@ def format_receipt(receipt: Receipt) -> str:
     worst = max(receipt.weights, key=lambda weight: weight.error.relative_rms, default=None)
     if worst is not None and worst.error.relative_rms:
         lines.append(f"largest relative error: {worst.name}, {worst.error.relative_rms:.2%}")
+    for label, quality in (("next tokens", receipt.quality), ("rounded only", receipt.nearest)):
+        if quality is not None:
+            lines.append(_quality_line(label, quality))
     lines += [f"note: {note}" for note in receipt.notes]
     return "\n".join(lines)
+
+
+def _quality_line(label: str, quality: Quality) -> str:
+    return (
+        f"{label}: {quality.top1:.1%} the same as the source's at {quality.positions} positions, "
+        f"KL divergence {quality.mean_kl:.2e} on average, {quality.max_kl:.2e} at most"
+    )
 
 
 def _row(total: KindTotal) -> tuple[str, ...]:

@@ -16,9 +16,10 @@ from sterna.checkpoint.config import read_config, read_errors, read_generation_c
 from sterna.checkpoint.folder import TOKENIZER_FILES
 from sterna.checkpoint.mlc_index import INDEX, OLD_INDEX
 from sterna.convert.gguf_folder import source_folder
+from sterna.convert.lora import merged
 from sterna.convert.open_tensors import STORAGE_KEYS, format_name, is_quantized, open_tensors
 from sterna.convert.stored import Tensors, as_stored, plain_base
-from sterna.quantize.recipe import Quantization
+from sterna.quantize.recipe import Quantization, Recipe
 from sterna.quantize.scheme import SCHEMES, Scheme, scheme
 
 STORED = "stored"  # the quantization that keeps weights as the source has them
@@ -52,9 +53,18 @@ class Source:
         return open_tensors(self.folder, self.storage) if self.opened is None else self.opened
 
 
-def read_source(folder: Path, quantization: str, model_type: str | None) -> Source:
+def read_source(
+    folder: Path,
+    quantization: str,
+    model_type: str | None,
+    *,
+    kept: Recipe | None = None,
+    lora: Path | None = None,
+) -> Source:
     """Read a folder's JSON files and ask the family whether it can compute this model.
 
+    `kept` is the recipe of an output that holds the model already, which "stored" then means;
+    `lora` is an adapter's folder, to be merged into the weights.
     Raises UsageError for options that make no sense, CheckpointError for a folder that is no model
     and UnsupportedModel for one outside this version.
     """
@@ -66,19 +76,29 @@ def read_source(folder: Path, quantization: str, model_type: str | None) -> Sour
         storage = {key: config.pop(key) for key in STORAGE_KEYS if key in config}
         generation_config = read_generation_config(folder)
         files = tuple(name for name in TOKENIZER_FILES if (folder / name).is_file())
-    tensors = None if wanted else open_tensors(folder, storage)
+    if kept is not None and wanted is None:
+        quantized: Quantization = kept
+        tensors = None
+    else:
+        tensors = _tensors(folder, storage, lora) if lora or not wanted else None
+        quantized = wanted or _kept(format_name(folder, storage), tensors or {})
     source = Source(
         folder,
         config,
         generation_config,
         _model_type(config, model_type),
-        wanted or _kept(format_name(folder, storage), tensors or {}),
+        quantized,
         files,
         storage,
         tensors,
     )
     models.family(source.effective).read_config(source.effective)
     return source
+
+
+def _tensors(folder: Path, storage: dict[str, Any], lora: Path | None) -> Tensors:
+    tensors = open_tensors(folder, storage)
+    return tensors if lora is None else merged(tensors, lora)
 
 
 def default_quantization(named: Path) -> str:

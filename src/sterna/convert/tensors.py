@@ -20,6 +20,7 @@ from sterna.models.params import (
     stored_weights,
     tied_head,
 )
+from sterna.quantize.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +81,18 @@ def _with_base(source: Source, tensors: Tensors) -> Tensors:
 def _twice(source: Source, found: Tensors, expected: Mapping[str, object]) -> tuple[str, ...]:
     """A note where weights that were quantized before are quantized again."""
     again = [name for name in expected if found[name].scheme is not None]
-    if not again or source.opened is not None:
+    if not again or all(_stays(source, name, found[name]) for name in again):
         return ()
     return (
         f"{again[0]}{_and_more(again)} was quantized before, so its accuracy is lost twice; "
         "quantization 'stored' keeps it as it is",
+    )
+
+
+def _stays(source: Source, name: str, tensor: StoredTensor) -> bool:
+    """Whether a weight that was quantized before stays as it is."""
+    return isinstance(source.quantization, Recipe) and (
+        source.quantization.own.get(name) == tensor.scheme
     )
 
 

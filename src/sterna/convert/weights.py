@@ -7,19 +7,31 @@ is written; the folder's other part, which `gen_config` writes, is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 
 from sterna.base.dtype import F32, DType
+from sterna.base.errors import TokenizerError, UnsupportedModel
 from sterna.checkpoint.folder import TOKENIZER_FILES
 from sterna.checkpoint.mlc import CONFIG, MlcWriter
 from sterna.checkpoint.model_folder import STERNA
+from sterna.convert.calibrate import corrected, within_budget
+from sterna.convert.measure import (
+    CHEAP_PARAMETERS,
+    Quality,
+    compare,
+    quantized_logits,
+    source_logits,
+)
 from sterna.convert.output import found_in, sterna_json
 from sterna.convert.pack_rows import pack_rows
 from sterna.convert.receipt import Receipt, WeightReceipt, make_receipt, receipt_json
-from sterna.convert.source import read_source
-from sterna.convert.tensors import Planned, plan
+from sterna.convert.sample_text import documents, prompts
+from sterna.convert.source import Source, read_source
+from sterna.convert.stored import Parts
+from sterna.convert.tensors import Plan, Planned, plan
 from sterna.quantize.report import ErrorSum
 from sterna.quantize.scheme import Scheme
 
@@ -35,34 +47,67 @@ class ConvertProgress:
     bytes_total: int
 
 
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """What else a conversion may do.
+
+    `calibrate` is a text file: weights are then chosen by the products they give on it, errors
+    corrected. `budget_bits` chooses a scheme for each linear weight, so that they take that many
+    bits on average. `lora` is an adapter's folder. `measure` says whether next tokens are compared
+    with the source's; None does it for models small enough.
+    """
+
+    calibrate: Path | None = None
+    calibration_tokens: int = 4096
+    budget_bits: float | None = None
+    lora: Path | None = None
+    measure: bool | None = None
+
+
 def convert_weight(
     source: Path,
     output: Path,
     *,
     quantization: str,
     model_type: str | None = None,
+    options: ConvertOptions | None = None,
     progress: Callable[[ConvertProgress], None] | None = None,
 ) -> Receipt:
     """Quantize the weights of a source into `output`, or keep them as they are ("stored").
 
     `output` must be new, empty, or hold this very model, whose weights are then replaced at one
-    stroke. Beside a stored weight, a few tens of megabytes are in memory. float32 tensors of
-    quantized models are cut to bfloat16 on disk as MLC does; q0f32 is stored exactly.
+    stroke. Beside a stored weight, a few tens of megabytes are in memory; calibrating needs the
+    quantized weights and the activations of its text as well. float32 tensors of quantized models
+    are cut to bfloat16 on disk as MLC does; q0f32 and recipes are stored exactly.
     Raises UsageError for options and folders that make no sense, the leaves of CheckpointError for
     a checkpoint that is not what its config says, and CheckpointError when the disk refuses.
     """
-    model = read_source(Path(source), quantization, model_type)
+    asked = options or ConvertOptions()
+    model = read_source(Path(source), quantization, model_type, lora=asked.lora)
     todo = plan(model, model.tensors)
     output = Path(output).resolve()
+    report = _Reporter(todo.weights, progress)
+    if asked.budget_bits is not None:
+        documents = _documents(model, todo, asked)
+        bits = asked.budget_bits
+        recipe = within_budget(model, todo, documents, bits, report.say)
+        model = replace(model, quantization=recipe)
+        todo = plan(model, model.tensors)
     found = found_in(output, model)
+    ready: Mapping[str, Parts] = {}
+    if asked.calibrate is not None:
+        ready = corrected(model, todo, _documents(model, todo, asked), report.say)
+    quality = _quality(model, todo, asked, ready)
+    notes = (*todo.notes, *quality.notes, *_option_notes(asked))
     short = isinstance(model.quantization, Scheme) and model.quantization.is_quantized
     with MlcWriter(output, f32_as_bf16=short) as out:
         done: list[tuple[WeightReceipt, ErrorSum]] = []
-        report = _reporter(todo.weights, progress)
         for planned in todo.weights:
-            done.append(_convert(planned, out, short))
-            report(planned)
-        receipt = make_receipt(model.model_type, model.quantization.name, done, todo.notes)
+            done.append(_convert(planned, out, short, ready))
+            report.done(planned)
+        receipt = make_receipt(
+            model.model_type, model.quantization.name, done, notes, quality.found, quality.nearest
+        )
         own = {
             "weights": {"shards": [asdict(shard) for shard in out.finish_shards()]},
             "receipt": receipt_json(receipt),
@@ -75,9 +120,71 @@ def convert_weight(
     return receipt
 
 
-def _convert(planned: Planned, out: MlcWriter, short: bool) -> tuple[WeightReceipt, ErrorSum]:
+def _documents(model: Source, todo: Plan, asked: ConvertOptions) -> list[list[int]]:
+    """The calibration text as token ids, or the prompts that come along."""
+    rows = _vocabulary(todo)
+    if asked.calibrate is None:
+        return prompts(model.folder, rows)
+    return documents(asked.calibrate, model.folder, rows, asked.calibration_tokens)
+
+
+def _vocabulary(todo: Plan) -> int:
+    """Rows of the embedding."""
+    return max(p.weight.shape[0] for p in todo.weights if p.weight.kind == "embedding")
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    found: Quality | None = None
+    nearest: Quality | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _quality(
+    model: Source, todo: Plan, asked: ConvertOptions, ready: Mapping[str, Parts]
+) -> _Measured:
+    """Next tokens of both models on fixed prompts, or why they were not compared."""
+    if asked.measure is False or _is_exact(todo):
+        return _Measured()
+    count = sum(prod(planned.weight.shape) for planned in todo.weights)
+    if asked.measure is None and count > CHEAP_PARAMETERS:
+        why = f"next tokens were not compared with the source's: the model has {count:,} parameters"
+        return _Measured(notes=(f"{why}; convert with --measure to do it, in some minutes",))
+    try:
+        texts = prompts(model.folder, _vocabulary(todo))
+        wanted = source_logits(model, todo, texts)
+        found = compare(wanted, quantized_logits(model, todo, texts, ready))
+        nearest = compare(wanted, quantized_logits(model, todo, texts, {})) if ready else None
+    except (TokenizerError, UnsupportedModel) as error:
+        if asked.measure:
+            raise
+        return _Measured(notes=(f"next tokens were not compared with the source's: {error}",))
+    return _Measured(found, nearest)
+
+
+def _is_exact(todo: Plan) -> bool:
+    """Whether every weight stays as it is, so that there is nothing to compare."""
+    return all(
+        tensor.own_scheme == planned.weight.scheme
+        for planned in todo.weights
+        for tensor in planned.tensors
+    )
+
+
+def _option_notes(asked: ConvertOptions) -> tuple[str, ...]:
+    notes = []
+    if asked.lora is not None:
+        notes.append(f"the adapter {asked.lora.name} was merged into the weights")
+    if asked.calibrate is not None:
+        notes.append(f"errors were corrected on {asked.calibrate.name}")
+    return tuple(notes)
+
+
+def _convert(
+    planned: Planned, out: MlcWriter, short: bool, ready: Mapping[str, Parts]
+) -> tuple[WeightReceipt, ErrorSum]:
     weight = planned.weight
-    parts, error = pack_rows(planned, f32_as_bf16=short)
+    parts, error = pack_rows(planned, f32_as_bf16=short, ready=ready)
     nbytes = 0
     for part, array in parts.items():
         out.add(weight.tensor_name(part), array)
@@ -110,17 +217,30 @@ def _memory_bytes(weights: tuple[Planned, ...]) -> int:
     return total
 
 
-def _reporter(
-    weights: tuple[Planned, ...], progress: Callable[[ConvertProgress], None] | None
-) -> Callable[[Planned], None]:
-    total = sum(planned.source_bytes for planned in weights)
-    done = [0, 0]
+class _Reporter:
+    """Tells how far a conversion is; computing calibration counts no bytes."""
 
-    def report(planned: Planned) -> None:
-        done[0] += 1
-        done[1] += planned.source_bytes
-        if progress is not None:
-            step = ConvertProgress(planned.weight.name, done[0], len(weights), done[1], total)
-            progress(step)
+    def __init__(
+        self, weights: tuple[Planned, ...], told: Callable[[ConvertProgress], None] | None
+    ) -> None:
+        self._count = len(weights)
+        self._bytes = sum(planned.source_bytes for planned in weights)
+        self._told = told
+        self._weights_done = 0
+        self._bytes_done = 0
 
-    return report
+    def say(self, name: str) -> None:
+        self._tell(name)
+
+    def done(self, planned: Planned) -> None:
+        self._weights_done += 1
+        self._bytes_done += planned.source_bytes
+        self._tell(planned.weight.name)
+
+    def _tell(self, name: str) -> None:
+        if self._told is not None:
+            self._told(
+                ConvertProgress(
+                    name, self._weights_done, self._count, self._bytes_done, self._bytes
+                )
+            )

@@ -95,6 +95,21 @@ def quantize(weight: Array, scheme: Scheme, *, name: str = "weight") -> dict[str
     return packed
 
 
+def pack_grid(
+    codes: NDArray[np.uint8], scale: Array, zero: Array | None, scheme: Scheme
+) -> dict[str, Array]:
+    """Pack codes [N, K] that were chosen elsewhere, with scales and zero points [N, G]."""
+    shape = codes.shape
+    spec = packed_spec(shape, scheme)
+    packed = {key: np.empty(dims, dtype.numpy) for key, (dims, dtype) in spec.items()}
+    views = {key: _rows(value, shape, scheme) for key, value in packed.items()}
+    views["q_weight"][:] = pack_codes(_in_groups(codes, scheme).reshape(shape[0], -1), scheme)
+    views["q_scale"][:] = scale
+    if zero is not None:
+        views["q_zero"][:] = zero
+    return packed
+
+
 def cast(weight: Array, dtype: DType, *, name: str = "weight") -> Array:
     """A weight of any rank in another float dtype, refused as in `quantize` if that spoils it."""
     _check_source(weight, name)

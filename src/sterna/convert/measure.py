@@ -1,0 +1,87 @@
+"""How a quantized model's next tokens differ from its source's, on fixed prompts, at conversion.
+
+In: a plan, and the parts of weights that were not rounded to nearest. Out: Quality: the share of
+positions with the same most likely token, and KL(source || quantized). Both models are computed in
+numpy from the weights as a reader of the folder restores them; nothing is compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna import models
+from sterna.convert.calibrate import Parts, source_values, sources_of
+from sterna.convert.forward import Documents, all_logits
+from sterna.convert.source import Source
+from sterna.convert.tensors import Plan
+from sterna.quantize.pack import dequantize, quantize
+from sterna.quantize.scheme import SCHEMES, Scheme
+
+Array = NDArray[Any]
+Logits = NDArray[np.float32]
+
+CHEAP_PARAMETERS = (
+    50_000_000  # a model of more is measured only when asked for: minutes, not seconds
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Over all positions of all documents; divergences in nats."""
+
+    positions: int
+    top1: float
+    mean_kl: float
+    max_kl: float
+
+
+def source_logits(source: Source, plan: Plan, documents: Documents) -> Logits:
+    """Logits [positions, vocabulary] of the source's own weights."""
+    tensors = sources_of(plan)
+    model = models.build(source.effective, SCHEMES["q0f32"])
+    return all_logits(model, documents, lambda name, x: source_values(tensors[name]))
+
+
+def quantized_logits(
+    source: Source, plan: Plan, documents: Documents, ready: Mapping[str, Parts]
+) -> Logits:
+    """The same of the weights that the folder will hold; `ready` parts are taken as they are."""
+    tensors = sources_of(plan)
+    schemes = {name: p.weight.scheme for p in plan.weights for name in p.weight.sources}
+
+    def weight_of(name: str, x: Array | None) -> Array:
+        scheme, tensor = schemes[name], tensors[name]
+        if tensor.scheme is not None and tensor.scheme == scheme:
+            return source_values(tensor)
+        parts = ready.get(name) or quantize(source_values(tensor), scheme, name=name)
+        return _restored(parts, scheme, tensor.shape)
+
+    return all_logits(models.build(source.effective, SCHEMES["q0f32"]), documents, weight_of)
+
+
+def _restored(parts: Mapping[str, Array], scheme: Scheme, shape: tuple[int, ...]) -> Array:
+    if not scheme.is_quantized:
+        values: Array = parts["weight"].astype(np.float32)
+        return values
+    scale = parts["q_scale"].astype(scheme.scale_on_disk.numpy).astype(scheme.scale_dtype.numpy)
+    return dequantize({**parts, "q_scale": scale}, scheme, shape)
+
+
+def compare(wanted: Logits, found: Logits) -> Quality:
+    """Quality of `found` against `wanted`."""
+    p, q = _log_shares(wanted), _log_shares(found)
+    divergence = (np.exp(p) * (p - q)).sum(axis=-1)
+    same = wanted.argmax(axis=-1) == found.argmax(axis=-1)
+    return Quality(len(same), float(same.mean()), float(divergence.mean()), float(divergence.max()))
+
+
+def _log_shares(logits: Logits) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shares: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shares
