@@ -47,6 +47,7 @@ from sterna.program import (
     build_sampler,
     self_contained,
 )
+from sterna.schedule.choose import Plan
 
 DECODE_TOKENS = 2  # most tokens of a decode step: more sequences are a verify step
 VERIFY_TOKENS = 32  # most tokens of a verify step, and most logit rows of any step
@@ -118,19 +119,21 @@ def compile_model(
     options: CompileOptions | None = None,
     debug_dump: Path | None = None,
     cached: bool = True,
+    tuned: Mapping[str, Plan] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Compile the model in `folder` for `target` into the library `output`, atomically.
 
     `debug_dump` names a folder for the module after every phase, the kernels' schedules and the
     C source. A library that was made before from the same inputs by the same Sterna is copied
-    from the cache, unless a dump is asked for or `cached` is false. Raises CheckpointError,
-    CompileError and their kin.
+    from the cache, unless a dump is asked for or `cached` is false. `tuned` are measured plans by
+    the digest of the Group they are for; see `KernelTable`. Raises CheckpointError, CompileError
+    and their kin.
     """
     say = progress or _silent
     opened = open_model(folder, weights=False)
     options = options or CompileOptions()
-    identity = library_key(opened, target, options)
+    identity = library_key(opened, target, options, tuned)
     found = lookup("libraries", identity) if cached and debug_dump is None else None
     if found is not None:
         say(f"found {output.name} in the cache")
@@ -139,7 +142,7 @@ def compile_model(
         return output
     dump = _Dump(debug_dump)
     say(f"compiling {opened.model_type} {opened.quantization} for {target.spec}")
-    source = compile_source(opened, target, options, dump)
+    source = compile_source(opened, target, options, dump, tuned)
     renderer = renderer_of(target)
     dump.kernels(source, renderer)
     say(f"{len(source.table.kernels)} kernels; making {output.name}")
@@ -151,7 +154,12 @@ def compile_model(
     return output
 
 
-def library_key(folder: ModelFolder, target: Target, options: CompileOptions) -> str:
+def library_key(
+    folder: ModelFolder,
+    target: Target,
+    options: CompileOptions,
+    tuned: Mapping[str, Plan] | None = None,
+) -> str:
     """A hash of all that shapes a library: model, options, target, toolchain, Sterna itself."""
     return key(
         folder.fingerprint,
@@ -160,13 +168,18 @@ def library_key(folder: ModelFolder, target: Target, options: CompileOptions) ->
         folder.quantization,
         repr(target),
         repr(astuple(options)),
+        repr(sorted((tuned or {}).items())),
         renderer_of(target).build_version(target),
         *source_state(*_ROOMS),
     )
 
 
 def compile_source(
-    folder: ModelFolder, target: Target, options: CompileOptions, dump: _Dump | None = None
+    folder: ModelFolder,
+    target: Target,
+    options: CompileOptions,
+    dump: _Dump | None = None,
+    tuned: Mapping[str, Plan] | None = None,
 ) -> Source:
     """The front end: all but the building of the artifact."""
     dump = dump or _Dump(None)
@@ -185,7 +198,7 @@ def compile_source(
     tiles = prepack(module)
     module = fuse(module)
     dump.phase("06_fuse", to_text(module))
-    table = KernelTable(target)
+    table = KernelTable(target, tuned or {})
     entries = tuple(
         _entry(title, module, tiles, model, sizes, table)
         for title in ("prefill", "decode", "verify")

@@ -16,6 +16,7 @@ from sterna.base.dtype import F32
 from sterna.base.target import Target
 from sterna.codegen.c_names import name
 from sterna.codegen.renderer import Rendered, RenderedKernel, renderer_of
+from sterna.ir.compute import Group
 from sterna.ir.equal import digest
 from sterna.ir.expr import Buffer, Expr, Var, const_value
 from sterna.ir.graph import Binding, Function, IRModule, Value
@@ -28,7 +29,7 @@ from sterna.passes.lower import lower
 from sterna.passes.lower_opaque import Setting, is_opaque, lower_opaque
 from sterna.passes.plan_memory import MemoryPlan, Place, Run, Use, plan_memory
 from sterna.schedule.apply import apply
-from sterna.schedule.choose import choose
+from sterna.schedule.choose import Plan, plan_of, schedule
 from sterna.schedule.steps import to_text as schedule_text
 
 STEP_DIMS = ("n", "b", "p", "r", "t")
@@ -47,9 +48,15 @@ class Compiled:
 
 @dataclass(slots=True)
 class KernelTable:
-    """Every distinct kernel of a library, by name; `known` finds equal ones."""
+    """Every distinct kernel of a library, by name; `known` finds equal ones.
+
+    `tuned` has plans that were measured, by the digest of the Group; the others are the table's.
+    `groups` are the Groups that kernels were scheduled from.
+    """
 
     target: Target
+    tuned: Mapping[str, Plan] = field(default_factory=dict)
+    groups: dict[str, Group] = field(default_factory=dict)
     kernels: dict[str, Compiled] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
 
@@ -69,6 +76,11 @@ class KernelTable:
             self.kernels[title] = Compiled(func, op, schedule, cost, source)
             self.known[identity] = title
         return self.known[identity]
+
+    def plan(self, group: Group) -> Plan:
+        """How a Group is scheduled here."""
+        found = self.tuned.get(digest(group)) if self.tuned else None
+        return found or plan_of(group, self.target)
 
     def code(self) -> dict[str, RenderedKernel]:
         return {title: RenderedKernel(k.func, k.source) for title, k in self.kernels.items()}
@@ -230,10 +242,11 @@ class _Builder:
             workspaces = tuple(a for a in args if isinstance(a, Buffer))
         else:
             lowered = lower(function, self.tiles)
-            schedule = choose(lowered.group, self.table.target)
-            func = apply(lowered.group, schedule)
+            steps = schedule(lowered.group, self.table.plan(lowered.group))
+            func = apply(lowered.group, steps)
             cost = group_cost(lowered.group)
-            kernel = self.table.add(func, op, schedule_text(schedule), cost)
+            kernel = self.table.add(func, op, schedule_text(steps), cost)
+            self.table.groups.setdefault(kernel, lowered.group)
             self.groups[function.name] = to_text(lowered.group)
             args, aliases, workspaces = (*lowered.inputs, *lowered.outputs), {}, ()
         self.used.add(kernel)

@@ -1,14 +1,18 @@
 """The schedule of a Group for a target: a rule found by the Group's structure, numbers by a table.
 
-In: a Group and a Target. Out: a Schedule. The rules know no target; the tables, one file a kind
-of target and one row a vector width, hold every number that was measured.
+In: a Group and a Target. Out: a Plan, which is a rule with its numbers, and the Schedule that the
+rule makes of it. The rules know no target; the tables, one file a kind of target and one row a
+vector width, hold every number that was measured.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -55,8 +59,29 @@ class Knobs:
     elementwise: ElementwiseKnobs
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How steps are written for some form of Group: `write(group, knobs)`, for knobs of a type."""
+
+    knobs: type
+    write: Callable[[Group, Any], Schedule]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A row of RULES and its numbers: what is chosen for a Group, tuned and stored."""
+
+    rule: str
+    knobs: Any
+
+
 def choose(group: Group, target: Target) -> Schedule:
-    """A schedule that runs every stage of `group`; ScheduleError when no rule knows its form."""
+    """The schedule of rule and table; ScheduleError when no rule knows the Group's form."""
+    return schedule(group, plan_of(group, target))
+
+
+def plan_of(group: Group, target: Target) -> Plan:
+    """The plan of rule and table; ScheduleError where there is none."""
     if target.group_threads:
         return _in_groups(group, group_table(target.table))
     knobs = table(target.table).get(target.lanes())
@@ -67,23 +92,55 @@ def choose(group: Group, target: Target) -> Schedule:
     found = product(group)
     if found is not None:
         if _most_rows(found) <= knobs.matvec_rows:
-            return matvec(found, knobs.matvec)
+            return Plan("matvec", knobs.matvec)
         if _most_rows(found) <= knobs.skinny_rows:
-            return skinny_matmul(found, knobs.skinny)
-        return matmul(found, knobs.matmul if found.weight.out.dtype.is_float else knobs.pairs)
+            return Plan("skinny_matmul", knobs.skinny)
+        floats = found.weight.out.dtype.is_float
+        return Plan("matmul", knobs.matmul if floats else knobs.pairs)
     if any(c.over for c in group.computes):
-        return norm(group, knobs.norm)
-    return elementwise(group, knobs.elementwise)
+        return Plan("norm", knobs.norm)
+    return Plan("elementwise", knobs.elementwise)
 
 
-def _in_groups(group: Group, knobs: GroupKnobs) -> Schedule:
+def schedule(group: Group, plan: Plan) -> Schedule:
+    """The steps of a plan; ScheduleError where its rule does not fit the Group."""
+    return RULES[plan.rule].write(group, plan.knobs)
+
+
+def _in_groups(group: Group, knobs: GroupKnobs) -> Plan:
     found = product(group)
     if found is not None:
         few = _most_rows(found) <= knobs.few_rows
-        return matvec_groups(found, knobs) if few else matmul_groups(found, knobs)
-    if any(c.over for c in group.computes):
-        return norm_groups(group, knobs)
-    return elementwise_groups(group, knobs)
+        return Plan("matvec_groups" if few else "matmul_groups", knobs)
+    reduces = any(c.over for c in group.computes)
+    return Plan("norm_groups" if reduces else "elementwise_groups", knobs)
+
+
+def _of_product(write: Callable[[Product, Any], Schedule]) -> Callable[[Group, Any], Schedule]:
+    """A rule for products, as one for Groups."""
+
+    def written(group: Group, knobs: Any) -> Schedule:
+        found = product(group)
+        if found is None:
+            raise ScheduleError(f"{group.name} is no matrix product with a weight stage")
+        return write(found, knobs)
+
+    return written
+
+
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {
+        "matvec": Rule(MatvecKnobs, _of_product(matvec)),
+        "skinny_matmul": Rule(MatmulKnobs, _of_product(skinny_matmul)),
+        "matmul": Rule(MatmulKnobs, _of_product(matmul)),
+        "norm": Rule(NormKnobs, norm),
+        "elementwise": Rule(ElementwiseKnobs, elementwise),
+        "matvec_groups": Rule(GroupKnobs, _of_product(matvec_groups)),
+        "matmul_groups": Rule(GroupKnobs, _of_product(matmul_groups)),
+        "norm_groups": Rule(GroupKnobs, norm_groups),
+        "elementwise_groups": Rule(GroupKnobs, elementwise_groups),
+    }
+)
 
 
 def _most_rows(found: Product) -> float:

@@ -6,7 +6,9 @@ and the last in vectors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sterna.ir.compute import Compute, Group
 from sterna.ir.expr import const_value
@@ -18,6 +20,11 @@ from sterna.schedule.steps import Inline, Parallel, Schedule, Split, Step, Vecto
 @dataclass(frozen=True, slots=True)
 class ElementwiseKnobs:
     """Elements of a vector loop, and how many of them a work item of a flat tensor has."""
+
+    SPACE: ClassVar[Mapping[str, tuple[int, ...]]] = {
+        "lanes": (4, 8, 16, 32),
+        "flat": (1024, 4096, 16384),
+    }
 
     lanes: int
     flat: int = 4096

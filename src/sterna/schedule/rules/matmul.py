@@ -8,8 +8,10 @@ weights is unpacked once and used by all rows. All leave the order of each sum a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd, lcm
+from typing import ClassVar
 
 from sterna.base.dtype import U32
 from sterna.ir.compute import Compute, Group
@@ -34,6 +36,12 @@ from sterna.schedule.steps import (
 class MatvecKnobs:
     """`lanes` a register; `rows` of the weight a work item, halved while items are too few."""
 
+    SPACE: ClassVar[Mapping[str, tuple[int, ...]]] = {
+        "rows": (16, 32, 64),
+        "unroll": (4, 8, 16, 32),
+        "ahead": (0, 2048, 4096, 8192, 16384),
+    }
+
     lanes: int
     rows: int = 32
     least_rows: int = 16
@@ -45,6 +53,13 @@ class MatvecKnobs:
 @dataclass(frozen=True, slots=True)
 class MatmulKnobs:
     """A tile of accumulators: `tokens` rows of x by `vectors` registers of `lanes`."""
+
+    SPACE: ClassVar[Mapping[str, tuple[int, ...]]] = {
+        "tokens": (2, 3, 4, 5, 6, 8),
+        "vectors": (1, 2, 3, 4),
+        "unroll": (4, 8, 16),
+        "ahead": (0, 4096, 8192),
+    }
 
     lanes: int
     tokens: int = 6

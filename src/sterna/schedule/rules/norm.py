@@ -7,7 +7,9 @@ of them inside the loop over rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Compute, Group
@@ -18,6 +20,8 @@ from sterna.schedule.steps import At, Parallel, Reorder, Schedule, Split, Step, 
 @dataclass(frozen=True, slots=True)
 class NormKnobs:
     """Elements of a vector loop over the width; partial sums are as wide as they are defined."""
+
+    SPACE: ClassVar[Mapping[str, tuple[int, ...]]] = {"lanes": (4, 8, 16, 32)}
 
     lanes: int
 

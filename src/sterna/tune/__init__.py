@@ -1,0 +1,1 @@
+"""Finding better numbers for the schedule rules by measuring them."""
