@@ -21,6 +21,19 @@ from sterna.inspection.peaks import Peaks
 
 PEAKS = Peaks(bandwidth=1e10, flops=1e11)
 
+PHASE = bench_report.PhaseReport(
+    name="pp16",
+    tokens=16,
+    context=0,
+    seconds=0.5,
+    bytes=1000,
+    flops=4000,
+    bytes_per_s=2000.0,
+    flops_per_s=8000.0,
+    copy_bytes_per_s=1e10,
+    peak_flops_per_s=1e11,
+)
+
 
 def silent(test):
     pass
@@ -94,6 +107,21 @@ def test_the_command(quick, tmp_path, capsys):
     assert found.settings["target"] == manifest().target
     assert found.settings["quantization"] == manifest().model.quantization
     assert found.settings["prompts"] == [16]
+
+
+@pytest.mark.parametrize(("flags", "count"), [([], 2), (["--speculative", "off"], 2),
+                                              (["--speculative", "ngram"], 0)])  # fmt: skip
+def test_steps_that_guess_are_not_set_against_the_machine(
+    flags, count, quick, monkeypatch, tmp_path
+):
+    def told(manifest, chunk, metrics, peaks):
+        assert peaks == PEAKS
+        return (PHASE,) * 2
+
+    monkeypatch.setattr("sterna.cli.bench_rates.phases", told)
+    now = tmp_path / "now.json"
+    assert main([*quick, *flags, "--json", str(now)]) == 0
+    assert len(bench_report.read(now).phases) == count
 
 
 def test_json_on_stdout_is_all_of_stdout(quick, capsys, tmp_path):

@@ -189,9 +189,8 @@ def _of_model(args: argparse.Namespace) -> BenchReport:
     with open_engine(args) as engine:
         found = rates(engine, options, lambda test: note(f"measuring {test}"))
         # A guess that comes true makes a step worth several tokens: what it costs is unknown then.
-        told = (
-            () if args.speculative else phases(engine.manifest, engine.limits.chunk, found, peaks)
-        )
+        guesses = args.speculative not in (None, Speculative.OFF)
+        told = () if guesses else phases(engine.manifest, engine.limits.chunk, found, peaks)
         settings = {
             "target": engine.manifest.target,
             "quantization": engine.manifest.model.quantization,
