@@ -7,14 +7,14 @@ or the last token it may have. Knows no device and no scheduler policy; runs on 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sterna.engine.api import FinishReason, Timings
 from sterna.engine.grammar import Grammar
 from sterna.engine.options import SamplingOptions
 from sterna.engine.parts import Parts
 from sterna.engine.request import Sequence
-from sterna.engine.sampler import Allowed, History, Sample, Wanted
+from sterna.engine.sampler import History, Sample, Wanted
 from sterna.text.detokenizer import StopStrings, StreamDecoder
 
 
@@ -134,29 +134,28 @@ class Answer:
         self._stops = StopStrings([*parts.stop_strings, *options.stop])
         if self._constraint is not None:
             self._constraint.prepare()
+        self.history = History(sequence.tokens, sequence.prompt_length, ask.seed, index)
         self._shortened = False
         self._way_out = 0  # how long it was when last looked for
         self._looked = 0  # and at which token of the answer
 
     @property
-    def history(self) -> History:
-        """What the sampler needs to know."""
-        sequence = self.sequence
-        return History(sequence.tokens, sequence.prompt_length, self.request.ask.seed, self._index)
+    def constrained(self) -> bool:
+        """Whether a grammar has to see each token before the next can be chosen."""
+        return self._constraint is not None
 
-    @property
-    def banned(self) -> tuple[int, ...]:
-        """Tokens that may not come next: the end, before `min_tokens`."""
-        return tuple(self._stop_ids) if self._early() else ()
+    def wanted(self, row: int, ahead: tuple[int, ...] = ()) -> Wanted:
+        """How the next token is to be chosen from a row of the step's logits.
 
-    @property
-    def allowed(self) -> Allowed | None:
-        """What the grammar lets come next; None without one. Waits for it where need be."""
-        return None if self._constraint is None else self._constraint.allowed()
-
-    def wanted(self, row: int) -> Wanted:
-        """How the next token is to be chosen from a row of the step's logits."""
-        return Wanted(row, self.request.ask.options, self.history, self.banned, self.allowed)
+        `ahead`: guesses that come before it, if they are right; not for constrained answers. Waits
+        for the grammar where need be.
+        """
+        history, options = self.history, self.request.ask.options
+        if ahead:
+            history = replace(history, tokens=[*history.tokens, *ahead])
+        early = self.sequence.output_length + len(ahead) < options.min_tokens
+        allowed = None if self._constraint is None else self._constraint.allowed()
+        return Wanted(row, options, history, tuple(self._stop_ids) if early else (), allowed)
 
     def accept(self, sample: Sample) -> Piece:
         """Append a sampled token and say what the caller gets to see.
