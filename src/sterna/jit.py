@@ -20,7 +20,7 @@ from sterna.base.errors import UsageError
 from sterna.base.target import Target, parse_target
 from sterna.base.version import file_state, source_state
 from sterna.checkpoint.config import read_errors
-from sterna.checkpoint.hub import SCHEME, parse_repo, resolve
+from sterna.checkpoint.hub import resolve, title
 from sterna.checkpoint.mlc import CONFIG
 from sterna.checkpoint.model_folder import open_model
 from sterna.compiler import CompileOptions, compile_model, library_key
@@ -155,9 +155,7 @@ def _name(model: str | Path | None, source: Path) -> str:
     """What people call the model; the hub's folders are named after commits."""
     if model is None:
         return _DEMO
-    if str(model)[: len(SCHEME)].upper() == SCHEME:
-        return parse_repo(str(model))[0].rpartition("/")[2]
-    return _plain(source.resolve().name) or "model"
+    return _plain(title(str(model)) or source.resolve().name) or "model"
 
 
 def _plain(name: str) -> str:
