@@ -22,6 +22,7 @@ from sterna.engine.api_request import (
     read_chat,
     read_completion,
 )
+from sterna.engine.stream import AsyncStream
 from sterna.serve.errors import HttpError
 from sterna.serve.exchange import Exchange, event_of
 from sterna.serve.reply import ENCODER
@@ -103,14 +104,19 @@ async def _stream(exchange: Exchange, call: Call, create: Any, body: Body) -> No
         await exchange.send_events(_events(chunks, call, usage))
 
 
-async def _events(chunks: AsyncIterator[Chunk], call: Call, usage: bool) -> AsyncIterator[bytes]:
-    async for chunk in chunks:
-        call.reasons += [c.finish_reason for c in chunk.choices if c.finish_reason is not None]
-        if not chunk.choices:
-            assert chunk.usage is not None, "a last chunk without usage"
-            assert chunk.timings is not None, "a last chunk without timings"
-            call.finish(chunk.usage, chunk.timings)
-            if not usage:
-                continue
-        yield event_of(ENCODER.encode(chunk))
+async def _events(chunks: AsyncStream[Any], call: Call, usage: bool) -> AsyncIterator[bytes]:
+    """Chunks that came together go out together: so a reader that is behind catches up."""
+    while several := await chunks.several():
+        yield b"".join(_event(chunk, call, usage) for chunk in several)
     yield DONE
+
+
+def _event(chunk: Chunk, call: Call, usage: bool) -> bytes:
+    call.reasons += [c.finish_reason for c in chunk.choices if c.finish_reason is not None]
+    if not chunk.choices:
+        assert chunk.usage is not None, "a last chunk without usage"
+        assert chunk.timings is not None, "a last chunk without timings"
+        call.finish(chunk.usage, chunk.timings)
+        if not usage:
+            return b""
+    return event_of(ENCODER.encode(chunk))
