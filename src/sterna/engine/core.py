@@ -90,14 +90,20 @@ class Core:
         return self._stopped
 
     def submit(
-        self, ask: Ask, sink: Sink, *, whole: bool = False, flush: Callable[[], None] | None = None
+        self,
+        ask: Ask,
+        sink: Sink,
+        *,
+        whole: bool = False,
+        lazy: bool = False,
+        flush: Callable[[], None] | None = None,
     ) -> Request:
         """Queue a prompt. `sink` and `flush` are called on the engine's thread, and must not block.
 
-        `sink` gets the events of each step, with `whole` all of them at the end. `flush` is then
-        called once for all sinks that share it.
+        `sink` gets the events of each step, with `whole` all of them at the end, and with `lazy`
+        one for each answer where possible. `flush` is then called once for all sinks that share it.
         """
-        request = Request(ask, sink, Clock(time.perf_counter()), whole, flush)
+        request = Request(ask, sink, Clock(time.perf_counter()), whole, lazy, flush)
         self._put(request)
         return request
 
@@ -302,10 +308,12 @@ class Core:
         else:
             wanted = answer.wanted(row)
             (token,) = self._choose([wanted])
-        request = answer.request
+        request, tokens = answer.request, answer.sequence.tokens
+        before = len(tokens)
         piece = answer.accept(told(wanted, token, chosen.logits[row]))
-        self._tell(request, piece)
-        self.counters.completion_tokens += len(piece.samples)
+        if piece is not None:
+            self._tell(request, piece)
+        self.counters.completion_tokens += len(tokens) - before
         self._note_token(request.clock, now)
 
     def _finish(self, request: Request) -> None:

@@ -32,8 +32,10 @@ class _Run(Generic[T]):
         self._assembler = job.assembler
         self._left = len(job.asks)
         self._ready: deque[T] = deque()
-        whole = job.assembler.whole
-        self._requests = [core.submit(ask, sink, whole=whole, flush=flush) for ask in job.asks]
+        whole, lazy = job.assembler.whole, job.assembler.lazy
+        self._requests = [
+            core.submit(ask, sink, whole=whole, lazy=lazy, flush=flush) for ask in job.asks
+        ]
 
     @property
     def over(self) -> bool:
