@@ -284,12 +284,12 @@ class Core:
 
     def _advance(self, answer: Answer, piece: Piece, chosen: _Chosen, now: float) -> None:
         """Append the token that follows, and those after it while they are what was guessed."""
-        request, tokens, draft = answer.request, answer.sequence.tokens, [*piece.draft]
-        before = len(tokens)
+        request = answer.request
         try:
+            tokens, before = answer.sequence.tokens, len(answer.sequence.tokens)
             self._append(answer, chosen, 0, now)
-            if draft:
-                answer.sequence.draft = []
+            if piece.draft:
+                draft, answer.sequence.draft = [*piece.draft], []
                 while answer.finish_reason is None and _begins(draft, tokens[before:]):
                     self._append(answer, chosen, len(tokens) - before, now)
                 self._note_draft(piece, tokens[before:])

@@ -139,6 +139,7 @@ class Answer:
         self._lazy = request.lazy and self._constraint is None and not stops
         self._kept: list[Sample] = []
         self.orders = orders(options)
+        self._plain = self._constraint is None and options.min_tokens == 0
         self.history = History(sequence.tokens, sequence.prompt_length, ask.seed, index)
         self._shortened = False
         self._way_out = 0  # how long it was when last looked for
@@ -155,6 +156,8 @@ class Answer:
         `ahead`: guesses that come before it, if they are right; not for constrained answers. Waits
         for the grammar where need be.
         """
+        if self._plain and not ahead:
+            return Wanted(row, self.orders, self.history)
         history = self.history
         if ahead:
             history = replace(history, tokens=[*history.tokens, *ahead])
