@@ -23,7 +23,7 @@ from sterna.checkpoint.config import read_errors
 from sterna.checkpoint.hub import resolve, title
 from sterna.checkpoint.mlc import CONFIG
 from sterna.checkpoint.model_folder import open_model
-from sterna.compiler import CompileOptions, compile_model, library_key
+from sterna.compiler import CompileOptions, KVDtype, compile_model, library_key
 from sterna.convert import (
     STORED,
     ConvertProgress,
@@ -60,12 +60,19 @@ def locate(
     device: str = AUTO,
     *,
     quantization: str | None = None,
+    kv_dtype: KVDtype | None = None,
     progress: Report = log,
 ) -> Located:
     """What an engine loads. A library that is given says how to quantize a source."""
     if model_lib is None:
-        target = target_of(device)
-        folder, library = ensure(model, target, quantization=quantization, progress=progress)
+        options = CompileOptions(kv_dtype=kv_dtype)
+        folder, library = ensure(
+            model,
+            target_of(device),
+            quantization=quantization,
+            options=options,
+            progress=progress,
+        )
     else:
         library = Path(model_lib)
         wanted = read_manifest(library).model.quantization

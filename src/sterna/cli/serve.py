@@ -166,7 +166,14 @@ def _load(
 
     def find(source: str | Path | None, library: str | Path | None, device: str) -> Located:
         with shown() as report:
-            return locate(source, library, device, quantization=args.quantization, progress=report)
+            return locate(
+                source,
+                library,
+                device,
+                quantization=args.quantization,
+                kv_dtype=options.kv_dtype,
+                progress=report,
+            )
 
     return AsyncEngine(model, args.model_lib, args.device, options=options, name=name, resolve=find)
 
