@@ -82,9 +82,7 @@ class Exchange:
         await self._message(start)
         try:
             async for event in events:
-                if event:
-                    message = {"type": "http.response.body", "body": event, "more_body": True}
-                    await self._send(message)
+                await self._send({"type": "http.response.body", "body": event, "more_body": True})
         except (Exception, asyncio.CancelledError) as error:
             if not self.gone:
                 failed = event_of(ENCODER.encode(body_of(told(error))))

@@ -119,8 +119,7 @@ async def _health(exchange: Exchange, health: Health) -> None:
 
 
 async def metrics(exchange: Exchange, state: State) -> None:
-    counters = {name: engine.metrics() for name, engine in state.models.items()}
-    page = state.metrics.page(counters).encode()
+    page = state.metrics.page(state.models).encode()
     await exchange.send_bytes(page, ((b"content-type", CONTENT_TYPE),))
 
 
