@@ -68,7 +68,7 @@ class Device(Protocol):
         """Copy to the device. The array may be changed once this returns."""
         ...
 
-    def read(self, buffer: Handle, out: NDArray[Any]) -> None:
+    def read(self, buffer: Handle, out: NDArray[Any], offset: int = 0) -> None:
         """Wait for all launches, then copy from the device."""
         ...
 
@@ -203,14 +203,30 @@ class GroupExecutable:
 
     def copy_page(self, source: int, destination: int) -> None:
         """See Executable.copy_page. RequestError for a page the cache does not have."""
-        for page in (source, destination):
-            if not 0 <= page < self._num_pages:
-                raise RequestError(f"page {page} is not one of the cache's {self._num_pages} pages")
         size = self._manifest.kv_cache.page_bytes
         with self._one_step:
-            self._check_open()
+            places = self._place(source), self._place(destination)
             if source != destination:
-                self._device.copy(self._cache, source * size, destination * size, size)
+                self._device.copy(self._cache, *places, size)
+
+    def read_page(self, page: int) -> NDArray[np.uint8]:
+        """See Executable.read_page. RequestError for a page the cache does not have."""
+        data = np.empty(self._manifest.kv_cache.page_bytes, np.uint8)
+        with self._one_step:
+            self._device.read(self._cache, data, self._place(page))
+        return data
+
+    def write_page(self, page: int, data: NDArray[np.uint8]) -> None:
+        """See Executable.write_page. RequestError for a page the cache does not have."""
+        with self._one_step:
+            self._device.write(self._cache, data, self._place(page))
+
+    def _place(self, page: int) -> int:
+        """Where a page begins in the cache."""
+        self._check_open()
+        if not 0 <= page < self._num_pages:
+            raise RequestError(f"page {page} is not one of the cache's {self._num_pages} pages")
+        return page * self._manifest.kv_cache.page_bytes
 
     def close(self) -> None:
         """See Executable.close."""
