@@ -40,6 +40,7 @@ from sterna.engine.parts import Parts
 from sterna.engine.reasoning import Start
 
 T = TypeVar("T")
+MAX_ANSWERS = 1024  # to one request
 _LIGHT = 4096  # characters, or values
 _GRAMMAR = _LIGHT + 1  # and what a grammar counts for
 _CONSTRAINED = frozenset({"tools", "response_format"})
@@ -102,6 +103,12 @@ def completion_job(
     request = read_completion(_request("prompt", prompt, model, given))
     prompts = _prompts(prompt)
     options = _options(parts, request)
+    if len(prompts) * options.n > MAX_ANSWERS:
+        raise RequestError(
+            f"prompt has {len(prompts)} prompts, with {options.n} answers to each, possible are up "
+            f"to {MAX_ANSWERS} answers in all; send several requests",
+            "prompt",
+        )
     if request.best_of is not None and request.best_of != options.n:
         raise RequestError(
             f"best_of is {request.best_of}, possible is n, which is {options.n}: answers are not "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import msgspec
 
@@ -82,7 +83,8 @@ async def detokenize(exchange: Exchange, state: State) -> None:
     for token in request.tokens:
         if token >= size:
             raise RequestError(f"tokens has the id {token}, possible are 0 to {size - 1}", "tokens")
-    text = engine.tokenizer.decode(request.tokens, skip_special_tokens=False)
+    decode = partial(engine.tokenizer.decode, request.tokens, skip_special_tokens=False)
+    text = await asyncio.to_thread(decode)
     await exchange.send_json(DetokenizeResult(prompt=text))
 
 
