@@ -126,7 +126,7 @@ def test_a_draft_model_of_another_vocabulary_is_refused(located, tmp_path):
 
 def test_what_was_loaded_is_closed_when_the_rest_fails(located, tmp_path, monkeypatch):
     closed = []
-    monkeypatch.setattr(NullExecutable, "close", closed.append)
+    monkeypatch.setattr(NullExecutable, "close", lambda device: closed.append(device))
     (tmp_path / "file").write_text("")
     options = EngineOptions(
         prefix_cache_dir=str(tmp_path / "file"), speculative="draft", draft_model="small"
