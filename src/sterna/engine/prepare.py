@@ -42,7 +42,6 @@ from sterna.engine.reasoning import Start
 T = TypeVar("T")
 MAX_ANSWERS = 1024  # to one request
 _LIGHT = 4096  # characters, or values
-_GRAMMAR = _LIGHT + 1  # and what a grammar counts for
 _CONSTRAINED = frozenset({"tools", "response_format"})
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
@@ -57,18 +56,22 @@ class Job(Generic[T]):
 
 
 def is_light(given: object) -> bool:
-    """Whether a request takes less than a millisecond or so to prepare: it is short."""
+    """Whether plain data takes less than a millisecond or so to prepare: it is short."""
     left = _LIGHT
-    values = [given]
+    values: list[Any] = [given]
     while values and left >= 0:
         value = values.pop()
-        left -= len(value) if isinstance(value, str) else 1
-        if isinstance(value, Mapping):
+        kind = type(value)
+        if kind is str:
+            left -= len(value)
+        elif kind is dict:
+            if not _CONSTRAINED.isdisjoint(value):
+                return False
             values += value.values()
-            left -= _GRAMMAR * (not value.keys().isdisjoint(_CONSTRAINED))
-        elif isinstance(value, list | tuple):
+        elif kind is list or kind is tuple:
             left -= len(value)
             values += value[: max(left, 0)]
+        left -= 1
     return left >= 0
 
 
