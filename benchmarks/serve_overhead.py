@@ -5,8 +5,7 @@
 The server is a process of its own on one core, the clients are on another. Each request is a chat
 of 16 tokens; 64 connections ask again as soon as they are answered. `requests_per_core_second` is
 by the time that the server had of its core, so other programs on a busy machine do not count.
-`--profile` also says where the server's time goes, by function; else results/serve_overhead.json
-is written.
+`--profile` also says where the server's time goes. Writes results/serve_overhead.json.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,29 @@ async def load(port: int, pid: int, stream: bool, seconds: float) -> dict[str, f
     }
 
 
-def measure(seconds: float, profile: str | None) -> dict[str, dict[str, float]]:
+def shares(stats: pstats.Stats) -> dict[str, float]:
+    """The share of each room of Sterna, and of each library, in the profiled time.
+
+    Time in functions written in C is that of whoever called them.
+    """
+    spent: Counter[str] = Counter()
+    for (path, _, _), (_, _, own, _, callers) in stats.stats.items():  # type: ignore[attr-defined]
+        if path != "~":
+            spent[_room(path)] += own
+        for (caller, _, _), (_, _, part, _) in callers.items() if path == "~" else ():
+            spent[_room(caller)] += part
+    total = spent.total()
+    return {room: round(part / total, 3) for room, part in spent.most_common(8)}
+
+
+def _room(path: str) -> str:
+    for mark in ("/src/", "/site-packages/"):
+        if mark in path:
+            return "/".join(path.rpartition(mark)[2].split("/")[: 2 if mark == "/src/" else 1])
+    return "python" if path != "~" else "other"
+
+
+def measure(seconds: float, profile: str | None) -> dict[str, Any]:
     command = [sys.executable, __file__, "--serve", *(["--profile-to", profile] if profile else [])]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
@@ -170,14 +192,16 @@ def main() -> None:
     if args.serve:
         serve_null(args.profile_to)
         return
-    found = measure(args.seconds, None)
+    found: dict[str, Any] = measure(args.seconds, None)
     print(json.dumps(found, indent=2))
     if args.profile:
         path = str(Path(os.environ.get("TMPDIR", "/tmp")) / f"serve_overhead_{os.getpid()}.prof")
         measure(args.seconds, path)
-        pstats.Stats(path).sort_stats("tottime").print_stats(45)
+        stats = pstats.Stats(path)
         os.remove(path)
-        return
+        stats.sort_stats("tottime").print_stats(45)
+        found["shares_of_time"] = shares(stats)
+        print(json.dumps(found["shares_of_time"], indent=2))
     RESULTS.write_text(
         json.dumps({"connections": CONNECTIONS, "tokens": TOKENS, **found}, indent=2) + "\n"
     )

@@ -20,10 +20,10 @@ from sterna.base.errors import UsageError
 from sterna.base.target import Target, parse_target
 from sterna.base.version import file_state, source_state
 from sterna.checkpoint.config import read_errors
-from sterna.checkpoint.hub import SCHEME, parse_repo, resolve
+from sterna.checkpoint.hub import resolve, title
 from sterna.checkpoint.mlc import CONFIG
 from sterna.checkpoint.model_folder import open_model
-from sterna.compiler import CompileOptions, compile_model, library_key
+from sterna.compiler import CompileOptions, KVDtype, compile_model, library_key
 from sterna.convert import (
     STORED,
     ConvertProgress,
@@ -60,12 +60,19 @@ def locate(
     device: str = AUTO,
     *,
     quantization: str | None = None,
+    kv_dtype: KVDtype | None = None,
     progress: Report = log,
 ) -> Located:
     """What an engine loads. A library that is given says how to quantize a source."""
     if model_lib is None:
-        target = target_of(device)
-        folder, library = ensure(model, target, quantization=quantization, progress=progress)
+        options = CompileOptions(kv_dtype=kv_dtype)
+        folder, library = ensure(
+            model,
+            target_of(device),
+            quantization=quantization,
+            options=options,
+            progress=progress,
+        )
     else:
         library = Path(model_lib)
         wanted = read_manifest(library).model.quantization
@@ -155,9 +162,7 @@ def _name(model: str | Path | None, source: Path) -> str:
     """What people call the model; the hub's folders are named after commits."""
     if model is None:
         return _DEMO
-    if str(model)[: len(SCHEME)].upper() == SCHEME:
-        return parse_repo(str(model))[0].rpartition("/")[2]
-    return _plain(source.resolve().name) or "model"
+    return _plain(title(str(model)) or source.resolve().name) or "model"
 
 
 def _plain(name: str) -> str:

@@ -8,13 +8,15 @@ a converted model with its library never loads the compiler.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sterna.checkpoint.mlc import CONFIG
 from sterna.checkpoint.model_folder import open_model
 from sterna.engine import engine
-from sterna.engine.loader import Located
-from sterna.engine.options import EngineOptions, Mode
+from sterna.engine.loader import Located, Resolve
+from sterna.engine.options import EngineOptions, KVDtype, Mode
 
 
 def locate(
@@ -23,11 +25,13 @@ def locate(
     device: str = "auto",
     *,
     quantization: str | None = None,
+    kv_dtype: str = KVDtype.AUTO,
     progress: Callable[[str, str, int, int], None] | None = None,
 ) -> Located:
     """What an engine loads; converts and compiles into the cache what is not there.
 
-    `quantization` is for a source that is not converted yet; `progress` is a `jit.Report`.
+    `quantization` is for a source that is not converted yet, `kv_dtype` for a library that is not
+    compiled yet; `progress` is a `jit.Report`.
     """
     if quantization is None and model is not None and model_lib is not None:
         folder = Path(model).expanduser()
@@ -36,7 +40,14 @@ def locate(
     from sterna import jit  # the compile wing, see above
 
     report = progress or jit.log
-    return jit.locate(model, model_lib, device, quantization=quantization, progress=report)
+    asked: Any = None if kv_dtype == KVDtype.AUTO else str(kv_dtype)
+    return jit.locate(
+        model, model_lib, device, quantization=quantization, kv_dtype=asked, progress=report
+    )
+
+
+def _locate_for(options: EngineOptions | None) -> Resolve:
+    return partial(locate, kv_dtype=(options or EngineOptions()).kv_dtype)
 
 
 class Engine(engine.Engine):
@@ -51,7 +62,8 @@ class Engine(engine.Engine):
         mode: Mode | str | None = None,
         options: EngineOptions | None = None,
     ) -> None:
-        super().__init__(model, model_lib, device, mode=mode, options=options, resolve=locate)
+        resolve = _locate_for(options)
+        super().__init__(model, model_lib, device, mode=mode, options=options, resolve=resolve)
 
 
 class AsyncEngine(engine.AsyncEngine):
@@ -66,7 +78,8 @@ class AsyncEngine(engine.AsyncEngine):
         mode: Mode | str | None = None,
         options: EngineOptions | None = None,
     ) -> None:
-        super().__init__(model, model_lib, device, mode=mode, options=options, resolve=locate)
+        resolve = _locate_for(options)
+        super().__init__(model, model_lib, device, mode=mode, options=options, resolve=resolve)
 
 
 MLCEngine = Engine

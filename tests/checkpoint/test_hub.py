@@ -11,7 +11,7 @@ from huggingface_hub import errors
 
 from sterna.base import errors as base_errors
 from sterna.base.errors import CheckpointError, UsageError
-from sterna.checkpoint.hub import parse_repo, resolve
+from sterna.checkpoint.hub import HubName, parse_hub_name, resolve, title
 
 SOURCES = str(Path(base_errors.__file__).parents[2])
 
@@ -84,7 +84,9 @@ def test_no_pickle_and_no_subfolder_is_fetched(hub: dict[str, Any]) -> None:
     [
         "HF://",
         "HF://a",
-        "HF://a/b/c",
+        "HF://a/b@x:y",
+        "HF://a/b/../c",
+        "HF://a/b/.git",
         "HF://a/../b",
         "HF://a/b:",
         "HF://a/b:-x",
@@ -94,7 +96,39 @@ def test_no_pickle_and_no_subfolder_is_fetched(hub: dict[str, Any]) -> None:
 )
 def test_names_of_another_form(name: str) -> None:
     with pytest.raises(UsageError, match="HF://user/repo"):
-        parse_repo(name)
+        parse_hub_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "repo", "revision", "inside", "called"),
+    [
+        ("HF://a/b", "a/b", None, "", "b"),
+        ("HF://a/b@v1.0", "a/b", "v1.0", "", "b"),
+        ("HF://a/b@v1.0/fp16/main", "a/b", "v1.0", "fp16/main", "main"),
+        ("HF://a/b/sub", "a/b", None, "sub", "sub"),
+        ("HF://a/b/M-Q4_K_M.gguf", "a/b", None, "M-Q4_K_M.gguf", "M-Q4_K_M"),
+        ("HF://a/b:refs/pr/3", "a/b", "refs/pr/3", "", "b"),
+    ],
+)
+def test_revisions_folders_and_files(
+    name: str, repo: str, revision: str | None, inside: str, called: str
+) -> None:
+    assert parse_hub_name(name) == HubName(repo, revision, inside)
+    assert title(name) == called
+
+
+def test_one_file_or_folder_is_fetched(hub: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    assert resolve("HF://a/b@main/sub") == tmp_path / "sub"
+    assert wanted(hub, ["config.json", "sub/config.json", "sub/deep/config.json"]) == [
+        "sub/config.json"
+    ]
+    (tmp_path / "m-00001-of-00002.gguf").write_bytes(b"GGUF")
+    assert resolve("HF://a/b/m-00001-of-00002.gguf").name == "m-00001-of-00002.gguf"
+    names = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "other.gguf", "config.json"]
+    assert wanted(hub, names) == names[:2]
+    with pytest.raises(CheckpointError, match="has no none"):
+        resolve("HF://a/b/none")
 
 
 def test_no_such_folder(tmp_path: Path) -> None:

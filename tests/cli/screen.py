@@ -52,14 +52,14 @@ class Screen:
     def type(self, keys: str) -> None:
         self._program.send(keys)
 
-    def wait(self, *texts: str, gone: bool = False) -> None:
-        """Until every text stands on the screen, or none of them does."""
+    def wait(self, *texts: str) -> None:
+        """Until every text stands on the screen."""
         end = time.monotonic() + SECONDS
         while True:
-            found = [text in self.text for text in texts]
-            if not any(found) if gone else all(found):
+            shown = self.text
+            if all(text in shown for text in texts):
                 return
-            assert time.monotonic() < end, f"waited for {texts} in vain:\n{self.text}"
+            assert time.monotonic() < end, f"waited for {texts} in vain:\n{shown}"
             self._read(0.05)
 
     def wait_end(self) -> int:

@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engine"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "inspection"))
 
 from null_model import engine as null_engine
+from null_model import manifest
 from sample_library import sample
 
 from sterna.base.errors import RequestError
@@ -19,6 +20,19 @@ from sterna.inspection.costs import step_cost
 from sterna.inspection.peaks import Peaks
 
 PEAKS = Peaks(bandwidth=1e10, flops=1e11)
+
+PHASE = bench_report.PhaseReport(
+    name="pp16",
+    tokens=16,
+    context=0,
+    seconds=0.5,
+    bytes=1000,
+    flops=4000,
+    bytes_per_s=2000.0,
+    flops_per_s=8000.0,
+    copy_bytes_per_s=1e10,
+    peak_flops_per_s=1e11,
+)
 
 
 def silent(test):
@@ -65,18 +79,18 @@ def test_what_the_window_cannot_hold_is_refused(engine):
 
 
 def test_phases_set_bytes_and_operations_against_the_machine():
-    manifest = sample()
-    entries = {entry.name: entry for entry in manifest.entries}
+    library = sample()
+    entries = {entry.name: entry for entry in library.entries}
     metrics = [
         bench_report.Metric(name=name, unit="tokens/s", better="higher", value=value)
         for name, value in (("pp100", 50.0), ("tg8", 4.0), ("tg8x4", 9.0), ("tg1", 1.0))
     ]
-    prompt, answer = phases(manifest, 64, metrics, PEAKS)
-    spans = [step_cost(manifest, entries["prefill"], *span) for span in ((0, 64), (64, 36))]
+    prompt, answer = phases(library, 64, metrics, PEAKS)
+    spans = [step_cost(library, entries["prefill"], *span) for span in ((0, 64), (64, 36))]
     assert (prompt.name, prompt.tokens, prompt.seconds) == ("pp100", 100, 2.0)
     assert prompt.bytes == sum(cost.bytes for cost in spans)
     assert prompt.flops_per_s == sum(cost.flops for cost in spans) / 2
-    one = step_cost(manifest, entries["decode"], 4, 1)
+    one = step_cost(library, entries["decode"], 4, 1)
     assert (answer.name, answer.context, answer.seconds) == ("tg8", 4, 0.25)
     assert answer.of_copy == one.bytes / 0.25 / 1e10
     assert answer.of_peak == one.flops / 0.25 / 1e11
@@ -90,8 +104,24 @@ def test_the_command(quick, tmp_path, capsys):
     assert "tg4" in out
     assert "<svg" in page.read_text()
     found = bench_report.read(now)
-    assert found.settings["target"] == "null"
+    assert found.settings["target"] == manifest().target
+    assert found.settings["quantization"] == manifest().model.quantization
     assert found.settings["prompts"] == [16]
+
+
+@pytest.mark.parametrize(("flags", "count"), [([], 2), (["--speculative", "off"], 2),
+                                              (["--speculative", "ngram"], 0)])  # fmt: skip
+def test_steps_that_guess_are_not_set_against_the_machine(
+    flags, count, quick, monkeypatch, tmp_path
+):
+    def told(manifest, chunk, metrics, peaks):
+        assert peaks == PEAKS
+        return (PHASE,) * 2
+
+    monkeypatch.setattr("sterna.cli.bench_rates.phases", told)
+    now = tmp_path / "now.json"
+    assert main([*quick, *flags, "--json", str(now)]) == 0
+    assert len(bench_report.read(now).phases) == count
 
 
 def test_json_on_stdout_is_all_of_stdout(quick, capsys, tmp_path):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from scripted_model import ANSWER
 
+from sterna.cli.main import main
+
 pytest.importorskip("pty", reason="needs a system with pseudo-terminals")
 pytest.importorskip("pyte", reason="needs pyte to look at a terminal's screen")
 
@@ -172,3 +174,22 @@ def test_one_answer_on_a_terminal_is_rendered_too(chat):
     with chat(MARKDOWN, "--prompt", "hi") as screen:
         assert screen.wait_end() == 0
         assert screen.lines[:3] == ["Fox", "", "A quick fox <b>jumps</b>."]
+
+
+def test_reasoning_comes_first_dimmed_and_is_not_said_again(chat):
+    thought = "<think>\nhm, **well**\n</think>\n\nIt is **42**."
+    with chat(thought) as screen:
+        screen.type("hi\r")
+        screen.wait("It is 42.", "of them thinking", "tokens/s")
+        start = screen.lines.index(">>> hi") + 1
+        assert screen.lines[start : start + 3] == ["hm, **well**", "", "It is 42."]
+        assert b"\x1b[2;3mhm, **well**" in screen.raw
+        screen.type("/set max_tokens=1\ragain\r")
+        prompt = len("user: hi\nassistant: It is **42**.\nuser: again\nassistant:")
+        screen.wait(f"of {prompt} prompt tokens reused")
+
+
+def test_a_pipe_gets_no_reasoning(model, capsys):
+    model(answer="<think>\nhm\n</think>\n\n42")
+    assert main(["chat", "--prompt", "hi"]) == 0
+    assert capsys.readouterr().out == "42\n"

@@ -16,7 +16,12 @@ from sterna.ir.expr import Buffer, Var, wrap
 from sterna.ir.loop import PrimFunc, Store
 
 TESTS = Path(__file__).resolve().parents[1]
-SELECTED = ("codegen/test_c.py", "kernels/test_attention.py", "kernels/test_kv_cache.py")
+SELECTED = (
+    "codegen/test_c.py",
+    "kernels/test_attention.py",
+    "kernels/test_kv_cache.py",
+    "kernels/test_sample.py",
+)
 
 
 def sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -128,6 +128,8 @@ def test_launches_name_what_exists(compiled: Compiled) -> None:
         assert {w.replace("{i}", str(i)) for w in weights for i in (0, 1)} == params - {
             "rope.inv_freq"
         }
+    assert manifest.sampler is not None
+    used |= {launch.kernel for launch in launches(manifest.sampler)}
     assert used == kernels
 
 

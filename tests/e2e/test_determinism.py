@@ -119,7 +119,7 @@ def test_every_entry_gives_the_same_step(
 ) -> None:
     """The last token of PROMPT, beside another sequence whose length decides the entry point."""
     bounds = {e.name: {d.name: d.hi for d in e.dims} for e in model.manifest.entries}
-    assert bounds["decode"]["n"] == 8
+    assert bounds["decode"]["n"] == 2
     assert bounds["verify"]["n"] == 32
     all_logits(model, PROMPT[:-1], [LENGTH - 1], range(19))
     parts = [Part(PROMPT[-1:], LENGTH - 1, range(19)), Part(PROMPTS[4][:beside], 0, range(19, 22))]

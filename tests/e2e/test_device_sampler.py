@@ -10,7 +10,7 @@ from compiled import Compiled, Part, Tiny, step_input, tiny
 
 from sterna.base.errors import DeviceError, RequestError
 from sterna.engine.options import SamplingOptions
-from sterna.engine.sampler import History, Wanted, sample_input
+from sterna.engine.sampler import History, Wanted, orders, sample_input
 from sterna.runtime.cpu import CpuExecutable
 from sterna.runtime.sampling import sample_rows
 
@@ -47,7 +47,7 @@ def wanted() -> list[Wanted]:
             row = (seed + i) % len(PROMPTS)
             allowed = rng.random(150) < 0.3 if i == 1 else None
             history = History([*PROMPTS[row], 5, 5, 9], len(PROMPTS[row]), 77 + seed, i)
-            found.append(Wanted(row, options, history, banned=(0,), allowed=allowed))
+            found.append(Wanted(row, orders(options), history, banned=(0,), allowed=allowed))
     return found
 
 
@@ -72,4 +72,4 @@ def test_a_closed_model_samples_no_more(compiled: Compiled) -> None:
     loaded.step(step_input([Part(PROMPTS[0], 0, [0])], 16))
     loaded.close()
     with pytest.raises(DeviceError, match="was closed"):
-        loaded.sample(sample_input([Wanted(0, OPTIONS[1], History((1,), 1, 0))], 150, 157))
+        loaded.sample(sample_input([Wanted(0, orders(OPTIONS[1]), History((1,), 1, 0))], 150, 157))

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 from compiled import Compiled, Logits, Part, Tiny, all_logits, cut, step_input, tiny
 
-from sterna.base.errors import UsageError
+from sterna.base.errors import ArtifactError, RequestError, UsageError
 from sterna.base.target import host_target
+from sterna.checkpoint.mlc import read_mlc_folder
 from sterna.compiler import CompileOptions, KVDtype, compile_model
+from sterna.engine.loader import Located, load
+from sterna.engine.options import EngineOptions
+from sterna.engine.parts import Parts
 from sterna.runtime.cpu import CpuExecutable
 from sterna.runtime.memory import memory_plan
 
@@ -95,3 +99,19 @@ def test_a_dtype_that_is_none_is_refused(floats: Compiled) -> None:
     options = CompileOptions(kv_dtype=cast(KVDtype, "q4"))
     with pytest.raises(UsageError, match="'q4', possible are f16, q8"):
         compile_model(floats.folder, host_target(), floats.folder / "no.so", options=options)
+
+
+def test_an_engine_asks_for_what_the_library_keeps(floats: Compiled, eighth: Compiled) -> None:
+    def parts(compiled: Compiled, kv_dtype: str) -> Parts:
+        tensors = read_mlc_folder(compiled.folder).tensors
+        located = Located(compiled.folder, compiled.library, tensors)
+        return load(located, EngineOptions(kv_dtype=kv_dtype, max_total_tokens=64))
+
+    with pytest.raises(ArtifactError, match=r"kv_dtype q8 was asked for.*in f32; compile"):
+        parts(floats, "q8")
+    for kv_dtype in ("auto", "q8"):
+        found = parts(eighth, kv_dtype)
+        assert found.executable.manifest.kv_cache.dtype == "q8"
+        found.executable.close()
+    with pytest.raises(RequestError, match="kv_dtype is 'q4', possible are auto, f16, q8"):
+        EngineOptions(kv_dtype="q4")

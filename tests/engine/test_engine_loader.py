@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from sterna.base.artifact import MANIFEST_MARK, encode
-from sterna.base.errors import ArtifactError, RequestError, Unavailable
+from sterna.base.errors import ArtifactError, RequestError, Unavailable, UsageError
 from sterna.engine.engine import Engine
 from sterna.engine.loader import Located
 from sterna.engine.options import EngineOptions
@@ -122,6 +122,18 @@ def test_a_draft_model_of_another_vocabulary_is_refused(located, tmp_path):
         Engine(
             "M", resolve=lambda model, *_: small if model == "small" else located, options=options
         )
+
+
+def test_what_was_loaded_is_closed_when_the_rest_fails(located, tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(NullExecutable, "close", lambda device: closed.append(device))
+    (tmp_path / "file").write_text("")
+    options = EngineOptions(
+        prefix_cache_dir=str(tmp_path / "file"), speculative="draft", draft_model="small"
+    )
+    with pytest.raises(UsageError, match="prefix cache's folder"):
+        Engine("M", resolve=lambda *_: located, options=options)
+    assert len(closed) == 2
 
 
 def test_a_prompt_that_is_not_unicode(located):

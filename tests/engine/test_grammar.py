@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import time
 from pathlib import Path
 
@@ -453,6 +454,28 @@ def test_the_way_out_is_short_and_ends(demo):
         assert np.flatnonzero(constraint.allowed()).tolist() == [token]
         constraint.advance(token)
     assert constraint.finished
+
+
+@pytest.mark.parametrize(
+    ("begun", "end"),
+    [
+        ('{"a', '": ""}'),
+        ('{"a": "b', '"}'),
+        ('{"a": [[{"b": 1', "}]]}"),
+        ('{"a": 1, ', '"": ""}'),
+    ],
+)
+def test_any_object_is_ended_soon(bytewise, begun, end):
+    constraint = compiled(bytewise, ask.JsonObjectFormat()).start()
+    for token in begun.encode():
+        constraint.advance(token)
+    assert bytes(constraint.way_out()) == end.encode()
+
+
+@pytest.mark.parametrize("pattern", ["[0-9]+xyz", "(ab)*c{3}", "[^!]+!!", "a{40}"])
+def test_patterns_are_ended_too(bytewise, pattern):
+    constraint = compiled(bytewise, grammar_format("regex", pattern)).start()
+    assert re.fullmatch(pattern, bytes(constraint.way_out()).decode())
 
 
 def test_no_way_out_is_said():

@@ -195,6 +195,6 @@ def common_length(one, other):
 
 
 PrefixMachine.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, derandomize=True
+    max_examples=50, stateful_step_count=40, deadline=None, derandomize=True
 )
 TestPrefix = PrefixMachine.TestCase

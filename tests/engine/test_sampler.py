@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sterna.base.errors import DeviceError
 from sterna.engine.options import SamplingOptions
-from sterna.engine.sampler import History, Wanted, ranked, sample_input, told
+from sterna.engine.sampler import History, Wanted, orders, ranked, sample_input, told
 from sterna.runtime.philox import draw_bits, philox
 from sterna.runtime.sampling import check_sample, sample_rows
 
@@ -21,7 +21,7 @@ def row(*values):
 
 def sample(logits, options, history=NONE, banned=(), allowed=None):
     """As the engine does with a device."""
-    wanted = Wanted(0, options, history, banned, allowed)
+    wanted = Wanted(0, orders(options), history, banned, allowed)
     given = sample_input([wanted], len(logits), len(logits))
     check_sample(given, 1, len(logits))
     (token,) = sample_rows(logits[None], given).tolist()
@@ -36,7 +36,7 @@ def kept(logits, **options):
 def draws(logits, count=400, **options):
     """Tokens of as many seeds, in one call."""
     chosen = SamplingOptions(**options)
-    wanted = [Wanted(0, chosen, History((), 0, seed)) for seed in range(count)]
+    wanted = [Wanted(0, orders(chosen), History((), 0, seed)) for seed in range(count)]
     given = sample_input(wanted, len(logits), len(logits))
     return sample_rows(logits[None], given).tolist()
 
@@ -113,7 +113,7 @@ def test_penalties():
     history = History((0, 1, 2, 2), 2, 0)
 
     def edits(**options):
-        wanted = Wanted(0, SamplingOptions(temperature=0, **options), history)
+        wanted = Wanted(0, orders(SamplingOptions(temperature=0, **options)), history)
         given = sample_input([wanted], 4, 4)
         return dict(zip(given.edit_ids.tolist(), given.edits.tolist()))
 
@@ -135,7 +135,7 @@ def test_penalties():
 
 def test_tokens_that_do_not_exist_are_not_edited():
     history = History((0, 7, 9), 2, 0)
-    wanted = Wanted(0, SamplingOptions(repetition_penalty=2), history, banned=(1, 8))
+    wanted = Wanted(0, orders(SamplingOptions(repetition_penalty=2)), history, banned=(1, 8))
     assert sample_input([wanted], 6, 10).edit_ids.tolist() == [0, 1]
 
 
@@ -152,7 +152,9 @@ def test_neighbours_change_nothing():
     logits = rng.normal(0, 2, (6, 50)).astype(np.float32)
     each = [
         Wanted(
-            i, SamplingOptions(temperature=t, top_p=p, repetition_penalty=r), History((i, 3), 1, i)
+            i,
+            orders(SamplingOptions(temperature=t, top_p=p, repetition_penalty=r)),
+            History((i, 3), 1, i),
         )
         for i, (t, p, r) in enumerate(
             [(0, 1, 1), (1, 1, 1), (1, 0.5, 1), (0.7, 1, 2), (0, 1, 2), (2, 0.9, 1.1)]

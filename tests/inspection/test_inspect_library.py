@@ -90,7 +90,7 @@ def test_dims_stay_within_bounds():
     manifest = sample()
     entry = msgspec.structs.replace(manifest.entries[0], name="verify")
     assert typical_dims(entry, manifest, 100) == {
-        "n": 16, "b": 1, "p": 8, "r": 4, "t": 1, "context": 100,
+        "n": 32, "b": 1, "p": 9, "r": 4, "t": 1, "context": 100,
     }  # fmt: skip
     sliding = msgspec.structs.replace(manifest.model, sliding_window_size=32)
     manifest = msgspec.structs.replace(manifest, model=sliding)

@@ -106,6 +106,21 @@ def test_copy_page(model: CpuExecutable) -> None:
         model.copy_page(0, 20)
 
 
+def test_a_page_read_and_written_elsewhere_is_a_copy(model: CpuExecutable) -> None:
+    model.step(toy_step([([1, 2, 3, 4, 5], 0, [0, 1])]))
+    saved = [model.read_page(page) for page in (0, 1)]
+    model.step(toy_step([([9, 9, 9, 9, 9], 0, [0, 1])]))  # what was read is not the cache's memory
+    for page, data in zip((4, 7), saved):
+        model.write_page(page, data)
+    found = model.step(toy_step([([6], 5, [4, 7])]))[0]
+    assert (found == toy_logits([1, 2, 3, 4, 5, 6])).all()
+    for page in (-1, 20):
+        with pytest.raises(RequestError, match=f"page {page}"):
+            model.read_page(page)
+        with pytest.raises(RequestError, match=f"page {page}"):
+            model.write_page(page, saved[0])
+
+
 def test_closing(library: Path) -> None:
     before = threading.active_count()
     model = load(library, toy_weights(), num_pages=4, threads=4)

@@ -97,8 +97,10 @@ def test_a_body_is_refused(null_server: Running, body: bytes) -> None:
         {"prompt": "x", "logprobs": 21},
         {"prompt": "x" * 300},
         {"prompt": None},
+        {"prompt": ["a"] * 2000},
+        {"prompt": ["a"] * 20, "n": 100},
     ],
-    ids=str,
+    ids=lambda fields: str(fields)[:60],
 )
 def test_a_completion_is_refused(null_server: Running, fields: dict[str, Any]) -> None:
     refused = null_server.ask(TEXT, fields)

@@ -11,8 +11,9 @@ from running import Running, null, scripted, until
 from sterna.base.errors import Unavailable
 from sterna.base.version import __version__
 from sterna.engine.engine import AsyncEngine
+from sterna.engine.metrics import Histogram
 from sterna.serve import page
-from sterna.serve.metrics import Histogram
+from sterna.serve.metrics import histogram_lines
 from sterna.serve.server import bind
 
 Start = Callable[..., Running]
@@ -92,7 +93,7 @@ def test_a_histogram_counts_upwards() -> None:
     histogram = Histogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 9.0):
         histogram.observe(value)
-    lines = list(histogram.lines("h", 'm="x"'))
+    lines = list(histogram_lines("h", 'm="x"', histogram))
     assert lines == [
         'h_bucket{m="x",le="1.0"} 2',
         'h_bucket{m="x",le="2.0"} 3',

@@ -199,20 +199,22 @@ def test_an_answer_that_breaks_off_is_told(page):
     assert answers(page).inner_text() == "half"
 
 
-def test_reasoning_is_shown_apart(page):
-    deltas = [{"reasoning_content": "let me "}, {"reasoning_content": "think"}, {"content": "42"}]
-    events = [
-        {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas
-    ]
-    body = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
-    page.route(
-        "**/v1/chat/completions",
-        lambda route: route.fulfill(content_type="text/event-stream", body=body),
-    )
-    say(page, "hello")
-    done(page)
-    assert answers(page).inner_text() == "42"
-    assert page.locator("details.reasoning .thoughts").text_content() == "let me think"
+def test_reasoning_is_shown_apart(opened):
+    thought = scripted("<think>\nlet *me* think\n</think>\n\n**42**", face=AsyncEngine)
+    server = start({"scripted": thought}, ui=True)
+    try:
+        page = ready(opened(server))
+        bodies = sent(page)
+        say(page, "hello")
+        done(page)
+        assert answers(page).inner_text() == "42"
+        assert page.locator("details.reasoning .thoughts").text_content() == "let *me* think"
+        assert "of them thinking" in page.locator("article.assistant .note").inner_text()
+        say(page, "again")
+        done(page, 2)
+        assert bodies[1]["messages"][1] == {"role": "assistant", "content": "**42**"}
+    finally:
+        server.stop()
 
 
 def test_a_key_is_asked_for_and_kept_for_the_tab(opened, server):

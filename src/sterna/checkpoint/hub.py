@@ -1,33 +1,60 @@
-"""Where a model is: a local folder or GGUF file, or `HF://user/repo[:revision]`, fetched.
+"""Where a model is: a local folder or GGUF file, or on the hub, or in another program's store.
 
 In: what the user typed. Out: a folder or a GGUF file on this machine. The cache, the token and the
-offline switch are huggingface_hub's own; pickles and repositories' subfolders are never fetched.
+offline switch are huggingface_hub's own; pickles, and folders not asked for, are never fetched.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from sterna.base.errors import CheckpointError, UsageError
 from sterna.checkpoint.beside import recover
+from sterna.checkpoint.local_stores import LM_STUDIO, OLLAMA, find
 
 SCHEME = "HF://"
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?"
-_REPO = re.compile(rf"({_NAME}/{_NAME})(?::([A-Za-z0-9][A-Za-z0-9._/-]{{0,199}}))?")
+_REVISION = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}"
+_FOLDER = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
+_REPO = re.compile(
+    rf"({_NAME}/{_NAME})(?:@([A-Za-z0-9][A-Za-z0-9._-]{{0,199}}))?((?:/{_FOLDER}){{0,8}})"
+    rf"(?::({_REVISION}))?"
+)
 
 _WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja", "params_shard_*.bin"]
 _UNWANTED = ["*/*", "consolidated*.safetensors", "adapter_*", "optimizer*"]
+_SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
+
+
+@dataclass(frozen=True, slots=True)
+class HubName:
+    """A repository, a revision, and what of it is meant: a folder, a GGUF file, or "" for all."""
+
+    repo: str
+    revision: str | None = None
+    inside: str = ""
+
+    @property
+    def title(self) -> str:
+        """What people call the model."""
+        last = (self.inside or self.repo).rpartition("/")[2]
+        return last.removesuffix(".gguf")
 
 
 def resolve(model: str) -> Path:
     """Return the folder or GGUF file that `model` names, downloading it first if on the hub.
 
+    "ollama:NAME" and "lmstudio:NAME" are what those programs have downloaded.
+
     Raises UsageError for a name that is neither, CheckpointError when the hub cannot give it.
     """
     if model[: len(SCHEME)].upper() == SCHEME:
-        repo, revision = parse_repo(model)
-        return _download(repo, revision)
+        return _download(parse_hub_name(model))
+    found = find(model)
+    if found is not None:
+        return found
     try:
         folder = Path(model).expanduser()
         recover(folder.resolve())
@@ -45,23 +72,57 @@ def resolve(model: str) -> Path:
     raise UsageError(f"there is no folder {model}; give a model folder or {SCHEME}user/repo")
 
 
-def parse_repo(model: str) -> tuple[str, str | None]:
-    """Split `HF://user/repo[:revision]` into the repository and the revision."""
+def parse_hub_name(model: str) -> HubName:
+    """Take `HF://user/repo`, with @revision, /folder or /file.gguf, or :revision, apart."""
     match = _REPO.fullmatch(model[len(SCHEME) :])
-    if match is None:
+    if match is None or (match[2] and match[4]):
         raise UsageError(
-            f"{model!r} is not of the form {SCHEME}user/repo or {SCHEME}user/repo:revision"
+            f"{model!r} is not of the form {SCHEME}user/repo, {SCHEME}user/repo@revision/folder "
+            f"or {SCHEME}user/repo:revision"
         )
-    return match[1], match[2]
+    return HubName(match[1], match[2] or match[4], match[3].lstrip("/"))
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def title(model: str) -> str | None:
+    """What people call a model of the hub or of another program's store; None for a path."""
+    if model[: len(SCHEME)].upper() == SCHEME:
+        return parse_hub_name(model).title
+    for prefix in (OLLAMA, LM_STUDIO):
+        if model.startswith(prefix):
+            return model.removeprefix(prefix).rpartition("/")[2].removesuffix(".gguf")
+    return None
+
+
+def _patterns(inside: str) -> tuple[list[str], list[str]]:
+    """What to fetch of a repository, and what not."""
+    if inside.endswith(".gguf"):
+        parts = _SHARD.fullmatch(inside)
+        return [inside if parts is None else f"{parts[1]}-*-of-{parts[2]}.gguf"], []
+    if not inside:
+        return _WANTED, _UNWANTED
+    return (
+        [f"{inside}/{pattern}" for pattern in _WANTED],
+        [f"{inside}/{pattern}" for pattern in _UNWANTED],
+    )
+
+
+def _found(folder: Path, name: HubName) -> Path:
+    """What was asked for, in the folder that was downloaded."""
+    path = folder / name.inside
+    if not path.exists():
+        raise CheckpointError(f"{SCHEME}{name.repo} has no {name.inside} at that revision")
+    return path
+
+
+def _download(name: HubName) -> Path:
+    repo, revision = name.repo, name.revision
+    wanted, unwanted = _patterns(name.inside)
     import huggingface_hub  # takes half a second, and most runs never need it
     from huggingface_hub import errors
 
     try:
         folder = huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED
+            repo, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted
         )
     except errors.GatedRepoError as error:
         raise CheckpointError(
@@ -83,4 +144,4 @@ def _download(repo: str, revision: str | None) -> Path:
     except Exception as error:  # whatever its HTTP library raises, the user reads a sentence
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"could not download {SCHEME}{repo}: {reason}") from error
-    return Path(folder)
+    return _found(Path(folder), name)

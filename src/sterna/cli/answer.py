@@ -51,8 +51,10 @@ def remark(conversation: Conversation, turn: Turn) -> str:
     parts = ["stopped"] if turn.stopped else []
     if turn.usage and turn.timings:
         cached = turn.usage.prompt_tokens_details.cached_tokens
+        thought = turn.usage.completion_tokens_details.reasoning_tokens
         parts += [
             f"{turn.usage.completion_tokens} tokens",
+            *([f"{thought} of them thinking"] if thought else []),
             f"{turn.timings.decode_tokens_per_s:.1f} tokens/s",
             f"first after {_time(turn.timings.time_to_first_token_s)}",
             f"{cached} of {turn.usage.prompt_tokens} prompt tokens reused",

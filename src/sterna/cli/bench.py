@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from sterna.base.cache import write_atomic
 from sterna.base.errors import UsageError
-from sterna.cli.arguments import Subparsers, add_verb, number
+from sterna.cli.arguments import Subparsers, add_verb, given_options, number
 from sterna.cli.model import ENGINE, add_engine_flags, open_engine
 from sterna.cli.say import harmless, note
-from sterna.engine.options import Mode
+from sterna.engine.options import Mode, Speculative
 
 if TYPE_CHECKING:
     from sterna.cli.bench_report import BenchReport, Change
@@ -39,6 +39,7 @@ _OF_SERVERS = (
 )
 # Prompts shall be computed, and the memory that the library allows is there to be used.
 _CHOSEN = ("mode", "prefix_cache", "prefix_cache_dir")
+_ENGINE = tuple(name for name in ENGINE if name not in _CHOSEN)
 _TOLERANCE = 0.1
 
 
@@ -60,7 +61,7 @@ def add(verbs: Subparsers) -> None:
     _add_sizes(parser)
     _add_load(parser)
     _add_results(parser)
-    add_engine_flags(parser, [name for name in ENGINE if name not in _CHOSEN])
+    add_engine_flags(parser, _ENGINE)
     parser.set_defaults(run=run, mode=None, prefix_cache=None, prefix_cache_dir=None)
 
 
@@ -187,22 +188,28 @@ def _of_model(args: argparse.Namespace) -> BenchReport:
     peaks = measure_peaks()
     with open_engine(args) as engine:
         found = rates(engine, options, lambda test: note(f"measuring {test}"))
+        # A guess that comes true makes a step worth several tokens: what it costs is unknown then.
+        guesses = args.speculative not in (None, Speculative.OFF)
+        told = () if guesses else phases(engine.manifest, engine.limits.chunk, found, peaks)
+        settings = {
+            "target": engine.manifest.target,
+            "quantization": engine.manifest.model.quantization,
+            **{f.name: getattr(options, f.name) for f in fields(options)},
+            **given_options(args, _ENGINE),
+            "threads": _threads(args),
+        }
         return BenchReport(
             kind="rates",
             subject=engine.model_name,
-            settings={
-                "target": engine.manifest.target,
-                "threads": _threads(args),
-                **{f.name: _plain(getattr(options, f.name)) for f in fields(options)},
-            },
+            settings={name: _plain(value) for name, value in settings.items()},
             metrics=found,
-            phases=phases(engine.manifest, engine.limits.chunk, found, peaks),
+            phases=told,
         )
 
 
 def _of_server(args: argparse.Namespace) -> tuple[BenchReport, dict[str, int]]:
-    engine_flags = ("model_lib", "quantization", *(n for n in ENGINE if n not in _CHOSEN))
-    _refuse(args, (*_OF_MODELS, *engine_flags), "is about a model in this process, not a server")
+    flags = (*_OF_MODELS, "model_lib", "quantization", *_ENGINE)
+    _refuse(args, flags, "is about a model in this process, not a server")
     if args.device != "auto":
         raise UsageError("--device is about a model in this process, not a server")
     import asyncio

@@ -25,6 +25,8 @@ from sterna.cli import (
     gen_config,
     generate,
     inspect,
+    list_models,
+    rm,
     serve,
 )
 from sterna.cli.arguments import Parser, check_options, closest
@@ -40,6 +42,8 @@ VERBS: dict[str, ModuleType] = {
     "compile": compile,
     "inspect": inspect,
     "devices": devices,
+    "list": list_models,
+    "rm": rm,
     "cache": cache,
 }
 

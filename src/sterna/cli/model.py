@@ -67,9 +67,12 @@ def open_engine(args: argparse.Namespace) -> Engine:
             args.model_lib,
             args.device,
             quantization=args.quantization,
+            kv_dtype=options.kv_dtype,
             progress=report,
         )
-        draft = locate(options.draft_model, progress=report) if options.draft_model else located
+        draft = located
+        if options.draft_model:
+            draft = locate(options.draft_model, kv_dtype=options.kv_dtype, progress=report)
     return Engine(resolve=lambda name, *_: draft if name else located, options=options)
 
 

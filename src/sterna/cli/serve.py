@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sterna.base.errors import UsageError
-from sterna.cli.arguments import Subparsers, add_option_flags, add_verb, given_options
+from sterna.cli.arguments import Subparsers, add_option_flags, add_verb, given_options, number
 from sterna.cli.progress import shown
 from sterna.cli.say import note
 from sterna.engine.options import EngineOptions, Mode
@@ -68,6 +68,9 @@ def add(verbs: Subparsers) -> None:
 def _add_access(parser: argparse.ArgumentParser) -> None:
     access = parser.add_argument_group("access")
     access.add_argument("--host", metavar="NAME", help="where to listen (default: localhost)")
+    access.add_argument(
+        "--port", type=number(int), metavar="N", help="and there, the port (default: 8000; 0: any)"
+    )
     access.add_argument("--ui", action="store_const", const=True, help="a chat page at /")
     access.add_argument(
         "--api-key",
@@ -110,7 +113,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 def _limits() -> tuple[str, ...]:
     from sterna.serve.options import ServeOptions
 
-    return tuple(option.name for option in fields(ServeOptions) if option.metadata)
+    limited = (option.name for option in fields(ServeOptions) if option.metadata)
+    return tuple(name for name in limited if name != "port")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
         api_keys=tuple(keys),
         allow_hosts=tuple(args.allow_host),
         allow_origins=tuple(args.allow_origin),
-        **given_options(args, ("host", "ui", *_limits())),
+        **given_options(args, ("host", "port", "ui", *_limits())),
     )
     serve(engines(args), options, _announce)
     return 0
@@ -165,8 +169,16 @@ def _load(
     from sterna.local import locate
 
     def find(source: str | Path | None, library: str | Path | None, device: str) -> Located:
+        drafts = source is not None and source == options.draft_model
         with shown() as report:
-            return locate(source, library, device, quantization=args.quantization, progress=report)
+            return locate(
+                source,
+                library,
+                device,
+                quantization=None if drafts else args.quantization,
+                kv_dtype=options.kv_dtype,
+                progress=report,
+            )
 
     return AsyncEngine(model, args.model_lib, args.device, options=options, name=name, resolve=find)
 

@@ -43,6 +43,10 @@ _SANDWICH = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_AFTER = {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 _ROPE_TABLES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
@@ -52,7 +56,7 @@ class Architecture:
 
     `layer` maps the names of a layer's tensors; `permuted` says that rows of q and k lie in the
     order of interleaved rotation; `norms_add_one` that norms hold weight + 1; `config` is what the
-    architecture implies besides the keys of the file.
+    architecture implies besides the keys of the file, `numbers` are keys of its own.
     """
 
     model_type: str
@@ -61,9 +65,17 @@ class Architecture:
     permuted: bool = False
     norms_add_one: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
+    numbers: Mapping[str, str] = field(default_factory=dict)
 
 
 _GEMMA = {"hidden_activation": "gelu_pytorch_tanh"}
+_GEMMA3 = {**_GEMMA, "rope_local_base_freq": 10000.0, "sliding_window_pattern": 6}
+_GRANITE = {
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("llama", "LlamaForCausalLM", permuted=True),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
@@ -78,8 +90,11 @@ ARCHITECTURES: dict[str, Architecture] = {
         "Gemma3ForCausalLM",
         {**_LAYER, **_SANDWICH},
         norms_add_one=True,
-        config=_GEMMA,
+        config=_GEMMA3,
     ),
+    "granite": Architecture("granite", "GraniteForCausalLM", permuted=True, numbers=_GRANITE),
+    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", permuted=True),
+    "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", {**_LAYER, **_AFTER}),
 }
 
 
@@ -138,7 +153,23 @@ def config_json(file: GgufFile) -> dict[str, Any]:
             config[title] = keys.number(key, 0.0)
     if keys.has("attention.sliding_window"):
         config["sliding_window"] = keys.positive("attention.sliding_window")
-    return {**config, **_rope(file, keys, config), **_token_ids(file)}
+    for title, key in row.numbers.items():
+        if keys.has(key):
+            config[title] = keys.number(key, 0.0)
+    return {**config, **_query_scale(row, config), **_rope(file, keys, config), **_token_ids(file)}
+
+
+# Layers of the largest Gemma 2 and 3, which divide the hidden size among the heads for their scale.
+_LARGEST_GEMMA = {"gemma2": 46, "gemma3_text": 62}
+
+
+def _query_scale(row: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What Gemma 2 and 3 scale queries by: no key of the file says it, the size does."""
+    if row.model_type not in _LARGEST_GEMMA:
+        return {}
+    largest = config["num_hidden_layers"] == _LARGEST_GEMMA[row.model_type]
+    shared = config["hidden_size"] // config["num_attention_heads"]
+    return {"query_pre_attn_scalar": shared if largest else config["head_dim"]}
 
 
 def generation_config_json(file: GgufFile) -> dict[str, Any]:

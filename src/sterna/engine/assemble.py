@@ -52,6 +52,11 @@ class Reply:
 class Assembler(Protocol[T_co]):
     whole: ClassVar[bool]  # nothing comes before the end: events may be kept until then
 
+    @property
+    def lazy(self) -> bool:
+        """Whether an answer may come as one piece: its text is then decoded at its end."""
+        ...
+
     def put(self, event: Piece | Finished) -> Iterable[T_co]: ...
 
 
@@ -133,6 +138,7 @@ class ChatChunks:
     """A chat answer as a stream: first the role, then what comes, then the finish reason."""
 
     whole: ClassVar[bool] = False
+    lazy: ClassVar[bool] = False
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
@@ -198,6 +204,7 @@ class CompletionChunks:
     """A text completion as a stream."""
 
     whole: ClassVar[bool] = False
+    lazy: ClassVar[bool] = False
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
@@ -257,6 +264,11 @@ class WholeChat:
         self._reply = reply
         self._totals = Totals(len(reply.prompts))
         self._heard = [Told(Heard(reply.parser())) for _ in range(reply.answers)]
+
+    @property
+    def lazy(self) -> bool:
+        """Thoughts and calls are told apart, and thoughts counted, token by token."""
+        return self._reply.start is Start.SPEECH and self._reply.tools is None
 
     def put(self, event: Piece | Finished) -> Iterable[api.ChatCompletion]:
         if isinstance(event, Piece):
@@ -322,6 +334,7 @@ class WholeCompletion:
     """One Completion, when all is there."""
 
     whole: ClassVar[bool] = True
+    lazy: ClassVar[bool] = True
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply

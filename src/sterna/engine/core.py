@@ -40,11 +40,15 @@ Logits = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """The device's choice for an answer's next token, and all logits of the step."""
+    """The device's choices for an answer's next tokens, if its guesses are right.
 
-    wanted: Wanted
-    token: int
+    Where a grammar has a say there is the first alone. `row` is its row in all `logits`.
+    """
+
+    wanted: list[Wanted]
+    tokens: list[int]
     logits: Logits
+    row: int
 
 
 class Core:
@@ -86,14 +90,20 @@ class Core:
         return self._stopped
 
     def submit(
-        self, ask: Ask, sink: Sink, *, whole: bool = False, flush: Callable[[], None] | None = None
+        self,
+        ask: Ask,
+        sink: Sink,
+        *,
+        whole: bool = False,
+        lazy: bool = False,
+        flush: Callable[[], None] | None = None,
     ) -> Request:
         """Queue a prompt. `sink` and `flush` are called on the engine's thread, and must not block.
 
-        `sink` gets the events of each step, with `whole` all of them at the end. `flush` is then
-        called once for all sinks that share it.
+        `sink` gets the events of each step, with `whole` all of them at the end, and with `lazy`
+        one for each answer where possible. `flush` is then called once for all sinks that share it.
         """
-        request = Request(ask, sink, Clock(time.perf_counter()), whole, flush)
+        request = Request(ask, sink, Clock(time.perf_counter()), whole, lazy, flush)
         self._put(request)
         return request
 
@@ -236,21 +246,32 @@ class Core:
         return executable.step(self._arrays.fill(batch))[:, : self._parts.vocabulary]
 
     def _sample(self, batch: Batch, logits: Logits, now: float) -> None:
-        asked: list[tuple[Piece, Answer, Wanted]] = []
+        asked: list[tuple[Piece, Answer, int, int]] = []  # with its first row, and of `wanted`
+        wanted: list[Wanted] = []
         at = 0
         for piece in batch.pieces:
             if piece.last:
-                answer = self._answers[piece.sequence.number]
-                try:
-                    asked.append((piece, answer, answer.wanted(at)))
-                except Exception as error:  # of its grammar
-                    self._fail(answer.request, error)
+                answer = self._answers.get(piece.sequence.number)
+                if answer is not None:  # no sibling failed just now
+                    asked.append((piece, answer, at, len(wanted)))
+                    wanted += self._wanted(answer, at, piece.draft)
                 at += piece.rows
-        chosen = self._choose([wanted for _, _, wanted in asked])
-        for (piece, answer, wanted), token in zip(asked, chosen):
+        chosen = self._choose(wanted)
+        ends = [*(first for _, _, _, first in asked[1:]), len(wanted)]
+        for (piece, answer, row, first), end in zip(asked, ends):
             # A sibling that failed in this very step has taken its whole request along.
             if piece.sequence.phase is Phase.RUNNING:
-                self._advance(answer, piece, _Chosen(wanted, token, logits), now)
+                choices = _Chosen(wanted[first:end], chosen[first:end], logits, row)
+                self._advance(answer, piece, choices, now)
+
+    def _wanted(self, answer: Answer, row: int, draft: tuple[int, ...]) -> list[Wanted]:
+        try:
+            if answer.constrained or not draft:
+                return [answer.wanted(row)]
+            return [answer.wanted(row + i, draft[:i]) for i in range(len(draft) + 1)]
+        except Exception as error:  # of its grammar
+            self._fail(answer.request, error)
+            return []
 
     def _choose(self, wanted: list[Wanted]) -> list[int]:
         if not wanted:
@@ -261,18 +282,16 @@ class Core:
         tokens: list[int] = parts.executable.sample(given).tolist()
         return tokens
 
-    def _advance(self, answer: Answer, piece: Piece, first: _Chosen, now: float) -> None:
+    def _advance(self, answer: Answer, piece: Piece, chosen: _Chosen, now: float) -> None:
         """Append the token that follows, and those after it while they are what was guessed."""
-        request, tokens, draft = answer.request, answer.sequence.tokens, [*piece.draft]
-        before = len(tokens)
+        request = answer.request
         try:
-            self._append(answer, first, now)
-            if draft:
-                answer.sequence.draft = []
+            tokens, before = answer.sequence.tokens, len(answer.sequence.tokens)
+            self._append(answer, chosen, 0, now)
+            if piece.draft:
+                draft, answer.sequence.draft = [*piece.draft], []
                 while answer.finish_reason is None and _begins(draft, tokens[before:]):
-                    wanted = answer.wanted(first.wanted.row + len(tokens) - before)
-                    (token,) = self._choose([wanted])
-                    self._append(answer, _Chosen(wanted, token, first.logits), now)
+                    self._append(answer, chosen, len(tokens) - before, now)
                 self._note_draft(piece, tokens[before:])
             if answer.finish_reason is not None:
                 self._forget(answer)
@@ -282,11 +301,19 @@ class Core:
             # It concerns this request alone: its logits, its text, its listener.
             self._fail(request, error)
 
-    def _append(self, answer: Answer, chosen: _Chosen, now: float) -> None:
-        request, wanted = answer.request, chosen.wanted
-        piece = answer.accept(told(wanted, chosen.token, chosen.logits[wanted.row]))
-        self._tell(request, piece)
-        self.counters.completion_tokens += len(piece.samples)
+    def _append(self, answer: Answer, chosen: _Chosen, at: int, now: float) -> None:
+        row = chosen.row + at
+        if at < len(chosen.tokens):
+            wanted, token = chosen.wanted[at], chosen.tokens[at]
+        else:
+            wanted = answer.wanted(row)
+            (token,) = self._choose([wanted])
+        request, tokens = answer.request, answer.sequence.tokens
+        before = len(tokens)
+        piece = answer.accept(told(wanted, token, chosen.logits[row]))
+        if piece is not None:
+            self._tell(request, piece)
+        self.counters.completion_tokens += len(tokens) - before
         self._note_token(request.clock, now)
 
     def _finish(self, request: Request) -> None:

@@ -116,4 +116,4 @@ class DraftModel:
 
     def _wanted(self, row: int, reader: _Reader) -> Wanted:
         history = replace(reader.answer.history, tokens=reader.mirror.tokens)
-        return Wanted(row, reader.answer.request.ask.options, history)
+        return Wanted(row, reader.answer.orders, history)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -63,14 +64,18 @@ class _Model:
         check_device(device)
         located = resolve(model, model_lib, device)
         draft = resolve(options.draft_model, None, device) if options.draft_model else None
-        parts = load(located, options, draft)
-        try:
+        with ExitStack() as undo:
+            parts = load(located, options, draft)
+            undo.callback(parts.executable.close)
             source = load_draft(draft, options, parts) if draft else _source(options)
-        except BaseException:
-            parts.executable.close()
-            raise
-        named = parts if name is None else replace(parts, model_name=name)
-        self._start(named, _speculator(source, options), _store(options, lambda: identity(located)))
+            if source is not None:
+                undo.callback(source.close)
+            store = _store(options, lambda: identity(located))
+            if store is not None:
+                undo.callback(store.close)
+            named = parts if name is None else replace(parts, model_name=name)
+            self._start(named, _speculator(source, options), store)
+            undo.pop_all()
 
     @classmethod
     def from_parts(

@@ -7,14 +7,14 @@ or the last token it may have. Knows no device and no scheduler policy; runs on 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sterna.engine.api import FinishReason, Timings
 from sterna.engine.grammar import Grammar
 from sterna.engine.options import SamplingOptions
 from sterna.engine.parts import Parts
 from sterna.engine.request import Sequence
-from sterna.engine.sampler import Allowed, History, Sample, Wanted
+from sterna.engine.sampler import History, Sample, Wanted, orders
 from sterna.text.detokenizer import StopStrings, StreamDecoder
 
 
@@ -98,6 +98,7 @@ class Request:
     sink: Sink
     clock: Clock
     whole: bool = False  # nobody wants to hear of it before its end
+    lazy: bool = False  # and each answer may be told as one piece
     flush: Callable[[], None] | None = None  # called after `sink`, once for all that share it
     answers: list[Answer] = field(default_factory=list)
     outbox: list[Event] = field(default_factory=list)
@@ -134,36 +135,44 @@ class Answer:
         self._stops = StopStrings([*parts.stop_strings, *options.stop])
         if self._constraint is not None:
             self._constraint.prepare()
+        stops = parts.stop_strings or options.stop
+        self._lazy = request.lazy and self._constraint is None and not stops
+        self._kept: list[Sample] = []
+        self.orders = orders(options)
+        self._plain = self._constraint is None and options.min_tokens == 0
+        self.history = History(sequence.tokens, sequence.prompt_length, ask.seed, index)
         self._shortened = False
         self._way_out = 0  # how long it was when last looked for
         self._looked = 0  # and at which token of the answer
 
     @property
-    def history(self) -> History:
-        """What the sampler needs to know."""
-        sequence = self.sequence
-        return History(sequence.tokens, sequence.prompt_length, self.request.ask.seed, self._index)
+    def constrained(self) -> bool:
+        """Whether a grammar has to see each token before the next can be chosen."""
+        return self._constraint is not None
 
-    @property
-    def banned(self) -> tuple[int, ...]:
-        """Tokens that may not come next: the end, before `min_tokens`."""
-        return tuple(self._stop_ids) if self._early() else ()
+    def wanted(self, row: int, ahead: tuple[int, ...] = ()) -> Wanted:
+        """How the next token is to be chosen from a row of the step's logits.
 
-    @property
-    def allowed(self) -> Allowed | None:
-        """What the grammar lets come next; None without one. Waits for it where need be."""
-        return None if self._constraint is None else self._constraint.allowed()
+        `ahead`: guesses that come before it, if they are right; not for constrained answers. Waits
+        for the grammar where need be.
+        """
+        if self._plain and not ahead:
+            return Wanted(row, self.orders, self.history)
+        history = self.history
+        if ahead:
+            history = replace(history, tokens=[*history.tokens, *ahead])
+        early = self.sequence.output_length + len(ahead) < self.request.ask.options.min_tokens
+        allowed = None if self._constraint is None else self._constraint.allowed()
+        return Wanted(row, self.orders, history, tuple(self._stop_ids) if early else (), allowed)
 
-    def wanted(self, row: int) -> Wanted:
-        """How the next token is to be chosen from a row of the step's logits."""
-        return Wanted(row, self.request.ask.options, self.history, self.banned, self.allowed)
-
-    def accept(self, sample: Sample) -> Piece:
-        """Append a sampled token and say what the caller gets to see.
+    def accept(self, sample: Sample) -> Piece | None:
+        """Append a sampled token and say what the caller gets to see; None: not yet.
 
         Tokens that the grammar forces after it are appended too: the model reads them in its next
         step and does not choose them. Where log probabilities are asked for they come one by one.
         """
+        if self._lazy:
+            return self._keep(sample)
         samples, text = [sample], self._append(sample.token)
         self._mind_the_limit()
         while (token := self._forced()) is not None:
@@ -173,6 +182,23 @@ class Answer:
             self._constraint.prepare()
         choice = self.request.ask.first_choice + self._index
         return Piece(choice, text, tuple(samples), self.finish_reason, self._shortened)
+
+    def _keep(self, sample: Sample) -> Piece | None:
+        """Append a token to be told with all others, as text decoded at once."""
+        sequence, token = self.sequence, sample.token
+        self._kept.append(sample)
+        sequence.tokens.append(token)
+        if token in self._stop_ids:
+            self.finish_reason = "stop"
+        elif sequence.output_length >= self._limit:
+            self.finish_reason = "length"
+        else:
+            return None
+        ended = self.finish_reason == "stop"
+        said = sequence.tokens[sequence.prompt_length : -1 if ended else None]
+        text = self._decoder.put(said) + self._decoder.finish()
+        choice = self.request.ask.first_choice + self._index
+        return Piece(choice, text, tuple(self._kept), self.finish_reason)
 
     def _mind_the_limit(self) -> None:
         """Where tokens run short, let the grammar end while there is room for its end."""

@@ -1,8 +1,9 @@
 """The shortest way to end: which tokens bring an answer in a grammar to its end soon.
 
-In: a matcher in some state. Out: a path of tokens after which the answer may end, or None. Greedy
-with a look one step ahead, and always the same for the same state: what ends strings, objects,
-arrays and thoughts is tried first, then any single character. Knows no limits.
+In: a matcher in some state. Out: a path of tokens after which the answer may end, or None. Greedy,
+and always the same for the same state: what ends strings, objects, arrays and thoughts is tried
+first, then any single character. Where that goes round in circles, what was tried least comes
+first. Knows no limits.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from collections.abc import Sequence
 import llguidance
 
 LONGEST = 192  # tokens of a path
-_CLOSERS = ('"', "}", "]", "</think>", '"}', "0", "1", "null", "true", " ", "\n", "a")
+_CLOSERS = ('"', "}", "]", ",", "</think>", "0", "1", "null", "true", " ", "\n", "a")
 _CONTINUED = (0x80, 0x90, 0xA0)  # one of them may follow any byte that a character begins with
 _BRANCHES = 24  # looked at in each step
+_CHOICES = 48  # before it counts as a circle
+
+Candidates = Sequence[tuple[int, ...]]
 
 
 def closers(words: llguidance.LLTokenizer, tokens: Sequence[bytes]) -> tuple[tuple[int, ...], ...]:
@@ -29,33 +33,43 @@ def closers(words: llguidance.LLTokenizer, tokens: Sequence[bytes]) -> tuple[tup
     return tuple(dict.fromkeys([p for p in first if p] + [single[b] for b in order if b in single]))
 
 
-def way_out(
-    matcher: llguidance.LLMatcher, candidates: Sequence[tuple[int, ...]]
-) -> tuple[int, ...] | None:
+def way_out(matcher: llguidance.LLMatcher, candidates: Candidates) -> tuple[int, ...] | None:
     """A path to where the answer may end; () where it may end already."""
-    matcher = matcher.deep_copy()
+    path = _walk(matcher.deep_copy(), candidates, None)
+    return path if path is not None else _walk(matcher.deep_copy(), candidates, Counter())
+
+
+def _walk(
+    matcher: llguidance.LLMatcher,
+    candidates: Candidates,
+    tried: Counter[tuple[int, ...]] | None,
+) -> tuple[int, ...] | None:
     path: list[int] = []
-    tried: Counter[tuple[int, ...]] = Counter()
+    choices = 0
     while not matcher.is_accepting():
-        forced = tuple(matcher.compute_ff_tokens())
-        step = forced or _step(matcher, candidates, tried)
-        if not step or len(path) > LONGEST or not matcher.consume_tokens(list(step)):
+        step = tuple(matcher.compute_ff_tokens())
+        if not step:
+            step, choices = _choice(matcher, candidates, tried), choices + 1
+        circles = tried is None and choices > _CHOICES
+        if not step or circles or len(path) > LONGEST or not matcher.consume_tokens(list(step)):
             return None
-        tried[step] += 1
         path += step
     return tuple(path)
 
 
-def _step(
+def _choice(
     matcher: llguidance.LLMatcher,
-    candidates: Sequence[tuple[int, ...]],
-    tried: Counter[tuple[int, ...]],
+    candidates: Candidates,
+    tried: Counter[tuple[int, ...]] | None,
 ) -> tuple[int, ...]:
-    """The candidate after which the answer may end or goes on by force; else the least tried."""
+    """The candidate after which the answer may end; else the first, or the least tried."""
     possible = [c for c in candidates if matcher.validate_tokens(list(c)) == len(c)]
-    possible = sorted(possible, key=lambda candidate: tried[candidate])[:_BRANCHES]
-    for candidate in possible:
+    if tried is not None:
+        possible.sort(key=lambda candidate: tried[candidate])
+    for candidate in possible[:_BRANCHES]:
         ahead = matcher.deep_copy()
         if ahead.consume_tokens(list(candidate)) and ahead.is_accepting():
             return candidate
+    if tried is not None and possible:
+        tried[possible[0]] += 1
     return possible[0] if possible else ()

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sterna.base.artifact import Manifest
-from sterna.base.errors import RequestError
+from sterna.base.errors import ArtifactError, RequestError
 from sterna.engine.chat_config import check_library, read_chat_config
 from sterna.engine.draft_model import DraftModel
 from sterna.engine.fingerprint import system_fingerprint
 from sterna.engine.limits import draft_limits, plan
-from sterna.engine.options import EngineOptions
+from sterna.engine.options import EngineOptions, KVDtype
 from sterna.engine.parts import Parts
 from sterna.runtime.devices import DeviceModule, choose_device, parse_device
 from sterna.runtime.executable import Executable
@@ -54,6 +54,7 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
     config = read_chat_config(located.folder)
     manifest = read_manifest(located.library)
     check_library(config, manifest, located.folder, located.library)
+    _check_kv_dtype(options, manifest, located.library)
     tokenizer = Tokenizer.load(located.folder)
     template = ChatTemplate.load(located.folder)
     device, index = choose_device(located.device, manifest)
@@ -73,6 +74,15 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
         conv_template=config.conv_template,
         fingerprint=system_fingerprint(identity(located)),
     )
+
+
+def _check_kv_dtype(options: EngineOptions, manifest: Manifest, library: Path) -> None:
+    found = manifest.kv_cache.dtype
+    if options.kv_dtype not in (KVDtype.AUTO, found):
+        raise ArtifactError(
+            f"kv_dtype {options.kv_dtype} was asked for, but {library} keeps its KV cache in "
+            f"{found}; compile the model with --kv-dtype {options.kv_dtype}, or leave it out"
+        )
 
 
 def check_device(device: str) -> None:

@@ -44,6 +44,14 @@ class Speculative(StrEnum):
     DRAFT = "draft"
 
 
+class KVDtype(StrEnum):
+    """What the KV cache keeps of a key or value."""
+
+    AUTO = "auto"
+    F16 = "f16"
+    Q8 = "q8"
+
+
 def _option(
     default: Any, kind: type, help: str, lo: float | None = None, hi: float | None = None
 ) -> Any:
@@ -116,6 +124,14 @@ class EngineOptions:
     context_window_size: int | None = _option(None, int, "longest prompt and answer together", 1)
     prefill_chunk_size: int | None = _option(None, int, "most tokens in one step", 1)
     threads: int | None = _option(None, int, "threads of a CPU device (default: all cores)", 1)
+    kv_dtype: KVDtype | str = field(
+        default=KVDtype.AUTO,
+        metadata={
+            "kind": KVDtype,
+            "help": "what the KV cache keeps: 16 bits a number (f16), or 8 and a scale for each "
+            "token and head (q8); auto: what the library was compiled for",
+        },
+    )
     prefill_mode: PrefillMode | str = field(
         default=PrefillMode.HYBRID,
         metadata={

@@ -40,8 +40,8 @@ from sterna.engine.parts import Parts
 from sterna.engine.reasoning import Start
 
 T = TypeVar("T")
+MAX_ANSWERS = 1024  # to one request
 _LIGHT = 4096  # characters, or values
-_GRAMMAR = _LIGHT + 1  # and what a grammar counts for
 _CONSTRAINED = frozenset({"tools", "response_format"})
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
@@ -56,18 +56,22 @@ class Job(Generic[T]):
 
 
 def is_light(given: object) -> bool:
-    """Whether a request takes less than a millisecond or so to prepare: it is short."""
+    """Whether plain data takes less than a millisecond or so to prepare: it is short."""
     left = _LIGHT
-    values = [given]
+    values: list[Any] = [given]
     while values and left >= 0:
         value = values.pop()
-        left -= len(value) if isinstance(value, str) else 1
-        if isinstance(value, Mapping):
+        kind = type(value)
+        if kind is str:
+            left -= len(value)
+        elif kind is dict:
+            if not _CONSTRAINED.isdisjoint(value):
+                return False
             values += value.values()
-            left -= _GRAMMAR * (not value.keys().isdisjoint(_CONSTRAINED))
-        elif isinstance(value, list | tuple):
+        elif kind is list or kind is tuple:
             left -= len(value)
             values += value[: max(left, 0)]
+        left -= 1
     return left >= 0
 
 
@@ -102,6 +106,12 @@ def completion_job(
     request = read_completion(_request("prompt", prompt, model, given))
     prompts = _prompts(prompt)
     options = _options(parts, request)
+    if len(prompts) * options.n > MAX_ANSWERS:
+        raise RequestError(
+            f"prompt has {len(prompts)} prompts, with {options.n} answers to each, possible are up "
+            f"to {MAX_ANSWERS} answers in all; send several requests",
+            "prompt",
+        )
     if request.best_of is not None and request.best_of != options.n:
         raise RequestError(
             f"best_of is {request.best_of}, possible is n, which is {options.n}: answers are not "

@@ -25,7 +25,7 @@ Edits = tuple[NDArray[np.int32], NDArray[np.float32]]  # ids [e] and numbers [e,
 
 VERSION = 2  # raised when the same logits, options and seed would give other tokens
 
-_MASK = 0xFFFFFFFF
+_MASK, _WORD = np.uint64(0xFFFFFFFF), np.uint64(32)
 _STEEPEST = 1e30  # the most that logits are divided by a temperature for
 
 
@@ -60,11 +60,30 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Orders:
+    """Options as the device takes them, worked out once a request.
+
+    `edited`: some logits are changed before the choice.
+    """
+
+    options: SamplingOptions
+    inverse_temperature: float
+    limits: tuple[int, int, int]
+    edited: bool
+
+
+def orders(options: SamplingOptions) -> Orders:
+    penalized = options.presence_penalty != 0 or options.frequency_penalty != 0
+    edited = bool(options.logit_bias) or penalized or options.repetition_penalty != 1
+    return Orders(options, _inverse(options), _limits(options), edited)
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """A token to be chosen from a row of the last step's logits: one of `allowed`, not `banned`."""
 
     row: int
-    options: SamplingOptions
+    orders: Orders
     history: History
     banned: Sequence[int] = ()
     allowed: Allowed | None = None
@@ -74,6 +93,10 @@ def sample_input(wanted: Sequence[Wanted], vocabulary: int, vocab_size: int) -> 
     """What the device takes, row by row. `vocabulary` of the `vocab_size` ids exist."""
     count = len(wanted)
     masked = np.array([w.allowed is not None for w in wanted], np.int32)
+    seeds = np.array([w.history.seed for w in wanted], np.uint64)
+    positions = np.array([len(w.history.tokens) for w in wanted], np.uint64)
+    streams = np.array([w.history.stream for w in wanted], np.uint64)
+    words = (seeds, seeds >> _WORD, streams, positions, positions >> _WORD)
     allowed = np.zeros((count, -(-vocab_size // 32)), np.uint32)
     for i, w in enumerate(wanted):
         if w.allowed is not None:
@@ -83,9 +106,9 @@ def sample_input(wanted: Sequence[Wanted], vocabulary: int, vocab_size: int) -> 
     return SampleInput(
         vocabulary=vocabulary,
         rows=np.array([w.row for w in wanted], np.int32),
-        inverse_temperature=np.array([_inverse(w.options) for w in wanted], np.float32),
-        limits=np.array([_limits(w.options) for w in wanted], np.int32).reshape(count, 3),
-        keys=np.array([_key(w.history) for w in wanted], np.uint32).reshape(count, 5),
+        inverse_temperature=np.array([w.orders.inverse_temperature for w in wanted], np.float32),
+        limits=np.array([w.orders.limits for w in wanted], np.int32).reshape(count, 3),
+        keys=np.stack([word & _MASK for word in words], axis=1).astype(np.uint32),
         masked=masked,
         allowed=allowed,
         edit_indptr=np.cumsum([0, *(len(ids) for ids, _ in edits)], dtype=np.int32),
@@ -105,9 +128,10 @@ def told(wanted: Wanted, token: int, logits: NDArray[np.float32]) -> Sample:
             f"{wanted.history.position}, or allows no token there; its weights are damaged or its "
             "arithmetic overflowed"
         )
-    if not wanted.options.logprobs:
-        return Sample(token)
-    return _with_logprobs(token, logits, wanted.options.top_logprobs)
+    options = wanted.orders.options
+    return (
+        _with_logprobs(token, logits, options.top_logprobs) if options.logprobs else Sample(token)
+    )
 
 
 def _inverse(options: SamplingOptions) -> float:
@@ -124,23 +148,15 @@ def _limits(options: SamplingOptions) -> tuple[int, int, int]:
     return min(options.top_k, 2**31 - 1), share, max(1, ceil(options.min_p * (1 << UNIT_BITS)))
 
 
-def _key(history: History) -> tuple[int, int, int, int, int]:
-    seed, position = history.seed, history.position
-    return (
-        *(seed & _MASK, seed >> 32 & _MASK, history.stream & _MASK),
-        *(position & _MASK, position >> 32 & _MASK),
-    )
-
-
 _NO_EDITS: Edits = (np.zeros(0, np.int32), np.zeros((0, 3), np.float32))
 
 
 def _edits(wanted: Wanted, vocabulary: int) -> Edits:
     """Bias, penalties and bans. `repetition_penalty` counts the prompt too, the others do not."""
-    o, history = wanted.options, wanted.history
-    penalized = o.presence_penalty != 0 or o.frequency_penalty != 0
-    if not (o.logit_bias or wanted.banned or penalized or o.repetition_penalty != 1):
+    if not (wanted.orders.edited or wanted.banned):
         return _NO_EDITS
+    o, history = wanted.orders.options, wanted.history
+    penalized = o.presence_penalty != 0 or o.frequency_penalty != 0
     repeated = history.tokens if o.repetition_penalty != 1 else ()
     output = history.output if penalized else ()
     lists = ([*o.logit_bias], repeated, output, wanted.banned)

@@ -32,8 +32,10 @@ class _Run(Generic[T]):
         self._assembler = job.assembler
         self._left = len(job.asks)
         self._ready: deque[T] = deque()
-        whole = job.assembler.whole
-        self._requests = [core.submit(ask, sink, whole=whole, flush=flush) for ask in job.asks]
+        whole, lazy = job.assembler.whole, job.assembler.lazy
+        self._requests = [
+            core.submit(ask, sink, whole=whole, lazy=lazy, flush=flush) for ask in job.asks
+        ]
 
     @property
     def over(self) -> bool:
@@ -112,6 +114,12 @@ class _Arrivals:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def more(self) -> list[Event]:
+        """The next events that have come already, unless they are a failure."""
+        if self._events and not isinstance(self._events[0][-1], Exception):
+            return self._events.popleft()
+        return []
+
     async def get(self) -> list[Event]:
         while not self._events:
             self._waiter = self._loop.create_future()
@@ -136,6 +144,19 @@ class AsyncStream(Generic[T]):
                 raise StopAsyncIteration
             self._run.put(await self._arrivals.get())
         return result
+
+    async def several(self) -> list[T]:
+        """All results that are there, waiting for one at least; none at the end."""
+        try:
+            found = [await anext(self)]
+        except StopAsyncIteration:
+            return []
+        while True:
+            while (result := self._run.take()) is not None:
+                found.append(result)
+            if not (events := self._arrivals.more()):
+                return found
+            self._run.put(events)
 
     async def aclose(self) -> None:
         self._run.cancel()

@@ -14,11 +14,22 @@ Sources: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 from sterna.base.dtype import F32
-from sterna.ir.expr import Buffer, Expr, ExprLike, Var, cast, exp, maximum, minimum, wrap
+from sterna.ir.expr import (
+    Buffer,
+    Expr,
+    ExprLike,
+    Var,
+    cast,
+    equals,
+    exp,
+    maximum,
+    minimum,
+    wrap,
+)
 from sterna.ir.loop import Alloc, If, PrimFunc, Stmt, seq, store
 from sterna.kernels.attention_rows import Queries, Rows
 from sterna.kernels.attention_scores import Scores
@@ -32,33 +43,39 @@ __all__ = ["AttentionSpec", "attention_split", "attention_tiles"]
 
 def attention_tiles(name: str, s: AttentionSpec, dims: tuple[Var, ...], tile: int) -> PrimFunc:
     """One work item for each (query tile, kv head): pieces in order, all rows for each."""
-    rows = Rows.of(s, tile)
-    state = _State.allocate(s, rows.rows)
     tiles = s.tile_start.shape[0]
 
     def item(w: Var) -> Stmt:
         t, head = w // s.cache.kv_heads, w % s.cache.kv_heads
 
         def with_tile(q: Queries) -> Stmt:
-            reached = minimum(q.last // s.piece + 1, s.pieces)
-            used = rows.blocks(q) * rows.block
+            alone = replace(q, count=wrap(1))  # as when many sequences decode
+            return If(equals(q.count, 1), _tile(s, alone, 1), _tile(s, q, tile))
 
-            def piece(c: Var) -> Stmt:
-                run = _piece(rows, q, c, state.take, state.add)
-                return run if s.window < 0 else If(reaches(s, q.position, q.last, c), run)
-
-            return seq(
-                rows.load(q),
-                loop("r", used, state.reset),
-                loop("piece", reached, piece),
-                loop("r", q.count * s.group, lambda r: _write_row(s, state, q, r)),
-            )
-
-        return state.scoped(rows.scoped(_queries(s, t, head, with_tile)))
+        return _queries(s, t, head, with_tile)
 
     return PrimFunc(
         name, s.params, (*dims, LAYER), parallel("item", tiles * s.cache.kv_heads, item)
     )
+
+
+def _tile(s: AttentionSpec, q: Queries, most: int) -> Stmt:
+    """The queries of a tile, at most so many, with memory of their own."""
+    rows = Rows.of(s, most)
+    state = _State.allocate(s, rows.rows)
+    used = rows.blocks(q) * rows.block
+
+    def piece(c: Var) -> Stmt:
+        run = _piece(rows, q, c, state.take, state.add)
+        return run if s.window < 0 else If(reaches(s, q.position, q.last, c), run)
+
+    body = seq(
+        rows.load(q),
+        loop("r", used, state.reset),
+        loop("piece", minimum(q.last // s.piece + 1, s.pieces), piece),
+        loop("r", q.count * s.group, lambda r: _write_row(s, state, q, r)),
+    )
+    return state.scoped(rows.scoped(body))
 
 
 def attention_split(

@@ -329,7 +329,10 @@ class _Row:
         )
 
     def digit(self, shift: int, bits: int, target: Expr, measure: Callable[[Expr], Expr]) -> Stmt:
-        """One digit of the threshold, among the weights that begin as it does."""
+        """One digit of the threshold, among the weights that begin as it does.
+
+        It is 0 where no larger one is reached, so nobody counts the many whose first is 0.
+        """
         known = self.whole[_LEAST]  # its digits so far
 
         def count(i: Expr) -> Stmt:
@@ -343,7 +346,8 @@ class _Row:
             )
 
         def add(q: Var, digit: Var) -> Stmt:
-            return store(self.histogram, digit, self.histogram[digit] + measure(q))
+            count = store(self.histogram, digit, self.histogram[digit] + measure(q))
+            return If(wrap(0) < digit, count) if shift == _DIGITS[0][0] else count
 
         def walk(j: Var) -> Stmt:
             return let("b", wrap((1 << bits) - 1) - j, pass_by)
@@ -361,7 +365,7 @@ class _Row:
             self.one_by_one(count),
             store(self.whole, _FOUND, 0),
             store(self.whole, _DIGIT, 0),
-            loop("j", 1 << bits, walk),
+            loop("j", (1 << bits) - 1, walk),
             store(self.whole, _LEAST, (known << bits) + self.whole[_DIGIT]),
         )
 

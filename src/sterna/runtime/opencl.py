@@ -258,9 +258,9 @@ class OpenCLDevice:
         )  # fmt: skip
         _check(code, "writing a buffer")
 
-    def read(self, buffer: c_void_p, out: NDArray[Any]) -> None:
+    def read(self, buffer: c_void_p, out: NDArray[Any], offset: int = 0) -> None:
         code = self._driver.clEnqueueReadBuffer(
-            self._queue, buffer, c_uint32(1), c_size_t(0), c_size_t(out.nbytes),
+            self._queue, buffer, c_uint32(1), c_size_t(offset), c_size_t(out.nbytes),
             c_void_p(out.ctypes.data), c_uint32(0), None, None,
         )  # fmt: skip
         _check(code, "reading a result")

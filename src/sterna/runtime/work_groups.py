@@ -23,10 +23,11 @@ from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, RequestE
 from sterna.base.sizes import evaluate
 from sterna.runtime.batch import DIMS, choose, prepare
 from sterna.runtime.bundle import Bundle, read_bundle
-from sterna.runtime.executable import StepInput
+from sterna.runtime.executable import Ints, StepInput
 from sterna.runtime.memory import MemoryPlan, check_fits, io_bytes, largest_shape, memory_plan
 from sterna.runtime.memory import packed_bytes as param_bytes
 from sterna.runtime.params import WeightReader, check_names, read_param
+from sterna.runtime.sampling import SampleInput, check_sample, sample_rows
 
 Handle = Any  # a driver's own buffer or function
 LAYER = "layer"
@@ -67,7 +68,7 @@ class Device(Protocol):
         """Copy to the device. The array may be changed once this returns."""
         ...
 
-    def read(self, buffer: Handle, out: NDArray[Any]) -> None:
+    def read(self, buffer: Handle, out: NDArray[Any], offset: int = 0) -> None:
         """Wait for all launches, then copy from the device."""
         ...
 
@@ -166,6 +167,7 @@ class GroupExecutable:
         self._calls = {entry.name: self._program(entry, arena) for entry in manifest.entries}
         self._one_step = threading.Lock()
         self._open = True
+        self._logits = np.zeros((0, manifest.model.vocab_size), np.float32)  # of the last step
 
     @property
     def manifest(self) -> Manifest:
@@ -190,18 +192,41 @@ class GroupExecutable:
             logits = np.empty(shape, np.float32)
             if logits.size:
                 self._device.read(self._io[entry.outputs[0].name], logits)
+            self._logits = logits
         return logits
+
+    def sample(self, given: SampleInput) -> Ints:
+        """See Executable.sample; the host chooses, from the logits that it has read."""
+        check_sample(given, len(self._logits), self._manifest.model.vocab_size)
+        self._check_open()
+        return sample_rows(self._logits, given)
 
     def copy_page(self, source: int, destination: int) -> None:
         """See Executable.copy_page. RequestError for a page the cache does not have."""
-        for page in (source, destination):
-            if not 0 <= page < self._num_pages:
-                raise RequestError(f"page {page} is not one of the cache's {self._num_pages} pages")
         size = self._manifest.kv_cache.page_bytes
         with self._one_step:
-            self._check_open()
+            places = self._place(source), self._place(destination)
             if source != destination:
-                self._device.copy(self._cache, source * size, destination * size, size)
+                self._device.copy(self._cache, *places, size)
+
+    def read_page(self, page: int) -> NDArray[np.uint8]:
+        """See Executable.read_page. RequestError for a page the cache does not have."""
+        data = np.empty(self._manifest.kv_cache.page_bytes, np.uint8)
+        with self._one_step:
+            self._device.read(self._cache, data, self._place(page))
+        return data
+
+    def write_page(self, page: int, data: NDArray[np.uint8]) -> None:
+        """See Executable.write_page. RequestError for a page the cache does not have."""
+        with self._one_step:
+            self._device.write(self._cache, data, self._place(page))
+
+    def _place(self, page: int) -> int:
+        """Where a page begins in the cache."""
+        self._check_open()
+        if not 0 <= page < self._num_pages:
+            raise RequestError(f"page {page} is not one of the cache's {self._num_pages} pages")
+        return page * self._manifest.kv_cache.page_bytes
 
     def close(self) -> None:
         """See Executable.close."""

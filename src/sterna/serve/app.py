@@ -103,7 +103,7 @@ class App:
 
     def __init__(self, engines: Mapping[str, AsyncEngine], options: ServeOptions) -> None:
         models = Models(engines)
-        self.state = State(models, options, Metrics(models), int(time.time()))
+        self.state = State(models, options, Metrics(), int(time.time()))
         self._app = Guard(_routes(self.state), options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

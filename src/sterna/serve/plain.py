@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import msgspec
 
@@ -82,7 +83,8 @@ async def detokenize(exchange: Exchange, state: State) -> None:
     for token in request.tokens:
         if token >= size:
             raise RequestError(f"tokens has the id {token}, possible are 0 to {size - 1}", "tokens")
-    text = engine.tokenizer.decode(request.tokens, skip_special_tokens=False)
+    decode = partial(engine.tokenizer.decode, request.tokens, skip_special_tokens=False)
+    text = await asyncio.to_thread(decode)
     await exchange.send_json(DetokenizeResult(prompt=text))
 
 
@@ -119,8 +121,7 @@ async def _health(exchange: Exchange, health: Health) -> None:
 
 
 async def metrics(exchange: Exchange, state: State) -> None:
-    counters = {name: engine.metrics() for name, engine in state.models.items()}
-    page = state.metrics.page(counters).encode()
+    page = state.metrics.page(state.models).encode()
     await exchange.send_bytes(page, ((b"content-type", CONTENT_TYPE),))
 
 

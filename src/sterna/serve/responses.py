@@ -16,7 +16,7 @@ import msgspec
 from sterna.engine.api import ChatCompletionChunk, ChunkChoice, ToolCallDelta, Usage
 from sterna.serve.errors import HttpError, body_of
 from sterna.serve.exchange import Exchange, decode, event_of
-from sterna.serve.generate import OBJECT, Call
+from sterna.serve.generate import OBJECT, Finished, count, counting
 from sterna.serve.reply import ENCODER
 from sterna.serve.responses_input import chat_fields
 from sterna.serve.responses_schema import (
@@ -53,14 +53,14 @@ async def responses(exchange: Exchange, state: State) -> None:
     request = read(await exchange.read(OBJECT))
     name, engine = state.models.choose(request.model)
     writer = Writer(empty(request, name))
-    call = Call(name, state)
+    finished = counting(state, name)
     asked = {"stream": True, "stream_options": {"include_usage": True}, **chat_fields(request)}
     create: Any = engine.chat.completions.create
     async with exchange.watched(), await create(**asked) as chunks:
         if request.stream:
-            await exchange.send_events(_framed(_events(chunks, writer, call)))
+            await exchange.send_events(_framed(_events(chunks, writer, finished)))
             return
-        async for _ in _events(chunks, writer, call):
+        async for _ in _events(chunks, writer, finished):
             pass
     await exchange.send_json(writer.response)
 
@@ -96,7 +96,7 @@ def empty(request: ResponsesRequest, model: str) -> ResponseObject:
 
 
 async def _events(
-    chunks: AsyncIterator[ChatCompletionChunk], writer: Writer, call: Call
+    chunks: AsyncIterator[ChatCompletionChunk], writer: Writer, finished: Finished
 ) -> AsyncIterator[StreamEvent]:
     try:
         for event in writer.begin():
@@ -104,9 +104,7 @@ async def _events(
         async for chunk in chunks:
             for event in writer.put(chunk):
                 yield event
-            call.reasons += [c.finish_reason for c in chunk.choices if c.finish_reason]
-            if chunk.usage is not None and chunk.timings is not None:
-                call.finish(chunk.usage, chunk.timings)
+            count(chunk, finished)
         for event in writer.end():
             yield event
     except Exception as error:

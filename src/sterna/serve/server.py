@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import signal
 import socket
 import threading
@@ -136,6 +137,8 @@ def serve(
     cannot be had.
     """
     app = App(engines, options)
+    # Else asyncio warns of each write to a client that has just gone.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     try:
         allow_open_files()
         sockets = bind(options.host, options.port)

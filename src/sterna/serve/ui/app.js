@@ -137,6 +137,8 @@ function remark(message, { usage, timings }, { began, first, end }) {
     `${rate.toFixed(1)} tokens/s`,
     `first after ${wait < 1 ? `${(1000 * wait).toFixed(0)} ms` : `${wait.toFixed(2)} s`}`,
   ];
+  const thought = usage.completion_tokens_details?.reasoning_tokens;
+  if (thought) parts.splice(1, 0, `${thought} of them thinking`);
   const cached = usage.prompt_tokens_details?.cached_tokens;
   if (cached !== undefined) parts.push(`${cached} of ${usage.prompt_tokens} prompt tokens reused`);
   if (message.finish === "length") {
