@@ -87,10 +87,27 @@ _GROUPED = {
                    suffix=".sterna", fma=True, group_threads=256, shared_bytes=32768,
                    most_buffers=64, buffer_align=1024),
     },
+    "cuda": {
+        "": Target("cuda", renderer="cuda", device="", table="work_groups",
+                   suffix=".sterna", fma=True, float16=True, group_threads=1024,
+                   shared_bytes=49152, most_buffers=256, buffer_align=256, subgroup=32),
+    },
+    "rocm": {
+        "": Target("rocm", renderer="hip", device="", table="work_groups",
+                   suffix=".sterna", fma=True, float16=True, group_threads=1024,
+                   shared_bytes=65536, most_buffers=256, buffer_align=256, subgroup=32),
+    },
+    "metal": {
+        "": Target("metal", renderer="metal", device="", table="work_groups",
+                   suffix=".sterna", fma=True, float16=True, group_threads=1024,
+                   shared_bytes=32768, most_buffers=24, buffer_align=256, subgroup=32),
+    },
 }  # fmt: skip
 
-KINDS = ("cpu", *_GROUPED)
-UNSUPPORTED_KINDS = ("cuda", "rocm", "metal", "vulkan", "webgpu")
+# Kinds with a device to run on, and those for which code is made that runs elsewhere.
+KINDS = ("cpu", *(kind for kind, rows in _GROUPED.items() if rows[""].device))
+DEVICELESS_KINDS = tuple(kind for kind in _GROUPED if kind not in KINDS)
+UNSUPPORTED_KINDS = ("vulkan", "webgpu")
 
 EXAMPLES = (
     "cpu",

@@ -6,6 +6,11 @@ _KEYWORDS = frozenset(
     "auto break case char const continue default do double else enum extern float for goto if"
     " inline int long register restrict return short signed sizeof static struct switch typedef"
     " union unsigned void volatile while asm typeof"
+    # Of C++ and the languages of kernels, whose renderers name things with this too.
+    " and bool catch class delete device discard enable export false fn friend global half kernel"
+    " let local mutable namespace new not operator or override private protected ptr public"
+    " template this thread threadgroup throw true try typename uniform using var virtual"
+    " workgroup xor"
     " i8 u8 i16 u16 i32 u32 i64 u64 f32 usize Pool WorkFn memcpy memset memmove parallel"
     " a args begin end tid pool scratch".split()
 )

@@ -14,7 +14,7 @@ from typing import Protocol, cast
 
 from sterna.base.artifact import Manifest
 from sterna.base.errors import ArtifactError, Unavailable
-from sterna.base.target import KINDS, UNSUPPORTED_KINDS, parse_target
+from sterna.base.target import DEVICELESS_KINDS, KINDS, UNSUPPORTED_KINDS, parse_target
 from sterna.runtime.executable import Executable
 from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
@@ -45,6 +45,8 @@ class DeviceModule(Protocol):
 def devices() -> list[DeviceReport]:
     """A report on every device Sterna knows by name, the usable ones first."""
     found = [report for kind in KINDS for report in _module(kind).reports()]
+    compiled = "models compile for it; running them is not in this version of Sterna"
+    found += [DeviceReport(name, False, "", compiled) for name in DEVICELESS_KINDS]
     missing = "not in this version of Sterna; use cpu"
     found += [DeviceReport(name, False, "", missing) for name in UNSUPPORTED_KINDS]
     return sorted(found, key=lambda report: not report.present)
@@ -76,6 +78,11 @@ def choose_device(device: str, manifest: Manifest) -> tuple[DeviceModule, int]:
     """The module that runs a library on a device; ArtifactError where it is for another kind."""
     kind, index = parse_device(device)
     wanted = parse_target(manifest.target)
+    if wanted.kind in DEVICELESS_KINDS:
+        raise Unavailable(
+            f"the library was compiled for {manifest.target}, and this version of Sterna runs "
+            f"models on {', '.join(KINDS)} only; compile the model for one of them"
+        )
     module = _module(wanted.kind)
     if kind not in (AUTO, wanted.kind):
         raise ArtifactError(

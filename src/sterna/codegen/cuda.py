@@ -1,0 +1,97 @@
+"""The renderer of CUDA: kernels in CUDA C++ that includes no header.
+
+What wants inline PTX stands in the prelude behind STERNA_SIMT, where the tests' simulator brings
+its own. Compile with -fmad=false: contraction would change results.
+"""
+
+from __future__ import annotations
+
+from sterna.base.dtype import DType
+from sterna.base.target import Target
+from sterna.codegen.bundle import build_bundle, source_text
+from sterna.codegen.c_math import group_math
+from sterna.codegen.cstyle import CStyle, GroupSource, Signature, render_groups
+from sterna.codegen.renderer import LibraryParts
+from sterna.ir.loop import PrimFunc
+
+SOURCE_SUFFIX = ".cu"
+
+_PRELUDE = r"""
+typedef float f32;
+typedef signed char i8;
+typedef unsigned char u8;
+typedef short i16;
+typedef unsigned short u16;
+typedef int i32;
+typedef unsigned int u32;
+typedef long long i64;
+typedef unsigned long long u64;
+#define STERNA_MAYBE static __device__ __forceinline__
+#ifndef STERNA_SIMT
+STERNA_MAYBE f32 bits_f32(u32 x) { return __uint_as_float(x); }
+STERNA_MAYBE u32 bits_u32(f32 x) { return __float_as_uint(x); }
+STERNA_MAYBE f32 fma_f32(f32 a, f32 b, f32 c) { return __fmaf_rn(a, b, c); }
+STERNA_MAYBE f32 sqrt_f32(f32 x) { return __fsqrt_rn(x); }
+STERNA_MAYBE f32 f32_from_f16(u16 x) {
+    f32 r;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(x));
+    return r;
+}
+STERNA_MAYBE u16 f16_from_f32(f32 x) {
+    u16 r;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x));
+    return r;
+}
+#endif
+"""
+
+
+class Cuda(CStyle):
+    """CUDA C++."""
+
+    def head(self, s: Signature) -> str:
+        const = ("const ", "")
+        parts = [
+            f"{const[writes]}{self.TYPES[b.dtype]} *__restrict__ {title}"
+            for b, title, writes in s.buffers
+        ]
+        parts += [f"const i32 {d}" for d in s.dims]
+        bound = f"__launch_bounds__({s.threads})"
+        return f'extern "C" __global__ void {bound} {s.symbol}({", ".join(parts)}) {{'
+
+    def shared(self, dtype: DType, title: str, size: int) -> str:
+        return f"__shared__ {self.TYPES[dtype]} {title}[{size}];"
+
+    def group_index(self) -> str:
+        return "(i32)blockIdx.x"
+
+    def thread_index(self) -> str:
+        return "(i32)threadIdx.x"
+
+    def barrier(self) -> str:
+        return "__syncthreads();"
+
+
+def render_kernel(func: PrimFunc, target: Target) -> GroupSource:
+    """See Renderer."""
+    return render_groups(func, Cuda)
+
+
+def library_source(parts: LibraryParts) -> str:
+    """See Renderer."""
+    return source_text(_PRELUDE + group_math(), parts)
+
+
+def code(parts: LibraryParts) -> bytes:
+    """The source itself: NVRTC, for the GPU that is there, compiles it when a model is loaded."""
+    return library_source(parts).encode()
+
+
+def build_library(parts: LibraryParts, target: Target) -> bytes:
+    """See Renderer."""
+    return build_bundle(parts, code(parts), target)
+
+
+def build_version(target: Target) -> str:
+    """See Renderer: no outside tool takes part."""
+    return SOURCE_SUFFIX

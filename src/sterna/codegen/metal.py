@@ -1,0 +1,99 @@
+"""The renderer of Metal: kernels in the Metal shading language.
+
+Compile without fast math; contraction is switched off in the source. What wants the standard
+library stands in the prelude behind STERNA_SIMT, where the tests' simulator brings its own.
+"""
+
+from __future__ import annotations
+
+from sterna.base.dtype import DType
+from sterna.base.target import Target
+from sterna.codegen.bundle import build_bundle, source_text
+from sterna.codegen.c_math import group_math
+from sterna.codegen.cstyle import CStyle, GroupSource, Signature, render_groups
+from sterna.codegen.renderer import LibraryParts
+from sterna.ir.loop import PrimFunc
+
+SOURCE_SUFFIX = ".metal"
+
+_PRELUDE = r"""
+#ifndef STERNA_SIMT
+#include <metal_stdlib>
+#pragma METAL fp contract(off)
+using namespace metal;
+#endif
+typedef float f32;
+typedef signed char i8;
+typedef unsigned char u8;
+typedef short i16;
+typedef unsigned short u16;
+typedef int i32;
+typedef unsigned int u32;
+typedef long i64;
+typedef unsigned long u64;
+#define STERNA_MAYBE static inline
+#ifndef STERNA_SIMT
+STERNA_MAYBE f32 bits_f32(u32 x) { return as_type<f32>(x); }
+STERNA_MAYBE u32 bits_u32(f32 x) { return as_type<u32>(x); }
+STERNA_MAYBE f32 fma_f32(f32 a, f32 b, f32 c) { return precise::fma(a, b, c); }
+STERNA_MAYBE f32 sqrt_f32(f32 x) { return precise::sqrt(x); }
+STERNA_MAYBE f32 f32_from_f16(u16 x) { return (f32)as_type<half>(x); }
+STERNA_MAYBE u16 f16_from_f32(f32 x) { return as_type<u16>((half)x); }
+#endif
+"""
+
+
+class Metal(CStyle):
+    """The Metal shading language."""
+
+    def head(self, s: Signature) -> str:
+        const = ("const ", "")
+        parts = [
+            f"device {const[writes]}{self.TYPES[b.dtype]} *{title}"
+            for b, title, writes in s.buffers
+        ]
+        parts += [f"constant i32 &{d}" for d in s.dims]
+        parts = [f"{part} [[buffer({i})]]" for i, part in enumerate(parts)]
+        parts += [
+            "uint group_number [[threadgroup_position_in_grid]]",
+            "uint thread_number [[thread_index_in_threadgroup]]",
+        ]
+        size = f"[[max_total_threads_per_threadgroup({s.threads})]]"
+        return f"{size} kernel void {s.symbol}({', '.join(parts)}) {{"
+
+    def shared(self, dtype: DType, title: str, size: int) -> str:
+        return f"threadgroup {self.TYPES[dtype]} {title}[{size}];"
+
+    def group_index(self) -> str:
+        return "(i32)group_number"
+
+    def thread_index(self) -> str:
+        return "(i32)thread_number"
+
+    def barrier(self) -> str:
+        return "threadgroup_barrier(mem_flags::mem_device | mem_flags::mem_threadgroup);"
+
+
+def render_kernel(func: PrimFunc, target: Target) -> GroupSource:
+    """See Renderer."""
+    return render_groups(func, Metal)
+
+
+def library_source(parts: LibraryParts) -> str:
+    """See Renderer."""
+    return source_text(_PRELUDE + group_math(), parts)
+
+
+def code(parts: LibraryParts) -> bytes:
+    """The source itself: Metal itself compiles it when a model is loaded."""
+    return library_source(parts).encode()
+
+
+def build_library(parts: LibraryParts, target: Target) -> bytes:
+    """See Renderer."""
+    return build_bundle(parts, code(parts), target)
+
+
+def build_version(target: Target) -> str:
+    """See Renderer: no outside tool takes part."""
+    return SOURCE_SUFFIX

@@ -1,0 +1,94 @@
+"""Every kernel of small models in several schemes, and every target that can be executed here.
+
+Cases are the kernels that the compiler makes for prefill, decode and verify, at shapes that no
+tile divides; equal ones of different schemes count once. Targets are run by their driver, or,
+where there is no such hardware, by compiling their own source for the CPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
+
+from simt_device import SimtDevice
+
+from sterna.base.errors import Unavailable
+from sterna.base.target import Target, parse_target
+from sterna.checkpoint.model_folder import ModelFolder
+from sterna.codegen.renderer import RenderedKernel, renderer_of
+from sterna.compiler import CompileOptions, compile_source
+from sterna.ir.equal import digest
+from sterna.ir.loop import PrimFunc
+from sterna.runtime import opencl
+from sterna.runtime.work_groups import Device
+
+CONFIG = {
+    "hidden_act": "silu", "hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 3,
+    "num_hidden_layers": 2, "num_key_value_heads": 1, "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False, "vocab_size": 77,
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"],
+}  # fmt: skip
+CHAT = {"context_window_size": 256, "prefill_chunk_size": 80, "model_config": {"max_batch_size": 4}}
+SCHEMES = ("q4f16_1", "q4f32_1", "q4bf16_1")
+TOKENS = (1, 3, 65)
+
+
+def driver_opencl() -> Device:
+    try:
+        return opencl.open_device()
+    except Unavailable as error:
+        pytest.skip(str(error))
+
+
+# Target, and what runs its kernels here.
+TARGETS: dict[str, Callable[[], Device]] = {
+    "opencl": driver_opencl,
+    "cuda": SimtDevice,
+    "rocm": SimtDevice,
+    "metal": SimtDevice,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel. `single`: it serves steps of one token a sequence."""
+
+    name: str
+    op: str
+    scheme: str
+    schedule: str
+    func: PrimFunc
+    single: bool
+
+
+def cases(target: Target) -> list[Case]:
+    """The distinct kernels of CONFIG in all schemes for a target."""
+    found: dict[str, Case] = {}
+    for scheme in SCHEMES:
+        folder = ModelFolder(Path(), dict(CHAT), dict(CONFIG), "llama", scheme, scheme, {})
+        source = compile_source(folder, target, CompileOptions())
+        for title, kernel in source.table.kernels.items():
+            if title == "sample":
+                continue  # its inputs are the sampler's own tests' business
+            same = " ".join([digest(kernel.func), *(d.name for d in kernel.func.dims)])
+            name = f"{title}_{scheme}"
+            single = len(kernel.source.launches) > 1  # pieces of one query, then their merge
+            func = replace(kernel.func, name=name)
+            new = Case(name, kernel.op, scheme, kernel.schedule, func, single)
+            found.setdefault(same, new)
+    return list(found.values())
+
+
+def rendered(found: list[Case], target: Target) -> dict[str, RenderedKernel]:
+    renderer = renderer_of(target)
+    return {c.name: RenderedKernel(c.func, renderer.render_kernel(c.func, target)) for c in found}
+
+
+def target_named(name: str) -> Target:
+    return parse_target(name)

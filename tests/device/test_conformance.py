@@ -1,0 +1,88 @@
+"""The conformance matrix: each kernel's source runs on each target as its loop program says.
+
+The loop program itself, compiled for this CPU with every thread loop run as a loop, gives what is
+expected, to the bit: the order of every operation is part of a kernel's meaning. Only where a
+target has no fused multiply-add may results differ, and no such target is here.
+
+With STERNA_CONFORMANCE=FILE in the environment the results are written there as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "codegen"))
+
+from conformance import TARGETS, TOKENS, Case, cases, rendered, target_named
+from kernel_arrays import Arrays, arguments
+from kernel_library import KernelLibrary
+from run_kernel import RunningKernels
+
+Expected = Callable[[Case, int], tuple[Arrays, Arrays, dict[str, int]]]
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Case]:
+    """The same for all targets: their schedules come from one table."""
+    tables = {name: [c.func.name for c in cases(target_named(name))] for name in TARGETS}
+    assert len({tuple(names) for names in tables.values()}) == 1
+    return cases(target_named(next(iter(TARGETS))))
+
+
+@pytest.fixture(scope="module")
+def expected(found: list[Case]) -> Expected:
+    """Arguments of a case, and the arrays after its loop program, run on the CPU."""
+    library = KernelLibrary([c.func for c in found])
+    known: dict[tuple[str, int], tuple[Arrays, Arrays, dict[str, int]]] = {}
+
+    def get(case: Case, tokens: int) -> tuple[Arrays, Arrays, dict[str, int]]:
+        if (case.name, tokens) not in known:
+            arrays, dims = arguments(case.func, tokens, single=case.single)
+            after = {p: arrays[p.name].copy() for p in case.func.params}
+            library.run(case.name, after, dims)
+            named = {p.name: array for p, array in after.items()}
+            known[case.name, tokens] = arrays, named, {d.name: v for d, v in dims.items()}
+        return known[case.name, tokens]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def report() -> Iterator[dict[str, dict[str, str]]]:
+    """Verdicts by target and kernel, written at the end where the environment says."""
+    results: dict[str, dict[str, str]] = {}
+    yield results
+    wanted = os.environ.get("STERNA_CONFORMANCE")
+    if wanted:
+        Path(wanted).write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_kernel(
+    name: str, found: list[Case], expected: Expected, report: dict[str, dict[str, str]]
+) -> None:
+    target, device = target_named(name), TARGETS[name]()
+    running = RunningKernels(rendered(found, target), target, device)
+    wrong = []
+    for case in found:
+        for tokens in TOKENS:
+            before, after, dims = expected(case, tokens)
+            got = running.run(case.name, before, dims)
+            differ = [p for p, array in after.items() if not same_bits(got[p], array)]
+            wrong += [f"{case.name} with {tokens} tokens: {differ}"] * bool(differ)
+            verdict = "wrong" if differ else "equal to the bit"
+            report.setdefault(name, {})[f"{case.name} @ {tokens}"] = verdict
+    device.close()
+    assert not wrong, "\n".join(wrong)
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:  # type: ignore[type-arg]
+    return np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8))

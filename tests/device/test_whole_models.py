@@ -1,0 +1,140 @@
+"""Whole tiny models on every target that can be executed here: the CPU's logits, to the bit."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
+
+from compiled import Compiled, Logits, Part, build_tiny, step_input, tiny
+from conformance import CONFIG, driver_opencl
+from simt_device import SimtDevice
+
+from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, RequestError, UsageError
+from sterna.base.target import parse_target
+from sterna.checkpoint.mlc import read_mlc_folder
+from sterna.compiler import CompileOptions, compile_model
+from sterna.runtime.executable import Executable
+from sterna.runtime.work_groups import Device, GroupExecutable, load_on
+
+OPTIONS = {"prefill_chunk_size": 48, "max_batch_size": 4, "context_window_size": 256}
+PAGES = 40
+SHAPE = {**tiny.VARIANTS["llama2-gqa"], **CONFIG}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
+    """Tiny models by scheme, made when first asked for by `model`."""
+    return {}
+
+
+def model(made: dict[str, Compiled], scheme: str, root: Path) -> Compiled:
+    if scheme not in made:
+        made[scheme] = build_tiny(root / scheme, SHAPE, scheme, **OPTIONS)
+    return made[scheme]
+
+
+def on_target(found: Compiled, name: str, device: Device, root: Path) -> GroupExecutable:
+    """The model compiled for a target and loaded on a device that runs its kernels."""
+    target = parse_target(name)
+    library = root / f"model-{name}{target.suffix}"
+    compile_model(found.folder, target, library, options=CompileOptions(**OPTIONS), cached=False)
+    tensors = read_mlc_folder(found.folder).tensors
+    return load_on(device, library, tensors, num_pages=PAGES)
+
+
+def some_steps(executable: Executable) -> list[Logits]:
+    """A prompt in two chunks beside another, then both decoded, and a page copied between."""
+    prompt, other = [5 + 7 * i % 61 for i in range(37)], [3, 9, 27]
+    pages, more = [3, 11, 2, 30], [7, 8]
+    size = executable.manifest.kv_cache.page_size
+    steps = [
+        [Part(prompt[:20], 0, pages)],
+        [Part(prompt[20:], 20, pages), Part(other, 0, more)],
+        [Part([4], 37, pages), Part([6], 3, more)],
+        [Part([8], 38, pages)],
+    ]
+    found = [executable.step(step_input(parts, size)).copy() for parts in steps]
+    executable.copy_page(30, 31)
+    executable.write_page(12, executable.read_page(11))
+    moved = [Part([8], 38, [3, 12, 2, 31])]
+    return [*found, executable.step(step_input(moved, size)).copy()]
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        ("cuda", "q4f16_1"),
+        pytest.param("cuda", "q3f16_1", marks=pytest.mark.slow),
+        pytest.param("cuda", "q4f16_0", marks=pytest.mark.slow),
+        pytest.param("cuda", "q8f16_1z", marks=pytest.mark.slow),
+        ("rocm", "q4bf16_1"),
+        ("metal", "q4f32_1"),
+        pytest.param("opencl", "q4f16_1", marks=pytest.mark.slow),
+    ],
+)
+def test_the_cpus_logits(
+    name: str, scheme: str, models: dict[str, Compiled], tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    device = driver_opencl() if name == "opencl" else SimtDevice()
+    root = tmp_path_factory.getbasetemp()
+    target = parse_target(name)
+    found = model(models, scheme, root)
+    plain = tmp_path / "plain.so"
+    options = CompileOptions(**OPTIONS, activations="f32")
+    compile_model(found.folder, parse_target("cpu"), plain, options=options)
+    ours = on_target(found, name, device, tmp_path)
+    theirs = Compiled(found.folder, plain).load(num_pages=PAGES)
+    pairs = list(zip(some_steps(ours), some_steps(theirs), strict=True))
+    assert target.fma  # else its bits are its own
+    for got, wanted in pairs:
+        np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))
+    np.testing.assert_array_equal(pairs[-1][0], pairs[-2][0])
+    ours.close()
+    ours.close()
+    theirs.close()
+
+
+def test_what_a_device_refuses(models: dict[str, Compiled], tmp_path: Path) -> None:
+    found = model(models, "q4f16_1", tmp_path)
+    ours = on_target(found, "cuda", SimtDevice(), tmp_path)
+    with pytest.raises(RequestError, match="page 40 is not one of the cache's 40"):
+        ours.copy_page(40, 0)
+    with pytest.raises(RequestError):
+        ours.step(step_input([Part([500], 0, [1])], 16))
+    ours.close()
+    with pytest.raises(DeviceError, match="was closed"):
+        ours.copy_page(1, 0)
+    library = tmp_path / "model-cuda.sterna"
+    tensors = read_mlc_folder(found.folder).tensors
+    with pytest.raises(UsageError, match="a KV cache of 0 pages"):
+        load_on(SimtDevice(), library, tensors, num_pages=0)
+
+    class Small(SimtDevice):
+        limits = replace(SimtDevice.limits, memory=1000)
+
+    class Narrow(SimtDevice):
+        limits = replace(SimtDevice.limits, buffer_bytes=1000)
+
+    class Few(SimtDevice):
+        limits = replace(SimtDevice.limits, group_threads=32)
+
+    for device, error, told in (
+        (Small, OutOfMemory, "of memory"),
+        (Narrow, OutOfMemory, "binds 1000 at most"),
+        (Few, DeviceError, "threads in a group, and simt has 32"),
+    ):
+        with pytest.raises(error, match=told):
+            load_on(device(), library, tensors, num_pages=PAGES)
+    whole = library.read_bytes()
+    for damaged in (whole[:-1], whole[:-9] + b"x" + whole[-8:], whole + b"x"):
+        library.write_bytes(damaged)
+        with pytest.raises(ArtifactError):
+            load_on(SimtDevice(), library, tensors, num_pages=PAGES)
