@@ -241,7 +241,7 @@ def aligned(size: int) -> NDArray[np.uint8]:
 
 def filled_cache(size: int, kv: DType) -> NDArray[np.uint8]:
     """Huge pages of small numbers, whatever element they are read as."""
-    memory = mmap.mmap(-1, size + (2 << 20))
+    memory = mmap.mmap(-1, size + (2 << 20), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     data = np.frombuffer(memory, np.uint8)
