@@ -24,6 +24,7 @@ from sterna.ir.loop import PrimFunc
 from sterna.ir.printer import first_vars, to_text
 from sterna.ir.rewrite import rename_buffers, substitute
 from sterna.kernels.sample import sample
+from sterna.ops.restore import UNPACKING
 from sterna.passes.cost import Cost, attention_cost, group_cost, moving_cost
 from sterna.passes.lower import lower
 from sterna.passes.lower_opaque import Setting, is_opaque, lower_opaque
@@ -263,7 +264,7 @@ def _made(body: list[_Launch]) -> list[Value]:
     return [p for p in made if isinstance(p, Value)]
 
 
-_QUIET = ("dequantize", "slice", "slice_groups", "cast")
+_QUIET = (*UNPACKING, "slice", "slice_groups", "cast")
 
 
 def _opaque_cost(function: Function) -> Cost:

@@ -57,9 +57,22 @@ class ReceiptWeight(msgspec.Struct, frozen=True):
     error: WeightError
 
 
+class ReceiptQuality(msgspec.Struct, frozen=True):
+    """Next tokens against the source's, in nats."""
+
+    positions: int
+    top1: float
+    mean_kl: float
+    max_kl: float
+
+
 class ReceiptPart(msgspec.Struct, frozen=True):
+    """`nearest` is what rounding alone would have given, where a calibration did better."""
+
     weights: dict[str, ReceiptWeight]
     notes: tuple[str, ...] = ()
+    quality: ReceiptQuality | None = None
+    nearest: ReceiptQuality | None = None
 
 
 def folder_report(path: Path, *, charts: bool) -> Report:
@@ -133,13 +146,25 @@ def _receipt_sections(receipt: ReceiptPart, charts: bool) -> list[Section]:
     if not lossy:
         exact = Line("Every weight is stored exactly as its source has it.")
         return [Section("Error against the source", (exact, *notes))]
-    parts: tuple[Part, ...] = (_group_errors(weights), *notes)
+    parts: tuple[Part, ...] = (_group_errors(weights), *_next_tokens(receipt), *notes)
     shown = lossy if charts else lossy[:_WORST]
     heading = f"Largest errors ({len(shown)} of {len(weights)} weights)"
     return [
         Section("Error against the source", parts),
         Section(heading, (_error_table(weights, shown),), long=charts),
     ]
+
+
+def _next_tokens(receipt: ReceiptPart) -> tuple[Line, ...]:
+    found = (("Next tokens", receipt.quality), ("Only rounded", receipt.nearest))
+    return tuple(
+        Line(
+            f"{label}: {q.top1:.1%} the source's at {q.positions} positions, KL divergence "
+            f"{q.mean_kl:.2e} on average, {q.max_kl:.2e} at most."
+        )
+        for label, q in found
+        if q is not None
+    )
 
 
 def _count(weight: ReceiptWeight) -> int:

@@ -103,21 +103,25 @@ _DEFAULTS = {field.name: field.default for field in fields(Scheme)}
 
 
 def _read_scheme(record: object, source: str) -> Scheme:
-    if not isinstance(record, dict) or not {"name", "bits", "compute"} <= set(record):
+    found = record if isinstance(record, dict) else {}
+    values = {key: value for key, value in found.items() if value is not None}
+    if not {"name", "bits", "compute"} <= set(values):
         raise UnsafeFile(f"{source}: a scheme needs name, bits and compute")
-    unknown = sorted(set(record) - set(_DEFAULTS))
+    unknown = sorted(set(values) - set(_DEFAULTS))
     if unknown:
         raise UnsafeFile(f"{source}: the scheme has the unknown field {unknown[0][:80]!r}")
-    values = dict(record)
     for key in ("compute", "scale"):
-        if values.get(key) is not None:
+        if key in values:
             values[key] = _dtype(values[key], source)
     for key in ("bits", "group", "outer", "exponent", "zero"):
-        if values.get(key) is not None:
+        if key in values:
             _check_count(values[key], key, source)
     _check_choices(values, source)
-    if not 1 <= values["bits"] <= 64 or (values.get("group") and values["bits"] > 8):
-        raise UnsafeFile(f"{source}: {values['bits']} bits are not a code's")
+    bits = values["bits"]
+    if not 1 <= bits <= 64 or (values.get("group") and bits > 8):
+        raise UnsafeFile(f"{source}: {bits} bits are not a code's")
+    if values.get("exponent", 0) >= bits or values.get("zero", 0) > 255:
+        raise UnsafeFile(f"{source}: its exponent or its zero does not fit {bits} bits")
     unit, group = values.get("outer") or values.get("group", 0), values.get("group", 0)
     if group and unit % group:
         raise UnsafeFile(f"{source}: groups of {group} do not fill {unit} weights")
