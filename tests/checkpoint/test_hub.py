@@ -28,6 +28,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    files = lambda repo, **options: seen.get("files", [])  # noqa: E731
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", files)
     return seen
 
 
@@ -115,6 +117,12 @@ def test_revisions_folders_and_files(
 ) -> None:
     assert parse_hub_name(name) == HubName(repo, revision, inside)
     assert title(name) == called
+
+
+def test_a_repository_of_gguf_files(hub: dict[str, Any]) -> None:
+    hub["files"] = ["README.md", "M-Q4_K_M.gguf", "M-Q8_0.gguf"]
+    with pytest.raises(UsageError, match=r"HF://a/b/M-Q4_K_M\.gguf: M-Q4_K_M\.gguf, M-Q8_0"):
+        resolve("HF://a/b")
 
 
 def test_one_file_or_folder_is_fetched(hub: dict[str, Any], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ _REPO = re.compile(
 
 _WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja", "params_shard_*.bin"]
 _UNWANTED = ["*/*", "consolidated*.safetensors", "adapter_*", "optimizer*"]
+_CONFIGS = ("config.json", "mlc-chat-config.json")
 _SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 
 
@@ -144,4 +145,26 @@ def _download(name: HubName) -> Path:
     except Exception as error:  # whatever its HTTP library raises, the user reads a sentence
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"could not download {SCHEME}{repo}: {reason}") from error
+    if not name.inside and not any((Path(folder) / config).is_file() for config in _CONFIGS):
+        _refuse_choice(name, _files(name))
     return _found(Path(folder), name)
+
+
+def _files(name: HubName) -> list[str]:
+    """What a repository holds; nothing where the hub cannot be asked."""
+    import huggingface_hub
+
+    try:
+        return list(huggingface_hub.list_repo_files(name.repo, revision=name.revision))
+    except Exception:  # only for a better sentence: whoever reads the folder has one too
+        return []
+
+
+def _refuse_choice(name: HubName, files: list[str]) -> None:
+    """A repository of GGUF files alone holds several models."""
+    models = [file for file in files if file.endswith(".gguf")]
+    if models:
+        raise UsageError(
+            f"{SCHEME}{name.repo} holds GGUF files; name one of them, as in "
+            f"{SCHEME}{name.repo}/{models[0]}: {', '.join(models[:12])}"
+        )
