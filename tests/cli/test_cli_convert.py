@@ -124,6 +124,7 @@ def test_compile_takes_the_configuration_file_for_its_folder(converted, tmp_path
         (["DIST", "-o", "DIST"], "is a folder; name the library"),
         (["DIST", "-o", "NEW", "--quantization", "q0f16"], "is quantized as q4f16_1"),
         (["DIST", "-o", "NEW", "--target", "tpu"], "target 'tpu' is not known"),
+        (["DIST", "-o", "NEW", "--kv-dtype", "q4"], "invalid choice: 'q4'"),
         (["DIST", "-o", "NEW", "--overrides", "window=1"], "has no 'window'"),
         (["DIST", "-o", "NEW", "--overrides", "max_batch_size"], "name=number"),
         (["DIST", "-o", "NEW", "--overrides", "max_batch_size=1.5"], "'1.5', not an integer"),
