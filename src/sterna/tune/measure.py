@@ -92,8 +92,8 @@ def measure(group: Group, plans: Sequence[Plan], setup: Setup) -> list[Time]:
 
 
 def _entry(index: int, group: Group, kernel: str, scratch: int) -> Entry:
-    dims = sorted({v for b in (*group.inputs, *group.outputs) for d in b.shape for v in free_vars(d)},
-                  key=lambda v: v.name)  # fmt: skip
+    extents = (d for b in (*group.inputs, *group.outputs) for d in b.shape)
+    dims = sorted({v for d in extents for v in free_vars(d)}, key=lambda v: v.name)
     return Entry(
         name=f"candidate_{index}",
         symbol=f"sterna_candidate_{index}",
