@@ -151,7 +151,7 @@ def _kept(weights: NDArray[np.int64], top_k: int, share: int, floor: int) -> NDA
 
 
 def exp(x: Floats) -> Floats:
-    """exp of numbers up to 0 as kernels compute it, operation by operation."""
+    """exp of numbers up to 0 as kernels compute it on targets with fma, step by step."""
     t = np.maximum(x, np.float32(-87.5))
     shifted = t * np.float32(1.44269504088896341) + np.float32(12582912)
     n = shifted - np.float32(12582912)
