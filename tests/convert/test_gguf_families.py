@@ -21,7 +21,8 @@ from sterna import models  # noqa: E402
 from sterna.checkpoint.gguf import open_gguf  # noqa: E402
 from sterna.convert.formats.gguf import stored_tensors  # noqa: E402
 from sterna.convert.forward import all_logits  # noqa: E402
-from sterna.convert.gguf_model import _ENDS, ARCHITECTURES, config_json  # noqa: E402
+from sterna.convert.gguf_architectures import ARCHITECTURES, ENDS  # noqa: E402
+from sterna.convert.gguf_model import config_json  # noqa: E402
 from sterna.quantize.scheme import SCHEMES  # noqa: E402
 
 F = tiny_families.VARIANTS
@@ -36,6 +37,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", {**F["gemma2"], **OF_FILE}),
     "gemma3": ("gemma3", {**F["gemma3"], **OF_FILE, "sliding_window_pattern": 6}),
     "granite": ("granite", F["granite"]),
+    "olmo": ("olmo", F["olmo"]),
+    "command-r": ("command-r", {**F["cohere"], "rope_theta": 8e6}),
+    "command-r head norms": ("command-r", {**F["cohere-head-norms"], "rope_theta": 8e6}),
+    "stablelm": ("stablelm", F["stablelm"]),
+    "starcoder2": ("starcoder2", F["starcoder2"]),
     "olmo2": ("olmo2", F["olmo2"]),
     "smollm3": ("smollm3", {**F["smollm3"], "rope_theta": 2e6}),
 }
@@ -52,6 +58,9 @@ NUMBERS = {
     "final_logit_softcapping": "final_logit_softcapping",
     "attention_multiplier": "attention.scale", "embedding_multiplier": "embedding_scale",
     "residual_multiplier": "residual_scale", "logits_scaling": "logit_scale",
+    "logit_scale": "logit_scale", "clip_qkv": "attention.clamp_kqv",
+    "layer_norm_eps": "attention.layer_norm_epsilon",
+    "norm_epsilon": "attention.layer_norm_epsilon",
 }  # fmt: skip
 
 
@@ -63,13 +72,18 @@ def write(path: Path, arch: str, config: dict[str, Any], weights: tiny.Weights) 
     for field, key in NUMBERS.items():
         if config.get(field) is not None:
             writer.add_float32(f"{arch}.{key}", config[field])
+    if "partial_rotary_factor" in config:
+        dim = config["hidden_size"] // config["num_attention_heads"]
+        writer.add_uint32(
+            f"{arch}.rope.dimension_count", int(dim * config["partial_rotary_factor"])
+        )
     scaling = config.get("rope_scaling")
     if scaling:
         writer.add_string(f"{arch}.rope.scaling.type", scaling["rope_type"])
         writer.add_float32(f"{arch}.rope.scaling.factor", scaling["factor"])
     add_vocabulary(writer, config["vocab_size"])
     row = ARCHITECTURES[arch]
-    names = {there: here for here, there in {**_ENDS, **row.layer}.items()}
+    names = {there: here for here, there in {**ENDS, **row.layer}.items()}
     heads = {
         "q_proj": config["num_attention_heads"],
         "k_proj": config.get("num_key_value_heads") or config["num_attention_heads"],

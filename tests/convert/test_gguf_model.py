@@ -22,7 +22,8 @@ from sterna.base.errors import (
 from sterna.checkpoint.gguf import GgufFile, open_gguf
 from sterna.checkpoint.model_folder import open_model
 from sterna.convert import convert_weight, gen_config, source_folder
-from sterna.convert.gguf_model import ARCHITECTURES, config_json, file_type, generation_config_json
+from sterna.convert.gguf_architectures import ARCHITECTURES
+from sterna.convert.gguf_model import config_json, file_type, generation_config_json
 from sterna.convert.gguf_vocabulary import end_ids, tokenizer_config, tokenizer_json
 from sterna.text.chat_template import ChatTemplate
 from sterna.text.tokenizer import Tokenizer

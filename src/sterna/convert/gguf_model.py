@@ -1,101 +1,23 @@
 """What a GGUF file says of its model, in Hugging Face's words: config.json and tensor names.
 
 In: an opened file. Out: config.json and generation_config.json, and for each tensor of a
-checkpoint the file's own tensor with what must be undone: llama.cpp's converter reorders the rows
-of Llama's query and key projections, and adds 1 to Gemma's norms. One table row an architecture;
-whether its family can be computed is for `models` to say.
+checkpoint the file's own tensor with what must be undone. What differs from one architecture to
+the next is in the table `gguf_architectures`; whether its family can be computed is for `models`
+to say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sterna.base.errors import MissingTensor, UnexpectedTensor, UnsafeFile, UnsupportedModel
 from sterna.checkpoint.gguf import GgufFile, GgufTensor
+from sterna.convert.gguf_architectures import ARCHITECTURES, ENDS, ROPE_TABLES, Architecture
 from sterna.convert.gguf_vocabulary import end_ids
-
-_ENDS = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
-_SANDWICH = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-_AFTER = {
-    "post_attention_norm": "post_attention_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-_ROPE_TABLES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """One value of general.architecture.
-
-    `layer` maps the names of a layer's tensors; `permuted` says that rows of q and k lie in the
-    order of interleaved rotation; `norms_add_one` that norms hold weight + 1; `config` is what the
-    architecture implies besides the keys of the file, `numbers` are keys of its own.
-    """
-
-    model_type: str
-    class_name: str
-    layer: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(_LAYER))
-    permuted: bool = False
-    norms_add_one: bool = False
-    config: Mapping[str, Any] = field(default_factory=dict)
-    numbers: Mapping[str, str] = field(default_factory=dict)
-
-
-_GEMMA = {"hidden_activation": "gelu_pytorch_tanh"}
-_GEMMA3 = {**_GEMMA, "rope_local_base_freq": 10000.0, "sliding_window_pattern": 6}
-_GRANITE = {
-    "attention_multiplier": "attention.scale",
-    "embedding_multiplier": "embedding_scale",
-    "residual_multiplier": "residual_scale",
-    "logits_scaling": "logit_scale",
-}
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture("llama", "LlamaForCausalLM", permuted=True),
-    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM"),
-    "phi3": Architecture("phi3", "Phi3ForCausalLM", {**_LAYER, **_FUSED}),
-    "gemma": Architecture("gemma", "GemmaForCausalLM", norms_add_one=True, config=_GEMMA),
-    "gemma2": Architecture(
-        "gemma2", "Gemma2ForCausalLM", {**_LAYER, **_SANDWICH}, norms_add_one=True, config=_GEMMA
-    ),
-    "gemma3": Architecture(
-        "gemma3_text",
-        "Gemma3ForCausalLM",
-        {**_LAYER, **_SANDWICH},
-        norms_add_one=True,
-        config=_GEMMA3,
-    ),
-    "granite": Architecture("granite", "GraniteForCausalLM", permuted=True, numbers=_GRANITE),
-    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", permuted=True),
-    "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", {**_LAYER, **_AFTER}),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +58,7 @@ def config_json(file: GgufFile) -> dict[str, Any]:
         "num_key_value_heads": keys.positive("attention.head_count_kv", heads),
         "head_dim": _head_dim(keys, hidden, heads),
         "max_position_embeddings": keys.positive("context_length"),
-        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon", 1e-6),
+        **_epsilon(keys, row),
         "rope_theta": keys.number("rope.freq_base", 10000.0),
         "vocab_size": _vocab_size(file),
         "tie_word_embeddings": "output.weight" not in file.tensors,
@@ -145,8 +67,7 @@ def config_json(file: GgufFile) -> dict[str, Any]:
     rotated = keys.positive("rope.dimension_count", config["head_dim"])
     if rotated != config["head_dim"]:
         config["partial_rotary_factor"] = rotated / config["head_dim"]
-    if "blk.0.attn_q.bias" in file.tensors and row.model_type == "llama":
-        config["attention_bias"] = True
+    config |= {key: name in file.tensors for key, name in row.present.items()}
     for title, key in (("attn_logit_softcapping", "attn_logit_softcapping"),
                        ("final_logit_softcapping", "final_logit_softcapping")):  # fmt: skip
         if keys.has(key):
@@ -157,6 +78,12 @@ def config_json(file: GgufFile) -> dict[str, Any]:
         if keys.has(key):
             config[title] = keys.number(key, 0.0)
     return {**config, **_query_scale(row, config), **_rope(file, keys, config), **_token_ids(file)}
+
+
+def _epsilon(keys: _Keys, row: Architecture) -> dict[str, float]:
+    """What norms add to a variance; the file calls it by the kind of its norms."""
+    kind = "layer_norm_rms_epsilon" if row.epsilon == "rms_norm_eps" else "layer_norm_epsilon"
+    return {row.epsilon: keys.number(f"attention.{kind}", 1e-5)} if row.epsilon else {}
 
 
 # Layers of the largest Gemma 2 and 3, which divide the hidden size among the heads for their scale.
@@ -187,7 +114,7 @@ def checkpoint_tensors(file: GgufFile) -> dict[str, Mapped]:
     key_heads = keys.positive("attention.head_count_kv", heads)
     found: dict[str, Mapped] = {}
     for name, tensor in file.tensors.items():
-        if name in _ROPE_TABLES:
+        if name in ROPE_TABLES:
             continue
         path = _path(name, row)
         if path is None:
@@ -225,8 +152,8 @@ def _path(name: str, row: Architecture) -> str | None:
     stem, _, leaf = name.rpartition(".")
     if leaf not in ("weight", "bias"):
         return None
-    if stem in _ENDS:
-        return f"{_ENDS[stem]}.{leaf}"
+    if stem in ENDS:
+        return f"{ENDS[stem]}.{leaf}"
     parts = stem.split(".")
     if len(parts) == 3 and parts[0] == "blk" and parts[1].isdecimal() and parts[2] in row.layer:
         return f"model.layers.{int(parts[1])}.{row.layer[parts[2]]}.{leaf}"
@@ -308,7 +235,7 @@ def _rope(file: GgufFile, keys: _Keys, config: Mapping[str, Any]) -> dict[str, A
     factors = file.tensors.get("rope_freqs.weight")
     if factors is not None:
         return {"rope_scaling": _llama3_scaling(file, factors, config)}
-    long, short = (file.tensors.get(name) for name in _ROPE_TABLES[1:])
+    long, short = (file.tensors.get(name) for name in ROPE_TABLES[1:])
     original = keys.get("rope.scaling.original_context_length")
     if long is not None and short is not None:
         return {
