@@ -124,8 +124,7 @@ def _put(array: Ints, values: list[int]) -> Ints:
 def _table(sequence: Sequence) -> list[int]:
     """The sequence's pages; where it gave one back stands its newest, which nobody reads there.
 
-    Kernels read whole pieces and mask what the window has left: a page of the sequence's own
-    holds nothing that could be another's.
+    Kernels leave out the pages that the window has left; a table still needs numbers that exist.
     """
     pages = sequence.pages
     return [pages[-1] if p == GONE else p for p in pages] if GONE in pages else pages
