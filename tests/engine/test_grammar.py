@@ -20,7 +20,8 @@ from sterna.engine.grammar_source import literal, of_format, of_tools
 from sterna.engine.json_schema import ENFORCED, enforceable
 from sterna.engine.offer import Offer
 from sterna.engine.reasoning import Start
-from sterna.engine.tool_syntax import OWN, ToolSyntax
+from sterna.engine.tool_syntax import OWN, ToolSyntax, read_syntax
+from sterna.text.chat_template import ChatTemplate
 from sterna.text.tokenizer import Tokenizer
 
 DEMO = Path(__file__).parents[2] / "src" / "sterna" / "demo"
@@ -508,3 +509,35 @@ def test_real_vocabularies(shared):
         assert jsonschema_rs.validator_for(schema).is_valid(value)
     forced = grammar.start().forced
     assert tokenizer.decode(forced) == '{"é":'
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "before"),
+    [
+        pytest.param(
+            "Qwen3-30B-A3B", Start.EITHER, "<think>\nhm\n</think>\n\n", marks=pytest.mark.slow
+        ),
+        ("Mistral-7B-Instruct-v0.3", Start.SPEECH, ""),
+    ],
+)
+@pytest.mark.parametrize("must", [True, False])
+def test_real_models_write_calls_in_their_own_tokens(shared, name, start, before, must):
+    """What is forced are the very tokens that the tokenizer makes of the call."""
+    tokenizer = Tokenizer.load(shared / "configs" / name)
+    template = ChatTemplate.load(shared / "configs" / name)
+    syntax = read_syntax(template, tokenizer.special_tokens)
+    grammars = Grammars(tokenizer, tokenizer.vocab_size, frozenset(tokenizer.eos_ids))
+    specials = tokenizer.special_tokens
+    constraint = tools_grammar(
+        grammars, syntax, must=must, several=False, start=start, specials=specials
+    ).start()
+    end = "" if syntax.before_id is None else syntax.before_id + "abcdefgh1"
+    call = f'{syntax.begin}{syntax.before_name}weather{syntax.between}{{"city": "Rome"}}'
+    text = f"{before}{call}{end}{syntax.after}{syntax.end}"
+    forced = 0
+    for token in tokenizer.encode(text, add_special_tokens=False, allow_special=True):
+        assert constraint.allowed()[token], tokenizer.decode([token])
+        forced += bool(constraint.forced)
+        constraint.advance(token)
+    assert forced >= 8
+    assert constraint.finished or any(constraint.allowed()[i] for i in tokenizer.eos_ids)
