@@ -346,7 +346,7 @@ class Core:
         right = same.index(False) if False in same else len(same)
         self.scheduler.accept(sequence, right)
         if self._speculator is not None:
-            self._speculator.learn(sequence, right)
+            self._speculator.learn(sequence, len(piece.draft), right)
         sequence.drafted += len(piece.draft)
         sequence.drafted_right += right
         self.counters.drafts += 1

@@ -20,10 +20,10 @@ from sterna.engine.generation import Answer
 from sterna.engine.request import Sequence
 
 NGRAMS = (4, 3, 2)  # lengths of the endings looked up, the longest first
-_TRIAL = 6  # verified guesses before a request's speculation is judged
-_FIRST_PAUSE = 32  # tokens without guesses after a bad judgement; doubles each time
-_WEIGHT = 0.2  # of what is new in a running mean
-_LEAST_COST = 1.05  # of a step with guesses, in steps without: what it takes to pay at least
+_HOPE = 0.9  # how likely a guess is taken to be right, before a sequence is judged
+_TRIAL = 3  # steps with guesses before it is
+_FIRST_PAUSE = 32  # tokens without guesses where none pays; doubles each time
+_WEIGHT = 0.15  # of what is new in a running mean
 
 
 class Source(Protocol):
@@ -42,73 +42,98 @@ class Source(Protocol):
 
 @dataclass(slots=True)
 class _Record:
-    """How speculation went for one sequence."""
+    """How speculation goes for one sequence."""
 
-    trials: int = 0
-    gain: float = 0.0  # running mean of right guesses in a step
-    resume: int = 0  # tokens the sequence must have before it is tried again
+    chance: float = 0.0  # running mean of guesses that were right
+    outcomes: int = 0  # how many guesses it is of
+    trials: int = 0  # steps with guesses since the last pause
+    resume: int = 0  # tokens the sequence must have before guesses are tried again
     pause: int = _FIRST_PAUSE
 
 
 @dataclass(slots=True)
-class _Mean:
-    """A running mean; the first values count as much as later ones."""
-
-    value: float = 0.0
-    count: int = 0
-
-    def add(self, value: float) -> None:
-        self.count += 1
-        self.value += (value - self.value) * max(_WEIGHT, 1 / self.count)
-
-
-@dataclass(slots=True)
 class Speculator:
-    """Asks `source` for up to `most` guesses a sequence, for those for whom it pays."""
+    """Asks `source` for guesses, as many for each sequence as pay, `most` at most.
+
+    A step of n tokens takes as long as such steps took so far. So many guesses are made as give the
+    most tokens a second, if each is right as often as the sequence's were of late.
+    """
 
     source: Source
     most: int
     pauses: int = 0  # times that it was switched off for a sequence
     _records: dict[int, _Record] = field(default_factory=dict)
-    _plain: _Mean = field(default_factory=_Mean)  # seconds of steps without guesses
-    _guessed: _Mean = field(default_factory=_Mean)  # and with guesses, their making included
+    # Running means of a step's seconds, guessing included, by its sequences and then its tokens.
+    _seconds: dict[int, dict[int, float]] = field(default_factory=dict)
 
     def propose(self, answers: Listed[Answer]) -> None:
         """Put guesses into the `draft` of sequences that decode."""
-        tried = [answer for answer in answers if self._pays(answer.sequence)]
+        lengths = [self._length(answer.sequence, len(answers)) for answer in answers]
+        tried = [(answer, length) for answer, length in zip(answers, lengths) if length]
         if tried:
-            for answer, guesses in zip(tried, self.source.guess(tried, self.most), strict=True):
-                answer.sequence.draft = guesses
+            longest = max(length for _, length in tried)
+            guesses = self.source.guess([answer for answer, _ in tried], longest)
+            for (answer, length), found in zip(tried, guesses, strict=True):
+                answer.sequence.draft = found[:length]
 
-    def learn(self, sequence: Sequence, right: int) -> None:
+    def learn(self, sequence: Sequence, guesses: int, right: int) -> None:
         """Note how many of a sequence's guesses were right in a step."""
         record = self._records.setdefault(sequence.number, _Record())
         record.trials += 1
-        record.gain += (right - record.gain) * max(_WEIGHT, 1 / record.trials)
-        if record.trials >= _TRIAL and 1 + record.gain < self.cost:
-            record.resume = len(sequence.tokens) + record.pause
-            record.trials, record.gain, record.pause = 0, 0.0, 2 * record.pause
-            self.pauses += 1
+        for outcome in [1.0] * right + [0.0] * (right < guesses):
+            record.outcomes += 1
+            record.chance += (outcome - record.chance) * max(_WEIGHT, 1 / record.outcomes)
 
     def time(self, batch: Batch, seconds: float) -> None:
         """Note how long a step took, the making of its guesses included."""
         if all(piece.count == 1 for piece in batch.pieces):
-            (self._guessed if batch.draft_tokens else self._plain).add(seconds)
+            known = self._seconds.setdefault(len(batch.pieces), {})
+            tokens = len(batch.pieces) + batch.draft_tokens
+            before = known.setdefault(tokens, seconds)
+            known[tokens] = before + (seconds - before) * _WEIGHT
 
-    @property
-    def cost(self) -> float:
-        """How many steps without guesses a step with guesses takes."""
-        if not self._plain.count or not self._guessed.count:
-            return _LEAST_COST
-        return max(_LEAST_COST, self._guessed.value / self._plain.value)
+    def cost(self, sequences: int, tokens: int) -> float | None:
+        """Seconds of a step; of the nearest smaller one where there was none of this size.
+
+        None: no step of these sequences without guesses was measured yet.
+        """
+        known = self._seconds.get(sequences, {})
+        if sequences not in known:
+            return None
+        return known[max(size for size in known if size <= tokens)]
 
     def forget(self, sequence: Sequence) -> None:
         self._records.pop(sequence.number, None)
         self.source.forget(sequence)
 
-    def _pays(self, sequence: Sequence) -> bool:
-        record = self._records.get(sequence.number)
-        return record is None or len(sequence.tokens) >= record.resume
+    def _length(self, sequence: Sequence, sequences: int) -> int:
+        """How many guesses give the most tokens a second, if all sequences make as many."""
+        record = self._records.setdefault(sequence.number, _Record())
+        if len(sequence.tokens) < record.resume:
+            return 0
+        tried = record.trials >= _TRIAL
+        rates = self._rates(sequences, record.chance if tried else _HOPE)
+        if not rates:
+            return 0
+        best = max(range(0 if tried else 1, len(rates)), key=rates.__getitem__)
+        if best == 0:
+            self.pauses += 1
+            record.resume = len(sequence.tokens) + record.pause
+            record.outcomes = record.trials = 0
+            record.pause *= 2
+        return best
+
+    def _rates(self, sequences: int, chance: float) -> list[float]:
+        """Tokens a second of one sequence, by the number of guesses; empty: not known yet."""
+        rates: list[float] = []
+        tokens, likely = 0.0, 1.0
+        for length in range(self.most + 1):
+            cost = self.cost(sequences, sequences * (1 + length))
+            if cost is None:
+                return []
+            tokens, likely = tokens + likely, likely * chance
+            rates.append(tokens / cost)
+        return rates
 
 
 @dataclass(slots=True)
