@@ -58,8 +58,10 @@ def test_logits_are_those_of_the_files_weights(title: str, tmp_path: Path) -> No
     frequencies = inv_freq(rope_options(WHOLE), tiny.head_dim(WHOLE))
     wanted = llama_reference.forward(WHOLE, weights, PROMPT, frequencies, F16.numpy)
     model = compiled.load(num_pages=len(PAGES))
-    for chunk in (64, 1):
+    whole = all_logits(model, PROMPT, cut(len(PROMPT), 64), PAGES)
+    assert np.abs(whole - wanted).max() < 2e-3 * np.abs(wanted).max()
+    for chunk in (16, 1):  # and not a bit depends on how many rows are computed together
         found = all_logits(model, PROMPT, cut(len(PROMPT), chunk), PAGES)
-        assert np.abs(found - wanted).max() < 2e-3 * np.abs(wanted).max(), f"in steps of {chunk}"
+        np.testing.assert_array_equal(found, whole)
     assert greedy(model, PROMPT[:5], 3)[0] == int(wanted[4].argmax())
     model.close()
