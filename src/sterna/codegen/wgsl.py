@@ -1,0 +1,175 @@
+"""The renderer of WebGPU: kernels in WGSL, one module for each launch.
+
+WGSL has neither pointers nor numbers of 8 and 16 bits in memory: such buffers are arrays of words,
+whose elements are cut out where they are read and cannot be stored. Math is the language's own but
+for sine and cosine, so results are close to other targets' and not the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sterna.base.dtype import BF16, BOOL, F16, F32, I8, I32, U8, U16, U32, DType
+from sterna.base.errors import CodegenError
+from sterna.base.target import Target
+from sterna.codegen.bundle import build_bundle
+from sterna.codegen.cstyle import CStyle, GroupSource, Signature, render_groups
+from sterna.codegen.renderer import LibraryParts
+from sterna.ir.expr import Buffer, Const, Expr
+from sterna.ir.loop import PrimFunc
+
+SOURCE_SUFFIX = ".wgsl"
+MODULE = "//// module "  # begins the line before each launch's module, with its symbol
+
+_PRELUDE = """\
+fn bits_f32(x: u32) -> f32 { return bitcast<f32>(x); }
+fn fma_f32(a: f32, b: f32, c: f32) -> f32 { return fma(a, b, c); }
+fn sqrt_f32(x: f32) -> f32 { return sqrt(x); }
+fn exp_f32(x: f32) -> f32 { return select(exp(x), 0.0, x < -87.33654); }
+fn log_f32(x: f32) -> f32 { return log(x); }
+fn tanh_f32(x: f32) -> f32 { return tanh(clamp(x, -20.0, 20.0)); }
+fn floor_f32(x: f32) -> f32 { return floor(x); }
+fn abs_f32(x: f32) -> f32 { return abs(x); }
+fn min_f32(a: f32, b: f32) -> f32 { return min(a, b); }
+fn max_f32(a: f32, b: f32) -> f32 { return max(a, b); }
+fn f32_from_f16(x: u32) -> f32 { return unpack2x16float(x).x; }
+fn f32_from_bf16(x: u32) -> f32 { return bitcast<f32>(x << 16u); }
+fn floor_div(a: i32, b: i32) -> i32 {
+    return a / b - select(0, 1, a % b != 0 && (a % b < 0) != (b < 0));
+}
+fn floor_mod(a: i32, b: i32) -> i32 {
+    let r = a % b;
+    return select(r, r + b, r != 0 && (r < 0) != (b < 0));
+}
+fn sine_quarter(x: f32, quarter: u32) -> f32 {
+    let n = round(x * 0.63661975);
+    var r = x - n * 1.5625 - n * 0.008178711 - n * 0.00011730194;
+    r = r - n * 3.1292439e-7 - n * 9.895302e-10 - n * 2.2737368e-12 - n * 2.8776979e-13;
+    let q = bitcast<u32>(i32(n)) + quarter;
+    let s = r * r;
+    var sine = fma(-1.9515296e-4, s, 8.332161e-3);
+    sine = fma(fma(sine, s, -1.6666655e-1) * s, r, r);
+    var cosine = fma(2.4433157e-5, s, -1.3887316e-3);
+    cosine = fma(fma(cosine, s, 4.1666646e-2), s * s, fma(s, -0.5, 1.0));
+    let value = select(cosine, sine, (q & 1u) == 0u);
+    return select(value, -value, (q & 2u) != 0u);
+}
+fn sin_f32(x: f32) -> f32 { return sine_quarter(x, 0u); }
+fn cos_f32(x: f32) -> f32 { return sine_quarter(x, 1u); }
+"""
+_PACKED = {F16: 16, BF16: 16, U16: 16, U8: 8, I8: 8, BOOL: 8}
+
+
+@dataclass(slots=True)
+class Wgsl(CStyle):
+    """WGSL."""
+
+    TYPES: ClassVar[dict[DType, str]] = {
+        F32: "f32", I32: "i32", U32: "u32", BOOL: "bool",
+        F16: "u32", BF16: "u32", U16: "u32", U8: "u32", I8: "i32",
+    }  # fmt: skip
+    WIDE: ClassVar[str] = ""
+
+    def function(self, s: Signature) -> str:
+        return f"{MODULE}{s.symbol}\n{CStyle.function(self, s)}"
+
+    def head(self, s: Signature) -> str:
+        lines = []
+        for i, (buffer, title, writes) in enumerate(s.buffers):
+            if writes and buffer.dtype in _PACKED:
+                raise CodegenError(
+                    f"kernel {s.symbol} stores {buffer.dtype}, and memory has no such numbers "
+                    "there; choose a scheme that computes in f32, such as q4f32_1"
+                )
+            kind = "u32" if buffer.dtype in _PACKED else self.TYPES[buffer.dtype]
+            binding = f"@group(0) @binding({i}) var<storage, read_write>"
+            lines.append(f"{binding} {title}: array<{kind}>;")
+        fields = ", ".join(f"{d}: i32" for d in s.dims)
+        if s.dims:
+            lines.append(f"struct Dims {{ {fields} }};")
+            lines.append(f"@group(0) @binding({len(s.buffers)}) var<uniform> dims: Dims;")
+        builtins = (
+            "@builtin(workgroup_id) group_number: vec3<u32>, "
+            "@builtin(local_invocation_index) thread_number: u32"
+        )
+        self.arrays += [f"let {d} = dims.{d};" for d in s.dims]
+        size = f"@compute @workgroup_size({s.threads})"
+        return "\n".join([*lines, f"{size} fn {s.symbol}({builtins}) {{"])
+
+    def outside(self, declaration: str) -> list[str]:
+        self.before.append(declaration)
+        return []
+
+    def shared(self, dtype: DType, title: str, size: int) -> str:
+        return f"var<workgroup> {title}: array<{self.TYPES[dtype]}, {size}>;"
+
+    def group_index(self) -> str:
+        return "i32(group_number.x)"
+
+    def thread_index(self) -> str:
+        return "i32(thread_number)"
+
+    def barrier(self) -> str:
+        return "storageBarrier(); workgroupBarrier();"
+
+    def constant(self, dtype: DType, title: str, value: str) -> None:
+        self.line(f"let {title}: {self.TYPES[dtype]} = {value};")
+
+    def array(self, dtype: DType, title: str, size: int) -> str:
+        return f"var {title}: array<{self.TYPES[dtype]}, {size}>;"
+
+    def counting(self, var: str, end: str) -> str:
+        return f"for (var {var}: i32 = 0; {var} < {end}; {var}++) {{"
+
+    def place(self, buffer: Buffer, index: tuple[Expr, ...]) -> str:
+        bits = _PACKED.get(buffer.dtype)
+        if bits is None or buffer.scope != "global":
+            return CStyle.place(self, buffer, index)
+        at, many = self.offset(buffer, index), 32 // bits
+        shift = many.bit_length() - 1
+        word = f"{self.buffers[buffer]}[{at} >> {shift}u]"
+        cut = f"(({word} >> (u32({at} & {many - 1}) * {bits}u)) & {(1 << bits) - 1}u)"
+        if buffer.dtype == I8:
+            return f"extractBits(bitcast<i32>({word}), u32({at} & 3) * 8u, 8u)"
+        return f"({cut} != 0u)" if buffer.dtype == BOOL else cut
+
+    def literal(self, c: Const) -> str:
+        if c.dtype == BOOL:
+            return "true" if c.value else "false"
+        return CStyle.literal(self, c)
+
+    def choice(self, cond: str, a: str, b: str) -> str:
+        return f"select({b}, {a}, {cond})"
+
+    def cast(self, dtype: DType, text: str) -> str:
+        return f"{self.TYPES[dtype]}({text})"
+
+    def shift(self, op: str, x: str, y: str, dtype: DType) -> str:
+        return f"({x} {op} {y})" if dtype.kind == "uint" else f"({x} {op} u32({y}))"
+
+    def power_division(self, op: str, x: str, shift: int, mask: int, dtype: DType) -> str:
+        if dtype.kind == "uint":
+            return f"({x} >> {shift}u)" if op == "//" else f"({x} & {mask}u)"
+        return f"({x} >> {shift}u)" if op == "//" else f"({x} & {mask})"
+
+
+def render_kernel(func: PrimFunc, target: Target) -> GroupSource:
+    """See Renderer."""
+    return render_groups(func, Wgsl)
+
+
+def library_source(parts: LibraryParts) -> str:
+    """The prelude, then every module; each is compiled behind a copy of the prelude."""
+    texts = (k.rendered.text for k in parts.kernels.values())
+    return "\n\n".join([_PRELUDE.strip(), *texts]) + "\n"
+
+
+def build_library(parts: LibraryParts, target: Target) -> bytes:
+    """See Renderer."""
+    return build_bundle(parts, library_source(parts).encode(), target)
+
+
+def build_version(target: Target) -> str:
+    """See Renderer: no outside tool takes part."""
+    return SOURCE_SUFFIX
