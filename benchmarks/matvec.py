@@ -119,7 +119,8 @@ def ring(arrays: list[NDArray[Any]]) -> tuple[NDArray[np.uint8], list[list[int]]
     """Copies of the arrays, one set after another in huge pages: the memory, and the addresses."""
     each = sum(-(-a.nbytes // 4096) * 4096 + 4096 for a in arrays)
     count = _RING_BYTES // each + 1
-    memory = mmap.mmap(-1, count * each + (2 << 20))
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # as the runtime maps; shared pages stay small
+    memory = mmap.mmap(-1, count * each + (2 << 20), flags=private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     data = np.frombuffer(memory, np.uint8)
