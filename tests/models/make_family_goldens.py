@@ -23,19 +23,52 @@ Tensors = dict[str, NDArray[np.float32]]
 ON_DISK = {"gpt_neox": {"lm_head.weight": "embed_out.weight"}}
 
 
+# An expert's matrices in a file: gate, up and down.
+EXPERTS = {"mixtral": ("block_sparse_moe", "w1", "w3", "w2")}
+USUAL = ("mlp", "gate_proj", "up_proj", "down_proj")
+
+
+def parts_on_disk(kind: str, name: str, shape: torch.Size) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a file of what transformers 5 holds as one tensor for all experts."""
+    block, gate, up, down = EXPERTS.get(kind, USUAL)
+    name = name.replace(".mlp.", f".{block}.") if kind in EXPERTS else name
+    if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+        return {name: tuple(shape)}
+    prefix = name.rpartition(".")[0]
+    if name.endswith("down_proj"):
+        return {f"{prefix}.{e}.{down}.weight": tuple(shape[1:]) for e in range(shape[0])}
+    half = (shape[1] // 2, shape[2])
+    return {f"{prefix}.{e}.{part}.weight": half for e in range(shape[0]) for part in (gate, up)}
+
+
+def in_memory(
+    weights: Tensors, config: dict[str, object], name: str, shape: torch.Size
+) -> NDArray[np.float32]:
+    """The tensor that transformers 5 makes of those parts."""
+    parts = [weights[p] for p in parts_on_disk(str(config["model_type"]), name, shape)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts).reshape(shape)
+
+
 def build(config: dict[str, object], weights: Tensors | None) -> tuple[torch.nn.Module, Tensors]:
     """The model and its weights by checkpoint names, drawn here if not given."""
     given = copy.deepcopy(config)
     parsed = transformers.CONFIG_MAPPING[str(given["model_type"])].from_dict(given)
     parsed._attn_implementation = "eager"
+    parsed._experts_implementation = "eager"
     model = transformers.AutoModelForCausalLM.from_config(parsed, attn_implementation="eager")
     tied = set(model.all_tied_weights_keys) if hasattr(model, "all_tied_weights_keys") else set()
     state = {k: v for k, v in model.state_dict().items() if k not in tied}
     on_disk = ON_DISK.get(str(given["model_type"]), {})
     names = {k: on_disk.get(k, k) for k in state}
     if weights is None:
-        weights = {names[k]: tiny.draw(names[k], tuple(v.shape)) for k, v in state.items()}
-    loaded = {k: torch.from_numpy(weights[name]) for k, name in names.items()}
+        weights = {}
+        for k, name in names.items():
+            for part, shape in parts_on_disk(
+                str(given["model_type"]), name, state[k].shape
+            ).items():
+                weights[part] = tiny.draw(part, shape)
+    loaded = {k: torch.from_numpy(in_memory(weights, given, name, state[k].shape))
+              for k, name in names.items()}  # fmt: skip
     left = model.load_state_dict(loaded, strict=False)
     if left.unexpected_keys or set(left.missing_keys) - tied:
         raise ValueError(f"the weights do not fit: {left}")

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
 import compiled
 
+from sterna.checkpoint.mlc import encode_bf16
 from sterna.models import build, family
 from sterna.models.params import stored_weights
 from sterna.nn.decoder import Limits, trace_causal_lm
@@ -59,9 +60,18 @@ def restored(variant: str, name: str) -> tiny.Weights:
         for source in weight.sources:
             values = drawn[source].T if weight.transposed else drawn[source]
             packed = quantize(np.ascontiguousarray(values), weight.scheme, name=source)
+            packed = {part: on_disk(array) for part, array in packed.items()}
             own = dequantize(packed, weight.scheme, values.shape).astype(np.float32)
             found[source] = np.ascontiguousarray(own.T) if weight.transposed else own
     return found
+
+
+def on_disk(array: compiled.Logits) -> compiled.Logits:
+    """float32 tensors of quantized models are cut to bfloat16 in a folder."""
+    if array.dtype != np.float32:
+        return array
+    bits = encode_bf16(np.ascontiguousarray(array)).astype("<u4") << np.uint32(16)
+    return bits.view("<f4").reshape(array.shape)
 
 
 def logits(root: Path, variant: str, tensors: tiny.Weights, name: str) -> compiled.Logits:

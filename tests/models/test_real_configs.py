@@ -24,6 +24,7 @@ PARAMETERS = {  # in millions, as the publishers count them
     "Phi-3.5-mini-instruct": 3821,
     "Qwen2.5-0.5B-Instruct": 494,
     "Qwen3-8B": 8191,
+    "dolphin-2.5-mixtral-8x7b": 46703,
     "gemma-2-2b-it-finetune": 2614,
     "gemma-2b-it": 2506,
     "gemma-3-1b-it": 1000,
@@ -42,13 +43,10 @@ REFUSED = {
     "codegen": "'codegen'",
     "deepseekv2": "'deepseek_v2'",
     "deepseekv3": "'deepseek_v3'",
-    "dolphin-2.5-mixtral-8x7b": "'mixtral'",
     "falcon-40b": "'RefinedWeb'",
     "falcon-7b": "'falcon'",
-    "mixtral": "'mixtral'",
     "opt": "'opt'",
     "pythia-410m-seqcls": "'GPTNeoXForSequenceClassification'",
-    "qwen3moe": "'qwen3_moe'",
 }
 
 

@@ -109,6 +109,20 @@ LONGROPE = {
     "long_factor": [1.5 + i for i in range(6)],
 }
 
+QWEN3_MOE = of(
+    "qwen3_moe",
+    "Qwen3MoeForCausalLM",
+    BASE,
+    head_dim=16,
+    num_hidden_layers=3,
+    num_experts=6,
+    num_experts_per_tok=2,
+    moe_intermediate_size=32,
+    norm_topk_prob=True,
+    decoder_sparse_step=1,
+    mlp_only_layers=[0],
+)
+
 VARIANTS: dict[str, dict[str, object]] = {
     "qwen2": QWEN2,
     "qwen2-window": {**QWEN2, "use_sliding_window": True, "sliding_window": 8},
@@ -255,6 +269,29 @@ VARIANTS: dict[str, dict[str, object]] = {
         attention_bias=True,
         partial_rotary_factor=0.5,
     ),
+    "mixtral": of(
+        "mixtral",
+        "MixtralForCausalLM",
+        BASE,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=None,
+        rope_theta=1000000.0,
+    ),
+    "qwen2-moe": of(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        BASE,
+        num_experts=6,
+        num_experts_per_tok=3,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=40,
+        norm_topk_prob=False,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        use_sliding_window=False,
+    ),
+    "qwen3-moe": QWEN3_MOE,
     "glm4": of(
         "glm4",
         "Glm4ForCausalLM",

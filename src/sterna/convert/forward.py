@@ -91,6 +91,11 @@ class _Forward:
         if call.op == "matmul" and call.args[1] in names:
             x = values[call.args[0]]
             return [x @ self.weight_of(names[call.args[1]], x).T]
+        if call.op == "expert_matmul":
+            raise UnsupportedModel(
+                "products with chosen experts are not computed in numpy, so this model can be "
+                "neither calibrated nor measured at conversion; convert it without"
+            )
         args = [self.weight(names[a]) if a in names else values[a] for a in call.args]
         callee = self.module.functions.get(call.op)
         if callee is not None:

@@ -16,6 +16,7 @@ from sterna.models.rope_options import rope_options
 from sterna.models.rope_scaling import DEFAULT_THETA, RopeOptions
 from sterna.nn.attention import Projections
 from sterna.nn.mlp import ACTIVATIONS
+from sterna.nn.moe import ExpertOptions
 
 Config = Mapping[str, object]
 MAX_LAYERS, MAX_HEAD_DIM = 4096, 65536  # far above any real model; a hostile config stops here
@@ -125,6 +126,7 @@ class DecoderConfig:
     logit_softcap: float = 0.0
     logit_scale: float = 1.0
     embedding_scale: float = 1.0
+    experts: ExpertOptions | None = None
     residual_scale: float = 1.0
     qkv_clip: float = 0.0
     head_norms: bool = False

@@ -19,6 +19,7 @@ from sterna.nn.layers import ParallelLayer, PreNormLayer
 from sterna.nn.linear import Embedding, Linear
 from sterna.nn.mlp import MLP, FeedForward, GatedMLP
 from sterna.nn.module import Layers
+from sterna.nn.moe import MixtureOfExperts
 from sterna.nn.norm import LayerNorm, Norm, RMSNorm
 
 PAGE_SIZE = 16
@@ -32,9 +33,10 @@ class Family:
 
     `NAMES` maps a component of a weight's path here to the checkpoint's; `CONFIG` a key of
     config.json here to the checkpoint's. `KEYS` are the keys `read` understands beside the common
-    ones. `FUSED` lists weights that are stored stacked along the rows, `IGNORED` patterns of
-    tensors that checkpoints store though they are computed, `TRANSPOSED` the last components of
-    layers whose weights they store as [in, out].
+    ones. `FUSED` lists weights that are stored stacked along the rows, `EXPERTS` what checkpoints
+    call one expert's part of a weight, `IGNORED` patterns of tensors that checkpoints store though
+    they are computed, `TRANSPOSED` the last components of layers whose weights they store as
+    [in, out].
     """
 
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ()
@@ -44,6 +46,9 @@ class Family:
     NAMES: ClassVar[Names] = NO_NAMES
     FUSED: ClassVar[Fused] = MappingProxyType(
         {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+    )
+    EXPERTS: ClassVar[Names] = MappingProxyType(
+        {f"{part}_experts": f"experts.{{}}.{part}_proj" for part in ("gate", "up", "down")}
     )
     IGNORED: ClassVar[tuple[str, ...]] = ("*.rotary_emb.inv_freq",)
     TRANSPOSED: ClassVar[tuple[str, ...]] = ()
@@ -79,6 +84,8 @@ class Family:
     @classmethod
     def mlp(cls, c: DecoderConfig, kind: LayerKind, dtype: DType) -> FeedForward:
         """The feed-forward layer that the config states, gated or not."""
+        if kind.experts and c.experts is not None:
+            return MixtureOfExperts(c.hidden_size, c.experts, dtype, act=c.act)
         form = GatedMLP if c.gated else MLP
         return form(c.hidden_size, c.intermediate_size, dtype, act=c.act, bias=c.mlp_bias)
 

@@ -37,6 +37,7 @@ gives the logits of the weights as restored (`tests/models/test_family_schemes.p
 _SMALL: Config = {
     "hidden_size": 128,
     "intermediate_size": 64,
+    "moe_intermediate_size": 64,
     "num_hidden_layers": 8,
     "num_attention_heads": 8,
     "vocab_size": 64,

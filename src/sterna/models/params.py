@@ -72,6 +72,14 @@ def stored_weights(config: Config, quantization: Quantization) -> list[StoredWei
     found: dict[str, StoredWeight] = {}
     for path, parameter in plain:
         prefix, own, leaf = _split(path)
+        if parameter.stack > 1:
+            experts = module.EXPERTS[own]
+            sources = tuple(_join(prefix, experts.format(e), leaf) for e in range(parameter.stack))
+            rows, *rest = parameter.shape
+            shapes |= dict.fromkeys(sources, (rows // parameter.stack, *rest))
+            kind = cast(Kind, parameter.kind)
+            found[path] = _stored(path, sources, shapes, kind, schemes[path])
+            continue
         name, parts = fused.get(own, (own, (own,)))
         if not _stackable(prefix, parts, schemes):
             name, parts = own, (own,)

@@ -19,14 +19,16 @@ from sterna.nn.trace import Tensor, Trace
 class Parameter:
     """A weight of `shape` stored as `dtype`.
 
-    `kind` is "linear", "embedding", "head", "norm" or "bias"; `path` its full name, with "{i}"
-    for the layer index, set when the model is complete.
+    `kind` is "linear", "experts", "router", "embedding", "head", "norm" or "bias"; `stack` is the
+    number of matrices that checkpoints hold for it, one for each expert; `path` its full name, with
+    "{i}" for the layer index, set when the model is complete.
     """
 
     shape: tuple[int, ...]
     dtype: DType
     kind: str
     path: str = ""
+    stack: int = 1
 
     def read(self, trace: Trace) -> Tensor:
         return trace.weight(self.path, self.shape, self.dtype)

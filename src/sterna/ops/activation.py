@@ -48,6 +48,10 @@ def _gelu_tanh(x: Expr) -> Expr:
     return cast(x.dtype, wide * 0.5 * (tanh(inner) + 1.0))
 
 
+def _sigmoid(x: Expr) -> Expr:
+    return cast(x.dtype, wrap(1.0) / (wrap(1.0) + exp(-cast(F32, x))))
+
+
 def _softcap(x: Expr, cap: float) -> Expr:
     return cast(x.dtype, softcap(cast(F32, x), cap))
 
@@ -63,6 +67,7 @@ def _clip(x: Expr, limit: float) -> Expr:
 GELU = elementwise("gelu", _gelu)
 GELU_TANH = elementwise("gelu_tanh", _gelu_tanh)
 RELU = elementwise("relu", lambda x: maximum(x, cast(x.dtype, wrap(0.0))))
+SIGMOID = elementwise("sigmoid", _sigmoid)
 SOFTCAP = elementwise("softcap", _softcap)
 SCALE = elementwise("scale", _scale)
 CLIP = elementwise("clip", _clip)

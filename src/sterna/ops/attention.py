@@ -68,7 +68,7 @@ def rotate(
     cosine, sine = angles
     half = static(cosine.shape[1], "rope: the rotary dim")
     base = h * dim
-    i = d // 2 if interleaved else d % half
+    i = (d // 2 if interleaved else d) % half  # a dim that stays is read nowhere outside
     first, second = rotary_pair(i, half, interleaved)
     low, high = cast(F32, x[n, base + first]), cast(F32, x[n, base + second])
     turned = select(

@@ -249,8 +249,9 @@ class GroupExecutable:
             if isinstance(step, Launch):
                 calls += self._launches(step, places, 0)
             else:
-                for layer in range(step.count):
+                for i in range(step.count):
                     for launch in step.body:
+                        layer = step.first + i * step.stride + launch.layer
                         calls += self._launches(launch, places, layer)
         return calls
 

@@ -20,6 +20,7 @@ from sterna.base.errors import ScheduleError
 from sterna.base.target import Target
 from sterna.ir.bounds import bounds
 from sterna.ir.compute import Group
+from sterna.schedule.rules.contraction import ContractionKnobs, contract, contraction
 from sterna.schedule.rules.elementwise import ElementwiseKnobs, elementwise
 from sterna.schedule.rules.matmul import (
     MatmulKnobs,
@@ -97,6 +98,8 @@ def plan_of(group: Group, target: Target) -> Plan:
             return Plan("skinny_matmul", knobs.skinny)
         floats = found.weight.out.dtype.is_float
         return Plan("matmul", knobs.matmul if floats else knobs.pairs)
+    if contraction(group) is not None:
+        return Plan("contraction", ContractionKnobs(knobs.norm.lanes))
     if any(c.over for c in group.computes):
         return Plan("norm", knobs.norm)
     return Plan("elementwise", knobs.elementwise)
@@ -112,6 +115,11 @@ def _in_groups(group: Group, knobs: GroupKnobs) -> Plan:
     if found is not None:
         few = _most_rows(found) <= knobs.few_rows
         return Plan("matvec_groups" if few else "matmul_groups", knobs)
+    if contraction(group) is not None:
+        raise ScheduleError(
+            f"{group.name} multiplies with the weights of chosen experts, which has no schedule "
+            "for targets of work groups; compile mixtures of experts for a CPU"
+        )
     reduces = any(c.over for c in group.computes)
     return Plan("norm_groups" if reduces else "elementwise_groups", knobs)
 
@@ -133,6 +141,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "matvec": Rule(MatvecKnobs, _of_product(matvec)),
         "skinny_matmul": Rule(MatmulKnobs, _of_product(skinny_matmul)),
         "matmul": Rule(MatmulKnobs, _of_product(matmul)),
+        "contraction": Rule(ContractionKnobs, contract),
         "norm": Rule(NormKnobs, norm),
         "elementwise": Rule(ElementwiseKnobs, elementwise),
         "matvec_groups": Rule(GroupKnobs, _of_product(matvec_groups)),
