@@ -1,0 +1,83 @@
+"""Devices by name: what is here, what is missing, and libraries for another kind."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+
+import pytest
+
+from sterna.base.errors import ArtifactError, Unavailable, UsageError
+from sterna.base.target import KINDS, parse_target
+from sterna.runtime import cpu, opencl, webgpu
+from sterna.runtime.devices import choose_device, devices, parse_device, target_of
+from sterna.runtime.work_groups import check_threads
+
+
+class _Manifest:
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+
+def test_auto_is_the_cpu() -> None:
+    assert parse_device("auto") == ("auto", 0)
+    assert target_of("auto") == target_of("cpu") == "cpu"
+    module, index = choose_device("auto", _Manifest("cpu"))  # type: ignore[arg-type]
+    assert (module, index) == (cpu, 0)
+
+
+@pytest.mark.parametrize("text", ["abacus", "cpu:x", "opencl:-1", "", "cpu:1:2"])
+def test_a_name_that_is_none(text: str) -> None:
+    with pytest.raises(Unavailable, match="possible are 'auto', 'cpu'"):
+        parse_device(text)
+
+
+def test_there_is_one_cpu() -> None:
+    with pytest.raises(Unavailable, match="there is one CPU"):
+        parse_device("cpu:1")
+
+
+def test_no_loader_of_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(Unavailable, match="OpenCL is not on this machine: "):
+        opencl.open_device()
+    (report,) = opencl.reports()
+    assert not report.present
+    assert "install" in report.missing
+
+
+def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(Unavailable, match="pip install"):
+        webgpu.open_device()
+    assert not webgpu.reports()[0].present
+
+
+def test_a_library_for_another_kind() -> None:
+    with pytest.raises(ArtifactError, match="was compiled for opencl and cannot run on cpu"):
+        choose_device("cpu", _Manifest("opencl"))  # type: ignore[arg-type]
+    with pytest.raises(Unavailable, match="runs models on cpu, opencl, webgpu only"):
+        choose_device("auto", _Manifest("cuda"))  # type: ignore[arg-type]
+
+
+def test_every_kind_is_reported() -> None:
+    named = {report.name.partition(":")[0] for report in devices()}
+    assert {*KINDS, "cuda", "rocm", "metal", "vulkan"} <= named
+
+
+def test_threads_are_for_cpus() -> None:
+    check_threads(None)
+    with pytest.raises(UsageError, match="only the device cpu has threads"):
+        check_threads(4)
+
+
+def test_targets_that_are_none() -> None:
+    assert parse_target("opencl").group_threads > 0
+    with pytest.raises(UsageError, match="possible: opencl"):
+        parse_target("opencl:abacus")
