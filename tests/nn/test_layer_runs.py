@@ -19,6 +19,7 @@ def test_equal_layers_are_one_run() -> None:
 def test_a_period_is_one_body_and_its_rest_another() -> None:
     gemma3 = [0, 0, 0, 0, 0, 1] * 4 + [0, 0]
     assert spelled(gemma3) == [(0, (0, 0, 0, 0, 0, 1), 4), (24, (0,), 2)]
+    assert spelled([0, 0, 1] * 2 + [0, 0]) == [(0, (0, 0, 1), 2), (6, (0,), 2)]
     assert spelled([0, 1] * 13) == [(0, (0, 1), 13)]
     assert spelled([0, 0, 1, 0, 0, 1, 0]) == [(0, (0, 0, 1), 2), (6, (0,), 1)]
 

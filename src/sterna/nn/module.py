@@ -116,7 +116,8 @@ def runs(order: Sequence[int]) -> list[Run]:
     """The layers in order as few bodies, each repeated: what a launch program spells out.
 
     The bodies' lengths together are the least possible, among repeats that go on as long as their
-    pattern does. [s s f s s f s] is (s s f) twice and (s) once.
+    pattern does, and of equals the first run is the longest. [s s f s s f s] is (s s f) twice and
+    (s) once.
     """
     count = len(order)
     least = [0] * (count + 1)  # of layers that the bodies from i on spell out, and of bodies
@@ -130,7 +131,7 @@ def runs(order: Sequence[int]) -> list[Run]:
             repeats = 1 + alike[period][i] // period
             cost = period * (count + 1) + 1 + least[i + period * repeats]
             options.append((cost, Run(i, tuple(order[i : i + period]), repeats)))
-        least[i], best[i] = min(options, key=lambda option: option[0])
+        least[i], best[i] = min(options, key=lambda option: (option[0], -option[1].end))
     found: list[Run] = []
     at = 0
     while at < count:
