@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from schedule_groups import gated_group, norm_group, product_group, rows
+from schedule_groups import TILE, gated_group, norm_group, product_group, rows
 
 from sterna.base.errors import ScheduleError
 from sterna.base.target import parse_target
 from sterna.quantize.scheme import SCHEMES
 from sterna.schedule.apply import apply
-from sterna.schedule.choose import choose, table
+from sterna.schedule.choose import Plan, choose, plan_of, schedule, table
+from sterna.schedule.rules.matmul import MatmulKnobs
 from sterna.schedule.steps import At, Inline, Parallel, Split, Vectorize
 
 V3 = parse_target("cpu:x86-64-v3")
@@ -63,3 +64,15 @@ def test_a_width_without_a_row_is_refused() -> None:
     wide = replace(V3, vector_bytes=128)
     with pytest.raises(ScheduleError, match="no row for 32 lanes"):
         choose(gated_group("gated", (rows(8), 64)), wide)
+
+
+def test_blocks_that_leave_a_tile_are_refused() -> None:
+    """The tiles of a weight are padded, what lies behind the last one is not there."""
+    group = product_group("wide", (96, 64), Q4, 1)
+    plan = plan_of(group, V3)
+    wide = Plan(plan.rule, replace(plan.knobs, rows=2 * TILE, least_rows=2 * TILE))
+    with pytest.raises(ScheduleError, match=f"128 rows do not divide tiles of {TILE}"):
+        schedule(group, wide)
+    skinny = Plan("skinny_matmul", MatmulKnobs(lanes=8, tokens=2, vectors=3))
+    with pytest.raises(ScheduleError, match="24 rows do not divide"):
+        schedule(group, skinny)

@@ -14,6 +14,7 @@ from math import gcd, lcm
 from typing import ClassVar
 
 from sterna.base.dtype import U32
+from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Compute, Group
 from sterna.ir.expr import Binary, Expr, Var, const_value
 from sterna.ir.rewrite import free_vars, loads, substitute, visit
@@ -56,7 +57,7 @@ class MatmulKnobs:
 
     SPACE: ClassVar[Mapping[str, tuple[int, ...]]] = {
         "tokens": (2, 3, 4, 5, 6, 8),
-        "vectors": (1, 2, 3, 4),
+        "vectors": (1, 2, 4),
         "unroll": (4, 8, 16),
         "ahead": (0, 4096, 8192),
     }
@@ -98,7 +99,7 @@ def matvec(found: Product, knobs: MatvecKnobs) -> Schedule:
     row, n = out.axes[0].name, _names(out)
     steps: list[Step] = [
         Inline(found.weight.name),
-        Split(out.name, n.axis, n.block, n.inside, _block(out, knobs)),
+        Split(out.name, n.axis, n.block, n.inside, _whole(found, _block(out, knobs))),
         Split(out.name, n.inside, n.register, n.lane, knobs.lanes),
         Reorder(out.name, (n.block, row, n.register, n.lane)),
         Parallel(out.name, n.block),
@@ -169,7 +170,7 @@ def _tile(found: Product, knobs: MatmulKnobs) -> tuple[Step, ...]:
     row, n = out.axes[0].name, _names(out)
     tile, each = f"{row}_tile", f"{row}_inside"
     return (
-        Split(out.name, n.axis, n.block, n.inside, knobs.lanes * knobs.vectors),
+        Split(out.name, n.axis, n.block, n.inside, _whole(found, knobs.lanes * knobs.vectors)),
         Split(out.name, n.inside, n.register, n.lane, knobs.lanes),
         Split(out.name, row, tile, each, knobs.tokens),
         Reorder(out.name, (n.block, tile, each, n.register, n.lane)),
@@ -260,6 +261,21 @@ def _block(out: Compute, knobs: MatvecKnobs) -> int:
     columns, rows = const_value(out.axes[1].extent), knobs.rows
     while columns is not None and rows > knobs.least_rows and columns < rows * knobs.items:
         rows //= 2
+    return rows
+
+
+def _whole(found: Product, rows: int) -> int:
+    """`rows`, if blocks of so many end where the weight's tiles of interleaved rows end.
+
+    The last tile is padded; a block that reaches beyond would read what is not there.
+    """
+    n = found.weight.axes[1].var
+    indices = (i for load in loads(found.weight.body) for i in load.index)
+    for node in (part for index in indices for part in visit(index)):
+        if isinstance(node, Binary) and node.op == "//" and node.a is n:
+            tile = int(const_value(node.b) or 1)
+            if tile % rows:
+                raise ScheduleError(f"blocks of {rows} rows do not divide tiles of {tile}")
     return rows
 
 
