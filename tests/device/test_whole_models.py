@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,3 +145,36 @@ def test_what_a_device_refuses(models: dict[str, Compiled], tmp_path: Path) -> N
         library.write_bytes(damaged)
         with pytest.raises(ArtifactError):
             load_on(SimtDevice(), library, tensors, num_pages=PAGES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ({}, {"kv_dtype": "q8"}),
+        ({"hidden_size": 48, "intermediate_size": 80}, {}),  # groups of 32 do not fill the rows
+        (
+            {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 9},
+            {},
+        ),
+    ],
+)
+def test_other_caches_rows_and_windows(
+    shape: dict[str, object], options: dict[str, Any], tmp_path: Path
+) -> None:
+    found = build_tiny(tmp_path, SHAPE | shape, "q4f16_1", **OPTIONS)
+    both = []
+    tensors = read_mlc_folder(found.folder).tensors
+    asked = CompileOptions(**OPTIONS, activations="f32", **options)
+    for name in ("cpu", "cuda"):
+        target = parse_target(name)
+        library = tmp_path / f"other-{name}{target.suffix}"
+        compile_model(found.folder, target, library, options=asked, cached=False)
+        if name == "cpu":
+            executable: Executable = Compiled(found.folder, library).load(num_pages=PAGES)
+        else:
+            executable = load_on(SimtDevice(), library, tensors, num_pages=PAGES)
+        both.append(some_steps(executable))
+        executable.close()
+    for got, wanted in zip(*both, strict=True):
+        np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))

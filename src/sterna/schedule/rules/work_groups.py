@@ -149,14 +149,19 @@ def matmul_groups(found: Product, knobs: GroupKnobs) -> Schedule:
         Thread(out.name, f"{m}_thread"),
         Thread(out.name, f"{n}_thread"),
         At(total.name, out.name, "group", "register"),
-        *_panel(weight, knobs),
     ]
     k = total.over[0].name
     if partial is not None:
+        panel: tuple[Step, ...] = (
+            At(weight.name, total.name, k, "shared"),
+            *_panel(weight, knobs),
+        )
+        if _ragged(weight, partial):  # the last panel would be smaller than the others
+            panel = (Inline(weight.name),)
         return (
             *steps,
             *_sum(total, (k,), (), knobs),
-            At(weight.name, total.name, k, "shared"),
+            *panel,
             At(partial.name, total.name, k, "register"),
             *_sum(partial, (partial.axes[2].name,), (partial.over[0].name,), knobs),
         )
@@ -165,7 +170,14 @@ def matmul_groups(found: Product, knobs: GroupKnobs) -> Schedule:
         Split(total.name, k, f"{k}_block", f"{k}_inside", knobs.depth),
         *_sum(total, (f"{k}_block",), (f"{k}_inside",), knobs),
         At(weight.name, total.name, f"{k}_block", "shared"),
+        *_panel(weight, knobs),
     )
+
+
+def _ragged(weight: Compute, partial: Compute) -> bool:
+    """Whether the groups of k do not fill its depth."""
+    depth, group = const_value(weight.axes[0].extent), const_value(partial.over[0].extent)
+    return depth is None or group is None or int(depth) % int(group) != 0
 
 
 def _tokens(stage: Compute, axis: str, knobs: GroupKnobs) -> tuple[Step, ...]:
