@@ -47,7 +47,7 @@ from sterna.program import (
     build_sampler,
     self_contained,
 )
-from sterna.schedule.choose import Plan
+from sterna.schedule.choose import Plan, plan_of
 
 DECODE_TOKENS = 2  # most tokens of a decode step: more sequences are a verify step
 VERIFY_TOKENS = 32  # most tokens of a verify step, and most logit rows of any step
@@ -106,6 +106,15 @@ class Source:
     entries: tuple[EntryPoint, ...]
 
     @property
+    def tuned(self) -> int:
+        """How many kernels have a measured plan that is not the rules' own."""
+        if not self.table.tuned:
+            return 0
+        scheduled = {k: g for e in self.entries for k, g in e.scheduled.items()}
+        own = self.table.target
+        return sum(self.table.plan(g) != plan_of(g, own) for g in scheduled.values())
+
+    @property
     def text(self) -> str:
         """The library's source."""
         return renderer_of(self.table.target).library_source(self.parts)
@@ -145,7 +154,8 @@ def compile_model(
     source = compile_source(opened, target, options, dump, tuned)
     renderer = renderer_of(target)
     dump.kernels(source, renderer)
-    say(f"{len(source.table.kernels)} kernels; making {output.name}")
+    count = len(source.table.kernels)
+    say(f"{count} kernels, {source.tuned} of them tuned; making {output.name}")
     built = renderer.build_library(source.parts, target)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(output, built)

@@ -36,6 +36,7 @@ from sterna.engine.loader import Located
 from sterna.quantize.scheme import scheme
 from sterna.runtime.devices import AUTO, target_of
 from sterna.runtime.library import read_manifest
+from sterna.tune.database import tuned_plans
 
 # Called with (stage, detail, done, total); total 0: something to tell, not a share of the work.
 Report = Callable[[str, str, int, int], None]
@@ -125,16 +126,21 @@ def model_folder(
 def library(folder: Path, target: Target, options: CompileOptions, progress: Report = log) -> Path:
     """The library of a converted folder, compiled into the cache unless it is there."""
     model = open_model(folder)
+    ignored: list[str] = []
+    tuned = tuned_plans(target, ignored.append)
     stem = _plain(f"{model.folder.name}-{target.spec.replace(':', '-')}")
-    name = f"{stem}-{library_key(model, target, options)[:_KEY_DIGITS]}{target.suffix}"
+    name = f"{stem}-{library_key(model, target, options, tuned)[:_KEY_DIGITS]}{target.suffix}"
     path = cache_dir("libraries") / name
     if not path.is_file():
+        for text in ignored:
+            progress("compile", text, 0, 0)
         compile_model(
             folder,
             target,
             path,
             options=options,
             cached=False,  # this path is the cache
+            tuned=tuned,
             progress=lambda text: progress("compile", text, 0, 0),
         )
         progress("compile", f"made {path}", 0, 0)

@@ -52,12 +52,10 @@ class KernelTable:
     """Every distinct kernel of a library, by name; `known` finds equal ones.
 
     `tuned` has plans that were measured, by the digest of the Group; the others are the table's.
-    `groups` are the Groups that kernels were scheduled from.
     """
 
     target: Target
     tuned: Mapping[str, Plan] = field(default_factory=dict)
-    groups: dict[str, Group] = field(default_factory=dict)
     kernels: dict[str, Compiled] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
 
@@ -108,6 +106,7 @@ class EntryPoint:
 
     entry: Entry
     groups: Mapping[str, str]  # primitive Function -> text of its Group, for dumps
+    scheduled: Mapping[str, Group]  # kernel -> the Group that a rule scheduled
 
 
 def build_sampler(vocabulary: int, rows: int, table: KernelTable) -> Entry:
@@ -178,6 +177,7 @@ def build_entry(
             steps=tuple(names.step(s) for s in steps),
         ),
         builder.groups,
+        builder.scheduled,
     )
 
 
@@ -200,6 +200,7 @@ class _Builder:
     setting: Setting
     table: KernelTable
     groups: dict[str, str] = field(default_factory=dict)
+    scheduled: dict[str, Group] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     bodies: dict[str, list[_Launch]] = field(default_factory=dict)
 
@@ -247,7 +248,7 @@ class _Builder:
             func = apply(lowered.group, steps)
             cost = group_cost(lowered.group)
             kernel = self.table.add(func, op, schedule_text(steps), cost)
-            self.table.groups.setdefault(kernel, lowered.group)
+            self.scheduled.setdefault(kernel, lowered.group)
             self.groups[function.name] = to_text(lowered.group)
             args, aliases, workspaces = (*lowered.inputs, *lowered.outputs), {}, ()
         self.used.add(kernel)

@@ -19,7 +19,7 @@ def compiled(monkeypatch):
     """Stand in for the compiler; the list of what it was asked for."""
     asked = []
 
-    def compile_model(folder, target, output, *, options, cached, progress):
+    def compile_model(folder, target, output, *, options, cached, tuned, progress):
         asked.append((Path(folder), target.spec, options))
         output.write_bytes(b"library")
         return output

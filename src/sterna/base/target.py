@@ -159,6 +159,11 @@ def host_target() -> Target:
     return parse_target("cpu")
 
 
+def is_of_host(target: Target) -> bool:
+    """Whether its libraries are of this machine's kind; the CPU may still lack features."""
+    return target.triple == host_target().triple
+
+
 def _split(detail: str) -> tuple[str, str | None]:
     head, _, tail = detail.rpartition("-")
     return (head, tail) if head and tail in _SYSTEMS else (detail, None)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sterna.base.errors import UsageError
-from sterna.base.target import EXAMPLES, parse_target
+from sterna.base.target import EXAMPLES, Target, parse_target
 from sterna.cli.arguments import Subparsers, add_verb, closest
 from sterna.cli.progress import shown
 from sterna.cli.say import note, size
 from sterna.cli.source import CONFIG, one_of, output_of
+
+if TYPE_CHECKING:
+    from sterna.jit import Report
+    from sterna.schedule.choose import Plan
 
 OVERRIDES = (
     "context_window_size",
@@ -61,6 +66,9 @@ def add(verbs: Subparsers) -> None:
         "--debug-dump", metavar="DIR", help="write every phase as text, schedules and C sources"
     )
     parser.add_argument(
+        "--no-tuned", action="store_true", help="leave out plans that `sterna tune` has measured"
+    )
+    parser.add_argument(
         "--overrides",
         metavar="K=V;K=V",
         default="",
@@ -90,18 +98,26 @@ def run(args: argparse.Namespace) -> int:
         )
     dump = Path(args.debug_dump).expanduser() if args.debug_dump else None
     with shown() as report:
+        tuned = None if args.no_tuned else _tuned(target, report)
         library = compile_model(
             folder,
             target,
             output,
             options=CompileOptions(**settings),
             debug_dump=dump,
+            tuned=tuned,
             progress=lambda text: report("compile", text, 0, 0),
         )
     if dump is not None:
         note(f"every phase is in {dump}")
     print(f"{library} ({size(library.stat().st_size)}, {target.spec})")
     return 0
+
+
+def _tuned(target: Target, report: Report) -> Mapping[str, Plan]:
+    from sterna.tune.database import tuned_plans
+
+    return tuned_plans(target, lambda text: report("compile", text, 0, 0))
 
 
 def model_folder(named: str) -> Path:

@@ -28,6 +28,7 @@ from sterna.cli import (
     list_models,
     rm,
     serve,
+    tune,
 )
 from sterna.cli.arguments import Parser, check_options, closest
 from sterna.cli.say import one_line
@@ -40,6 +41,7 @@ VERBS: dict[str, ModuleType] = {
     "convert_weight": convert_weight,
     "gen_config": gen_config,
     "compile": compile,
+    "tune": tune,
     "inspect": inspect,
     "devices": devices,
     "list": list_models,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -18,12 +19,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sterna.base.cache import cache_dir, cache_root
+from sterna.base.cache import cache_dir, cache_root, write_atomic
 from sterna.base.errors import UsageError
+from sterna.base.target import Target
 from sterna.base.version import __version__
+from sterna.runtime import host
 from sterna.schedule.choose import RULES, Plan
 
 _KIND, _NAME = "tuning", "plans.sqlite"
+_MOST = 32  # of a knob that is not tuned, such as the lanes of a register
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS plans (
     kernel TEXT, target TEXT, device TEXT, state TEXT, rule TEXT, knobs TEXT,
@@ -39,6 +43,11 @@ class Where:
 
     target: str
     device: str
+
+
+def here(target: Target) -> Where:
+    """What times of this machine are times of."""
+    return Where(target.spec, f"{host.cpu_name()}, {host.usable_cores()} threads")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +94,14 @@ class Database:
                 connection.commit()
             finally:
                 connection.close()
-        except sqlite3.DatabaseError as error:
-            raise UsageError(
-                f"{self.path} is no database of tuned plans ({error}); remove it, or name another"
-            ) from None
+        except (sqlite3.DatabaseError, OverflowError) as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> UsageError:
+        return UsageError(
+            f"{self.path} cannot be used as a database of tuned plans ({error}); "
+            "remove it, or name another"
+        )
 
     def add(self, where: Where, rows: Iterable[Row]) -> None:
         """Keep rows; one of the same plan is replaced."""
@@ -114,10 +127,13 @@ class Database:
             found = connection.execute(
                 query, (where.target, where.device, self.state, kernel, kernel)
             ).fetchall()
-        return [
-            Row(k, op, Plan(rule, _knobs(rule, json.loads(knobs))), seconds, bool(exact))
-            for k, op, rule, knobs, seconds, exact in found
-        ]
+        try:
+            return [
+                Row(str(k), str(op), _plan(rule, json.loads(knobs)), float(seconds), bool(exact))
+                for k, op, rule, knobs, seconds, exact in found
+            ]
+        except (ValueError, TypeError) as error:
+            raise self._damaged(error) from None
 
     def best(self, where: Where) -> dict[str, Plan]:
         """The fastest exact plan of each kernel: what `compile` takes."""
@@ -157,27 +173,21 @@ class Database:
                 for r in rows.values()
             ],
         }
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_atomic(path, (json.dumps(document, indent=1) + "\n").encode())
         return len(rows)
 
     def load(self, where: Where, path: Path) -> int:
         """Take plans from an exported file; UsageError for one of another target or Sterna."""
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            rows = [
-                Row(
-                    str(p["kernel"]),
-                    str(p["op"]),
-                    Plan(p["rule"], _knobs(p["rule"], p["knobs"])),
-                    float(p["seconds"]),
-                    True,
-                )
-                for p in document["plans"]
-            ]
-            made_for = (document["target"], document["state"])
+            made_for = (str(document["target"]), document["state"])
+            same = made_for == (where.target, self.state)
+            rows = [_imported(p) for p in document["plans"]] if same else []
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError(f"{path} is no file of exported plans ({error})") from None
-        if made_for != (where.target, self.state):
+            raise UsageError(
+                f"{path} is no file of exported plans ({type(error).__name__}: {error})"
+            ) from None
+        if not same:
             raise UsageError(
                 f"{path} holds plans for target {made_for[0]}, made by "
                 f"{'this' if made_for[1] == self.state else 'another'} Sterna; "
@@ -187,9 +197,38 @@ class Database:
         return len(rows)
 
 
-def _knobs(rule: str, values: dict[str, Any]) -> Any:
+def tuned_plans(
+    target: Target, say: Callable[[str], None], database: Database | None = None
+) -> dict[str, Plan]:
+    """The best plans of this device for a target; `say` is told of rows that are not used."""
+    database, where = database or Database(), here(target)
+    foreign = database.foreign(where)
+    if foreign:
+        say(f"{foreign} tuned plans of another Sterna are ignored; `sterna tune` measures again")
+    return database.best(where)
+
+
+def _imported(stored: dict[str, Any]) -> Row:
+    """A plan of a file from elsewhere; ValueError and its kin for one that cannot be."""
+    seconds = float(stored["seconds"])
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"a kernel cannot take {seconds} seconds")
+    kernel, op = stored["kernel"], stored["op"]
+    if not (isinstance(kernel, str) and re.fullmatch("[0-9a-f]{64}", kernel)):
+        raise ValueError("a kernel is named by 64 hexadecimal digits")
+    return Row(kernel, str(op)[:200], _plan(stored["rule"], stored["knobs"]), seconds, True)
+
+
+def _plan(rule: str, values: dict[str, Any]) -> Plan:
+    """A plan as it was stored; a knob far from all that is ever tried would write endless loops."""
     if rule not in RULES:
         raise ValueError(f"there is no schedule rule {rule!r}")
-    if not all(type(v) is int for v in values.values()):
-        raise ValueError(f"the knobs of {rule} must be whole numbers")
-    return RULES[rule].knobs(**values)
+    knobs = RULES[rule].knobs
+    space = getattr(knobs, "SPACE", None)
+    if space is None:
+        raise ValueError(f"the schedule rule {rule!r} has nothing to tune")
+    for name, value in values.items():
+        most = 2 * max(space.get(name, (_MOST,)))
+        if type(value) is not int or not (0 if 0 in space.get(name, ()) else 1) <= value <= most:
+            raise ValueError(f"knob {name!r} of {rule} is {value!r}, possible is 1 to {most}")
+    return Plan(rule, knobs(**values))

@@ -10,6 +10,7 @@ functions of this process.
 from __future__ import annotations
 
 import ctypes
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,17 +41,23 @@ _SLACK = 4096  # bytes behind each argument that vector tails may touch
 _RING_BYTES = 128 << 20  # of arguments that take turns, more than caches hold
 _ROUND_SECONDS = 0.02  # of one candidate in one round, at least
 _ROUNDS = 5
+_MOST_COPIES = 64
 _NO_MODEL = Model("none", "none", "none", 0, 0, 0, 0)
 _NO_CACHE = KVCache(0, 0, 0, 1, "f16", 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """Seconds of a call, infinite where `problem` says why there is none."""
+    """Seconds of a call, infinite where `problem` says why there is none.
+
+    `spread` is the range of the middle half of the rounds, as a share of the seconds: what else
+    ran on the machine.
+    """
 
     seconds: float
     exact: bool
     problem: str = ""
+    spread: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,26 @@ class Setup:
 
 
 def measure(group: Group, plans: Sequence[Plan], setup: Setup) -> list[Time]:
-    """A Time for each plan; the first is the one whose bits the others must give."""
+    """A Time for each plan; the first is the one whose bits the others must give.
+
+    Raises UsageError where the first cannot be built, or the target's kernels are not measured.
+    """
+    try:
+        return _measure(group, plans, setup)
+    except CompileError as error:  # of the compiler, which does not say by which candidate
+        if len(plans) == 1:
+            raise
+        problem = Time(float("inf"), False, str(error))
+    times = measure(group, plans[:1], setup)
+    for plan in plans[1:]:
+        if len(plans) > 2:
+            times.append(measure(group, [plans[0], plan], setup)[1])
+        else:
+            times.append(problem)
+    return times
+
+
+def _measure(group: Group, plans: Sequence[Plan], setup: Setup) -> list[Time]:
     table = KernelTable(setup.target)
     entries: dict[int, Entry] = {}
     problems: dict[int, str] = {}
@@ -82,11 +108,9 @@ def measure(group: Group, plans: Sequence[Plan], setup: Setup) -> list[Time]:
         path = Path(folder) / f"candidates{setup.target.suffix}"
         path.write_bytes(_library(table, tuple(entries.values()), setup.target))
         with _Runner(path, group, tuple(entries.values()), setup) as runner:
-            exact = runner.check()
-            seconds = runner.time()
-    times = dict(zip(entries, zip(seconds, exact, strict=True), strict=True))
+            times = dict(zip(entries, runner.times(), strict=True))
     return [
-        Time(*times[i]) if i in times else Time(float("inf"), False, problems[i])
+        times[i] if i in times else Time(float("inf"), False, problems[i])
         for i in range(len(plans))
     ]
 
@@ -130,8 +154,10 @@ class _Runner:
     def __init__(self, path: Path, group: Group, entries: tuple[Entry, ...], setup: Setup) -> None:
         self.handle = ctypes.CDLL(str(path))
         self.entries, self.group = entries, group
-        self.dims = np.array([setup.sizes[d.name] for d in entries[0].dims] or [0], np.int64)
         sizes = {d.name: setup.sizes[d.name] for d in entries[0].dims}
+        self.dims = np.array([*sizes.values()] or [0], np.int64)
+        # A size that fills no tile: what is left over must come out right as well.
+        self.odd = np.array([s - s // 3 for s in sizes.values()] or [0], np.int64)
         draw = np.random.default_rng(0)
         self.inputs = [_drawn(b, sizes, draw) for b in group.inputs]
         self.outputs = [_room(b, sizes) for b in group.outputs]
@@ -142,10 +168,10 @@ class _Runner:
         self.pool = raw[-raw.ctypes.data % 64 :][:POOL_BYTES]
         start = -(-scratch.ctypes.data // 64) * 64
         self.kept = (raw, scratch)
+        self.functions = [self._function(e) for e in entries]
         work = self.handle.sterna_work
         work.argtypes = [ctypes.c_void_p, ctypes.c_int32]
         self.team = Team(work, self.pool, setup.threads, start, most)
-        self.functions = [self._function(e) for e in entries]
 
     def __enter__(self) -> _Runner:
         return self
@@ -161,42 +187,64 @@ class _Runner:
         return function
 
     def _ring(self) -> list[NDArray[np.uint64]]:
-        """Pointers of one call after another; the largest input is another copy in each."""
-        sizes = [a.nbytes for a in self.inputs]
-        largest = sizes.index(max(sizes))
-        copies = min(64, _RING_BYTES // max(1, sizes[largest]) + 1)
-        self.copies = [self.inputs[largest], *(self.inputs[largest].copy() for _ in range(copies))]
-        found = []
-        for copy in self.copies:
-            held = [copy if i == largest else a for i, a in enumerate(self.inputs)]
-            addresses = [a.ctypes.data for a in (*held, *self.outputs)]
-            found.append(np.array(addresses, np.uint64))
-        return found
+        """Pointers of one call after another; weights are other copies in each.
 
-    def call(self, function: Any, pointers: NDArray[np.uint64]) -> None:
-        function(self.pool.ctypes.data, pointers.ctypes.data, None, self.dims.ctypes.data)
+        A step comes to each weight once and finds it in memory; what the kernel before has written
+        is in a cache.
+        """
+        weights = {
+            i for i, b in enumerate(self.group.inputs) if not any(free_vars(d) for d in b.shape)
+        }
+        size = sum(self.inputs[i].nbytes for i in weights)
+        count = 1 + min(_MOST_COPIES, _RING_BYTES // size + 1) if weights else 1
+        self.copies = [self.inputs] + [
+            [a.copy() if i in weights else a for i, a in enumerate(self.inputs)]
+            for _ in range(count - 1)
+        ]
+        return [
+            np.array([a.ctypes.data for a in (*inputs, *self.outputs)], np.uint64)
+            for inputs in self.copies
+        ]
+
+    def call(
+        self, function: Any, pointers: NDArray[np.uint64], dims: NDArray[np.int64] | None = None
+    ) -> None:
+        sizes = self.dims if dims is None else dims
+        function(self.pool.ctypes.data, pointers.ctypes.data, None, sizes.ctypes.data)
+
+    def times(self) -> list[Time]:
+        """A Time for each candidate; those of other bits take no part in the race."""
+        exact = self.check()
+        seconds = iter(
+            self.time([f for f, fits in zip(self.functions, exact, strict=True) if fits])
+        )
+        other = Time(float("inf"), False, "it gives other bits than the shipped schedule")
+        return [next(seconds) if fits else other for fits in exact]
 
     def check(self) -> list[bool]:
         """Whether each candidate gives the bits of the first."""
         found: list[list[bytes]] = []
         self.team.begin()
         for function in self.functions:
-            for out in self.outputs:
-                out[:] = 0
-            self.call(function, self.ring[0])
-            found.append([out[:-_SLACK].tobytes() for out in self.outputs])
+            bits = []
+            for dims in (self.dims, self.odd):
+                for out in self.outputs:
+                    out[:] = 0
+                self.call(function, self.ring[0], dims)
+                bits += [out[:-_SLACK].tobytes() for out in self.outputs]
+            found.append(bits)
         self.team.end()
         return [one == found[0] for one in found]
 
-    def time(self) -> list[float]:
+    def time(self, functions: Sequence[Any]) -> list[Time]:
         """Median over rounds of the fastest quarter of a round's calls."""
-        rounds: list[list[float]] = [[] for _ in self.functions]
+        rounds: list[list[float]] = [[] for _ in functions]
         self.team.begin()
         for _ in range(_ROUNDS):
-            for function, seconds in zip(self.functions, rounds, strict=True):
+            for function, seconds in zip(functions, rounds, strict=True):
                 seconds.append(float(np.percentile(self._round(function), 25)))
         self.team.end()
-        return [float(np.median(r)) for r in rounds]
+        return [_time(r) for r in rounds]
 
     def _round(self, function: Any) -> list[float]:
         seconds: list[float] = []
@@ -208,12 +256,19 @@ class _Runner:
         return seconds
 
 
+def _time(rounds: list[float]) -> Time:
+    low, middle, high = (float(q) for q in np.percentile(rounds, (25, 50, 75)))
+    return Time(middle, True, spread=(high - low) / max(middle, 1e-12))
+
+
 def _close(handle: ctypes.CDLL) -> None:
     """Unload the library: candidates by the hundred would otherwise stay in memory."""
-    close = getattr(ctypes.CDLL(None), "dlclose", None) if hasattr(ctypes, "CDLL") else None
-    if close is not None:
-        close.argtypes = [ctypes.c_void_p]
-        close(handle._handle)
+    if sys.platform == "win32":
+        close = ctypes.WinDLL("kernel32").FreeLibrary
+    else:
+        close = ctypes.CDLL(None).dlclose
+    close.argtypes = [ctypes.c_void_p]
+    close(handle._handle)
 
 
 def _elements(buffer: Buffer, sizes: dict[str, int]) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from math import isfinite
 
 import numpy as np
 
@@ -29,19 +30,22 @@ def propose(
     """Up to `count` plans not in `times`; fewer when the space is used up."""
     if shipped not in times:
         return [shipped]
-    fresh = [p for p in everything(shipped) if p not in times]
-    best = sorted(times, key=times.__getitem__)[:_PARENTS]
-    children = [neighbour(draw.choice(best), draw) for _ in range(_BROOD)]
+    allowed = dict.fromkeys(everything(shipped))
+    fresh = [p for p in allowed if p not in times]
+    best = sorted((p for p in times if isfinite(times[p])), key=times.__getitem__)[:_PARENTS]
+    children = [neighbour(draw.choice(best or [shipped]), draw) for _ in range(_BROOD)]
     strangers = draw.sample(fresh, min(_BROOD, len(fresh)))
-    pool = list(dict.fromkeys(p for p in (*children, *strangers) if p not in times))
-    ranked = sorted(pool, key=_model(times, pool).__getitem__)
+    pool = list(
+        dict.fromkeys(p for p in (*children, *strangers) if p in allowed and p not in times)
+    )
+    ranked = sorted(pool, key=_predicted(times, pool).__getitem__)
     by_chance = draw.sample(pool, min(len(pool), count // _CHANCE))
     return list(dict.fromkeys((*by_chance, *ranked)))[:count]
 
 
-def _model(times: Mapping[Plan, float], pool: list[Plan]) -> dict[Plan, float]:
+def _predicted(times: Mapping[Plan, float], pool: list[Plan]) -> dict[Plan, float]:
     """Predicted logarithm of the time of each plan in the pool."""
-    known = {p: t for p, t in times.items() if np.isfinite(t)}
+    known = {p: t for p, t in times.items() if isfinite(t)}
     if len(known) < _PARENTS or not pool:
         return dict.fromkeys(pool, 0.0)
     x = np.array([features(p) for p in known])

@@ -1,4 +1,4 @@
-"""Tuning a model: its kernels one after another, the slowest with the most to win first.
+"""Tuning a model: its kernels one after another, the ones that take most of a step first.
 
 In: a model folder, a target, a budget. Out: rows in the database, and a summary of each kernel.
 What the database has already is not measured again, so a session goes on where one was
@@ -13,24 +13,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sterna.base.artifact import Entry, Repeat
-from sterna.base.target import Target
+from sterna.base.errors import Unavailable, UsageError
+from sterna.base.target import Target, host_target, is_of_host
 from sterna.checkpoint.model_folder import open_model
 from sterna.compiler import CompileOptions, Source, compile_source
-from sterna.ir.bounds import bounds
+from sterna.inspection.costs import launches, typical_dims
 from sterna.ir.compute import Group
 from sterna.ir.equal import digest
 from sterna.ir.expr import Load
 from sterna.ir.rewrite import free_vars, loads, visit
 from sterna.runtime import host
 from sterna.schedule.choose import Plan, plan_of
-from sterna.tune.database import Database, Row, Where
-from sterna.tune.measure import Setup, measure
+from sterna.tune.database import Database, Row, here
+from sterna.tune.measure import Setup, Time, measure
 from sterna.tune.propose import propose
 from sterna.tune.space import can_tune
 
 _BATCH = 8  # candidates built into one library
 _MOST_ROWS = 128  # of a prefill kernel when it is measured
+_FINALS = 3  # at most so often the best are measured again, side by side with the shipped plan
+_FINALISTS = 4
+NOISY = 0.1  # a spread of the shipped plan's rounds that makes small gains doubtful
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +46,16 @@ class Budget:
 
 @dataclass(slots=True)
 class Progress:
-    """One kernel so far. `launches` of it make up a step of the entry points that use it."""
+    """One kernel so far. `launches` of it make up a step of each entry point that uses it."""
 
     op: str
     kernel: str  # digest of the Group
     group: Group
     shipped: Plan
-    launches: int
+    launches: dict[str, int]
     sizes: dict[str, int]
-    times: dict[Plan, float] = field(default_factory=dict)
-    noise: float = 0.0  # how far two measurements of the shipped plan lay apart
-    refused: int = 0  # candidates that could not be built or gave other bits
+    times: dict[Plan, float] = field(default_factory=dict)  # infinite for what is refused
+    noise: float = 0.0  # the largest spread of the shipped plan's rounds
 
     @property
     def before(self) -> float:
@@ -67,120 +69,203 @@ class Progress:
     def after(self) -> float:
         return self.times.get(self.best, float("inf"))
 
+    @property
+    def refused(self) -> int:
+        """Candidates that could not be built or gave other bits."""
+        return sum(t == float("inf") for t in self.times.values())
 
-Report = Callable[[Progress, int, int], None]  # kernel, kernels done, kernels in all
+
+Report = Callable[[Progress, float, float], None]  # kernel, share of the budget done, and in all
 
 
-def here(target: Target) -> Where:
-    """What times of this machine are times of."""
-    return Where(target.spec, f"{host.cpu_name()}, {host.usable_cores()} threads")
+def kernels_of(
+    folder: Path, target: Target, options: CompileOptions | None = None
+) -> list[Progress]:
+    """Kernels of a model that can be tuned here; UsageError for a target that is not measured."""
+    check_measurable(target)
+    return tunable(
+        compile_source(open_model(folder, weights=False), target, options or CompileOptions()),
+        target,
+    )
+
+
+def check_measurable(target: Target) -> None:
+    """Raise where this machine cannot time kernels of a target."""
+    if target.group_threads:
+        raise UsageError(
+            f"kernels of {target.spec} cannot be tuned yet: they are launched one by one, and only "
+            "targets whose entry points are functions are measured"
+        )
+    if not is_of_host(target):
+        raise UsageError(
+            f"kernels of {target.spec} cannot be measured on this machine, which runs "
+            f"{host_target().spec}; tune there, and bring the plans with --export and --import"
+        )
+    found = host.cpu_features()
+    missing = [f for f in target.features if found is not None and f not in found]
+    if missing:
+        raise Unavailable(
+            f"kernels of {target.spec} cannot be measured: this CPU lacks {', '.join(missing)}"
+        )
 
 
 def tune(
-    folder: Path,
+    kernels: list[Progress],
     target: Target,
     database: Database,
     budget: Budget,
     *,
-    options: CompileOptions | None = None,
     seed: int = 0,
     report: Report | None = None,
-) -> list[Progress]:
-    """Measure candidates for every kernel that rules schedule; the kernels with their times."""
-    source = compile_source(open_model(folder, weights=False), target, options or CompileOptions())
-    kernels = tunable(source, target)
-    where = here(target)
-    end = None if budget.minutes is None else time.monotonic() + 60 * budget.minutes
-    draw = random.Random(seed)
-    for done, kernel in enumerate(kernels):
-        for row in database.rows(where, kernel.kernel):
-            kernel.times[row.plan] = row.seconds if row.exact else float("inf")
-        share = None if end is None else (end - time.monotonic()) / (len(kernels) - done)
-        _tune_one(kernel, target, database, where, budget, share, draw)
-        if report is not None:
-            report(kernel, done + 1, len(kernels))
-    return kernels
+) -> None:
+    """Measure candidates for each kernel, keep every time in the database and in `kernels`.
+
+    An interrupt passes through; what was measured until then is kept.
+    """
+    session = _Session(kernels, target, database, budget, report, random.Random(seed))
+    session.recall()
+    session.baseline()
+    session.search()
+
+
+@dataclass(slots=True)
+class _Session:
+    kernels: list[Progress]
+    target: Target
+    database: Database
+    budget: Budget
+    report: Report | None
+    draw: random.Random
+    begun: float = field(default_factory=time.monotonic)
+    finished: int = 0
+
+    def recall(self) -> None:
+        for kernel in self.kernels:
+            for row in self.database.rows(here(self.target), kernel.kernel):
+                kernel.times[row.plan] = row.seconds if row.exact else float("inf")
+
+    def baseline(self) -> None:
+        """The shipped plan of every kernel; then the kernels by their share of a step."""
+        for kernel in self.kernels:
+            if kernel.shipped not in kernel.times:
+                self.try_out(kernel, [])
+        weights = self.weights()
+        self.kernels.sort(key=lambda k: (-weights[k.kernel], k.op, k.kernel))
+
+    def weights(self) -> dict[str, float]:
+        """Each kernel's largest share of any entry point's step."""
+        steps = step_seconds(self.kernels)
+        return {
+            k.kernel: max((n * k.before / steps[e] for e, n in k.launches.items()), default=0.0)
+            for k in self.kernels
+        }
+
+    def search(self) -> None:
+        weights = self.weights()
+        for i, kernel in enumerate(self.kernels):
+            rest = sum(weights[k.kernel] for k in self.kernels[i:]) or 1.0
+            left = self.left()
+            end = None if left is None else time.monotonic() + left * weights[kernel.kernel] / rest
+            known = len(kernel.times)
+            self.search_one(kernel, end)
+            if len(kernel.times) > known:
+                self.confirm(kernel)
+            self.finished += 1
+            self.tell(kernel)
+
+    def search_one(self, kernel: Progress, end: float | None) -> None:
+        most = self.budget.trials
+        while most is None or len(kernel.times) < most:
+            if end is not None and time.monotonic() >= end:
+                return
+            count = _BATCH if most is None else min(_BATCH, most - len(kernel.times))
+            plans = propose(kernel.shipped, kernel.times, count, self.draw)
+            if not plans:
+                return
+            self.try_out(kernel, plans)
+
+    def confirm(self, kernel: Progress) -> None:
+        """The best of many noisy times is a lucky one: race the best again, and believe that."""
+        sure = {kernel.shipped}
+        for _ in range(_FINALS):
+            if kernel.best in sure:
+                return
+            ranked = sorted(kernel.times, key=kernel.times.__getitem__)
+            last = [p for p in ranked if p not in sure and kernel.times[p] < float("inf")]
+            self.try_out(kernel, last[:_FINALISTS])
+            sure.update(last[:_FINALISTS])
+
+    def try_out(self, kernel: Progress, plans: list[Plan]) -> None:
+        """Measure plans beside the shipped one; times of batches compare by the shipped plan's."""
+        setup = Setup(self.target, host.usable_cores(), kernel.sizes)
+        shipped, *others = measure(kernel.group, [kernel.shipped, *plans], setup)
+        kernel.noise = max(kernel.noise, shipped.spread)
+        rows = []
+        if kernel.shipped not in kernel.times:
+            rows.append(_row(kernel, kernel.shipped, shipped, 1.0))
+        scale = kernel.times.get(kernel.shipped, shipped.seconds) / shipped.seconds
+        rows += [_row(kernel, p, t, scale) for p, t in zip(plans, others, strict=True)]
+        self.database.add(here(self.target), rows)
+        kernel.times.update((row.plan, row.seconds) for row in rows)
+        self.tell(kernel)
+
+    def left(self) -> float | None:
+        """Seconds of the budget that are left."""
+        minutes = self.budget.minutes
+        return None if minutes is None else self.begun + 60 * minutes - time.monotonic()
+
+    def tell(self, kernel: Progress) -> None:
+        if self.report is None:
+            return
+        left, minutes, trials = self.left(), self.budget.minutes, self.budget.trials
+        if left is not None and minutes is not None:
+            self.report(kernel, min(60 * minutes, 60 * minutes - left), 60 * minutes)
+        elif trials is not None:
+            done = sum(min(trials, len(k.times)) for k in self.kernels[self.finished :])
+            self.report(kernel, self.finished * trials + done, len(self.kernels) * trials)
+
+
+def _row(kernel: Progress, plan: Plan, time: Time, scale: float) -> Row:
+    return Row(kernel.kernel, kernel.op, plan, time.seconds * scale, time.exact)
+
+
+def step_seconds(kernels: list[Progress], *, after: bool = False) -> dict[str, float]:
+    """Seconds of the measured kernels in one step of each entry point."""
+    steps: dict[str, float] = {}
+    for kernel in kernels:
+        took = kernel.after if after else kernel.before
+        for entry, count in kernel.launches.items():
+            steps[entry] = steps.get(entry, 0.0) + count * took
+    return steps
 
 
 def tunable(source: Source, target: Target) -> list[Progress]:
-    """Kernels with knobs, the ones launched most often first."""
-    counts = _launches(source.manifest.entries)
-    found = []
-    for title, group in source.table.groups.items():
-        shipped = plan_of(group, target)
-        if can_tune(shipped) and not _reads_by_data(group):
-            found.append(
-                Progress(title, digest(group), group, shipped, counts.get(title, 0), _sizes(group))
-            )
-    return sorted(found, key=lambda k: (-k.launches, k.op))
+    """Kernels whose rules have knobs; one that several entry points launch is there once."""
+    found: dict[str, Progress] = {}
+    for point in source.entries:
+        counts = launches(point.entry)
+        most = {d.name: min(d.hi, _MOST_ROWS) for d in point.entry.dims}
+        dims = typical_dims(point.entry, source.manifest, 0)
+        dims = {name: min(size, most.get(name, size)) for name, size in dims.items()}
+        for title, group in point.scheduled.items():
+            shipped, identity = plan_of(group, target), digest(group)
+            if not can_tune(shipped) or _reads_by_data(group):
+                continue
+            op = source.table.kernels[title].op
+            kernel = found.setdefault(identity, Progress(op, identity, group, shipped, {}, {}))
+            before = kernel.launches.get(point.entry.name, 0)
+            kernel.launches[point.entry.name] = before + counts.get(title, 0)
+            for name in _dims(group):
+                kernel.sizes[name] = max(kernel.sizes.get(name, 1), dims[name])
+    return list(found.values())
+
+
+def _dims(group: Group) -> set[str]:
+    shapes = (d for b in (*group.inputs, *group.outputs) for d in b.shape)
+    return {v.name for d in shapes for v in free_vars(d)}
 
 
 def _reads_by_data(group: Group) -> bool:
     """Whether an input says where another is read: random inputs would lead anywhere."""
     places = (i for c in group.computes for load in loads(c.body) for i in load.index)
     return any(isinstance(n, Load) for i in places for n in visit(i))
-
-
-def _tune_one(
-    kernel: Progress,
-    target: Target,
-    database: Database,
-    where: Where,
-    budget: Budget,
-    seconds: float | None,
-    draw: random.Random,
-) -> None:
-    setup = Setup(target, host.usable_cores(), kernel.sizes)
-    end = None if seconds is None else time.monotonic() + seconds
-    while budget.trials is None or len(kernel.times) < budget.trials:
-        if end is not None and time.monotonic() >= end:
-            return
-        count = _BATCH if budget.trials is None else min(_BATCH, budget.trials - len(kernel.times))
-        plans = [
-            p for p in propose(kernel.shipped, kernel.times, count, draw) if p != kernel.shipped
-        ]
-        if not plans and kernel.shipped in kernel.times:
-            return
-        found = measure(kernel.group, [kernel.shipped, *plans], setup)
-        scale = _scale(kernel, found[0].seconds)
-        rows = []
-        for plan, one in zip([kernel.shipped, *plans], found, strict=True):
-            took = one.seconds * scale
-            if plan == kernel.shipped and plan in kernel.times:
-                continue
-            kernel.times[plan] = took if one.exact else float("inf")
-            kernel.refused += not one.exact
-            rows.append(Row(kernel.kernel, kernel.op, plan, kernel.times[plan], one.exact))
-        database.add(where, rows)
-
-
-def _scale(kernel: Progress, shipped: float) -> float:
-    """What a batch's times are multiplied with, so that batches compare by the shipped plan."""
-    first = kernel.times.get(kernel.shipped)
-    if first is None:
-        return 1.0
-    kernel.noise = max(kernel.noise, abs(shipped / first - 1))
-    return first / shipped
-
-
-def _launches(entries: tuple[Entry, ...]) -> dict[str, int]:
-    """How often a kernel is launched in one step of each entry point."""
-    counts: dict[str, int] = {}
-    for entry in entries:
-        for step in entry.steps:
-            times, body = (step.count, step.body) if isinstance(step, Repeat) else (1, (step,))
-            for launch in body:
-                counts[launch.kernel] = counts.get(launch.kernel, 0) + times
-    return counts
-
-
-def _sizes(group: Group) -> dict[str, int]:
-    """The size of each dim when the kernel is measured: its bound, within reason."""
-    sizes = {}
-    for buffer in (*group.inputs, *group.outputs):
-        for dim in buffer.shape:
-            for var in free_vars(dim):
-                most = bounds(var)[1]
-                sizes[var.name] = _MOST_ROWS if most is None else max(1, min(int(most), _MOST_ROWS))
-    few = {name: 1 for name, size in sizes.items() if size <= 2}  # decode is one row as a rule
-    return sizes | few

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 
 import numpy as np
@@ -26,25 +26,32 @@ def rules_for(plan: Plan) -> tuple[str, ...]:
 
 def can_tune(plan: Plan) -> bool:
     """Whether the rule has knobs to turn."""
-    return hasattr(RULES[plan.rule].knobs, "SPACE")
+    return bool(_space(plan.rule))
 
 
 def everything(plan: Plan) -> Iterator[Plan]:
-    """All plans that may be tried in place of `plan`; its vector width stays."""
+    """All plans that may be tried in place of `plan`; its vector width stays.
+
+    Knobs that are no part of a rule's space are as in `plan`, or as the rule has them by itself.
+    """
     for rule in rules_for(plan):
-        knobs = RULES[rule].knobs
-        names = list(knobs.SPACE)  # type: ignore[attr-defined]
-        for values in itertools.product(*knobs.SPACE.values()):  # type: ignore[attr-defined]
-            chosen = dict(zip(names, values, strict=True))
-            lanes = {} if "lanes" in chosen else {"lanes": plan.knobs.lanes}
-            yield Plan(rule, knobs(**lanes, **chosen))
+        start = plan.knobs if rule == plan.rule else RULES[rule].knobs(lanes=plan.knobs.lanes)
+        space = _space(rule)
+        for values in itertools.product(*space.values()):
+            yield Plan(rule, replace(start, **dict(zip(space, values, strict=True))))
+
+
+def _space(rule: str) -> Mapping[str, tuple[int, ...]]:
+    found: Mapping[str, tuple[int, ...]] = getattr(RULES[rule].knobs, "SPACE", {})
+    return found
 
 
 def neighbour(plan: Plan, draw: random.Random) -> Plan:
-    """The plan with one knob set to another of its values."""
-    space = RULES[plan.rule].knobs.SPACE  # type: ignore[attr-defined]
+    """The plan with one knob set to another of its values; itself where there is no other."""
+    space = _space(plan.rule)
     name = draw.choice(sorted(space))
-    return Plan(plan.rule, replace(plan.knobs, **{name: draw.choice(space[name])}))
+    others = [v for v in space[name] if v != getattr(plan.knobs, name)]
+    return Plan(plan.rule, replace(plan.knobs, **{name: draw.choice(others)})) if others else plan
 
 
 def features(plan: Plan) -> NDArray[np.float64]:
