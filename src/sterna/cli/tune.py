@@ -138,6 +138,8 @@ def _summary(kernels: list[Progress]) -> None:
     better = sum(k.best != k.shipped for k in measured)
     trials, refused = sum(len(k.times) for k in measured), sum(k.refused for k in measured)
     print(f"{better} of {len(kernels)} kernels have a better plan, {trials} plans were measured")
+    if len(measured) < len(kernels):
+        note(f"{len(kernels) - len(measured)} kernels were not reached, and no step counts them")
     if refused:
         note(f"{refused} plans were refused: they could not be built, or gave other bits")
     noisy = sum(k.noise > NOISY for k in measured)

@@ -223,6 +223,8 @@ def _plan(rule: str, values: dict[str, Any]) -> Plan:
     """A plan as it was stored; a knob far from all that is ever tried would write endless loops."""
     if rule not in RULES:
         raise ValueError(f"there is no schedule rule {rule!r}")
+    if not isinstance(values, dict):
+        raise ValueError(f"the knobs of {rule} are no object")
     knobs = RULES[rule].knobs
     space = getattr(knobs, "SPACE", None)
     if space is None:

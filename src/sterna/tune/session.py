@@ -147,6 +147,9 @@ class _Session:
     def baseline(self) -> None:
         """The shipped plan of every kernel; then the kernels by their share of a step."""
         for kernel in self.kernels:
+            left = self.left()
+            if left is not None and left <= 0:
+                break
             if kernel.shipped not in kernel.times:
                 self.try_out(kernel, [])
         weights = self.weights()
@@ -154,11 +157,10 @@ class _Session:
 
     def weights(self) -> dict[str, float]:
         """Each kernel's largest share of any entry point's step."""
-        steps = step_seconds(self.kernels)
-        return {
-            k.kernel: max((n * k.before / steps[e] for e, n in k.launches.items()), default=0.0)
-            for k in self.kernels
-        }
+        timed = [k for k in self.kernels if k.shipped in k.times]
+        steps = step_seconds(timed)
+        shares = {k.kernel: [n * k.before / steps[e] for e, n in k.launches.items()] for k in timed}
+        return {k.kernel: max(shares.get(k.kernel, ()), default=0.0) for k in self.kernels}
 
     def search(self) -> None:
         weights = self.weights()

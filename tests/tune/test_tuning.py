@@ -1,0 +1,226 @@
+"""Measuring and tuning a tiny model: bits are checked, interrupts lose nothing, compile obeys."""
+
+import random
+from dataclasses import replace
+from math import inf, isfinite
+from pathlib import Path
+
+import numpy as np
+import pytest
+from compiled import Compiled, all_logits
+
+from sterna.base.errors import CompileError, ScheduleError, UsageError
+from sterna.base.target import host_target, parse_target
+from sterna.cli.main import main
+from sterna.compiler import CompileOptions, compile_model
+from sterna.inspection.page import to_page
+from sterna.inspection.peaks import Peaks
+from sterna.runtime.library import read_manifest
+from sterna.schedule.apply import apply
+from sterna.schedule.choose import Plan, schedule
+from sterna.tune import measure as measuring
+from sterna.tune import session
+from sterna.tune.database import Database, here
+from sterna.tune.measure import Setup, Time, measure
+from sterna.tune.report import tuning_report
+from sterna.tune.session import Budget, Progress, kernels_of, tune
+from sterna.tune.space import everything
+
+SMALL = CompileOptions(prefill_chunk_size=16, max_batch_size=2)
+
+
+@pytest.fixture
+def setup(matvec: Progress) -> Setup:
+    return Setup(host_target(), 1, matvec.sizes)
+
+
+@pytest.fixture
+def faked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Times without a compiler: from the knobs, the shipped plan's anew each time."""
+    asked: list[int] = []
+
+    def stand_in(group, plans, setup):
+        asked.append(len(plans))
+        drift = 1 + 0.01 * len(asked)
+        return [Time(1e-3 * drift / (1 + p.knobs.lanes + hash(p) % 7), True) for p in plans]
+
+    monkeypatch.setattr(session, "measure", stand_in)
+    return asked
+
+
+def fits(kernel: Progress, plan: Plan) -> bool:
+    """Whether the plan's rule can write a schedule for the kernel."""
+    try:
+        apply(kernel.group, schedule(kernel.group, plan))
+    except ScheduleError:
+        return False
+    return True
+
+
+def test_candidates_have_times(matvec: Progress, setup: Setup) -> None:
+    other = next(p for p in everything(matvec.shipped) if p != matvec.shipped)
+    unfit = next(p for p in everything(matvec.shipped) if not fits(matvec, p))
+    first, second, third = measure(matvec.group, [matvec.shipped, other, unfit], setup)
+    assert first.exact
+    assert second.exact
+    assert 0 < first.seconds < 1
+    assert 0 < second.seconds < 1
+    assert not third.exact
+    assert third.seconds == inf
+    assert third.problem
+    with pytest.raises(UsageError, match="cannot be built"):
+        measure(matvec.group, [unfit], setup)
+
+
+def test_other_bits_are_refused(
+    matvec: Progress, setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule that would compute something else: here, a candidate of another product."""
+    plans = list(everything(matvec.shipped))[:2]
+    real = measuring._Runner.call
+
+    def spoil(self, function, pointers, dims=None):
+        real(self, function, pointers, dims)
+        if function is self.functions[1]:
+            self.outputs[0][0] ^= 1
+
+    monkeypatch.setattr(measuring._Runner, "call", spoil)
+    first, second = measure(matvec.group, plans, setup)
+    assert first.exact
+    assert (second.exact, second.seconds) == (False, inf)
+    assert "other bits" in second.problem
+
+
+def test_what_the_compiler_refuses_is_recorded_alone(
+    matvec: Progress, setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = list(dict.fromkeys([matvec.shipped, *everything(matvec.shipped)]))[:3]
+    real = measuring._library
+
+    def library(table, entries, target):
+        if any(e.symbol == "sterna_candidate_2" for e in entries) or library.calls == 3:
+            library.calls += 1
+            raise CompileError("the compiler failed")
+        library.calls += 1
+        return real(table, entries, target)
+
+    library.calls = 0
+    monkeypatch.setattr(measuring, "_library", library)
+    times = measure(matvec.group, plans, setup)
+    assert [t.exact for t in times] == [True, True, False]
+    assert times[2].problem == "the compiler failed"
+
+
+def test_a_session_is_interrupted_and_goes_on(
+    kernels: list[Progress], folder: Path, tmp_path: Path, faked: list[int]
+) -> None:
+    database, target = Database(tmp_path / "plans.sqlite"), host_target()
+
+    def stop(kernel: Progress, done: float, total: float) -> None:
+        assert 0 <= done <= total
+        if sum(len(k.times) for k in kernels) > len(kernels) + 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(kernels, target, database, Budget(trials=10), report=stop)
+    kept = {(r.kernel, r.plan) for r in database.rows(here(target))}
+    assert kept >= {(k.kernel, p) for k in kernels for p in k.times}
+    assert len(kept) > len(kernels) + 20
+
+    again = kernels_of(folder, target)
+    tune(again, target, database, Budget(trials=10))
+    best = database.best(here(target))
+    for kernel in again:
+        assert len(kernel.times) == min(10, len({*everything(kernel.shipped), kernel.shipped}))
+        assert kernel.after <= kernel.before
+        assert kernel.times[best[kernel.kernel]] == kernel.after
+    assert kept <= {(k.kernel, p) for k in again for p in k.times}
+
+    calls = len(faked)
+    tune(kernels_of(folder, target), target, database, Budget(trials=10))
+    assert len(faked) == calls, "what is known was measured again"
+
+
+def test_minutes_end(kernels: list[Progress], tmp_path: Path, faked: list[int]) -> None:
+    budget = Budget(trials=None, minutes=1e-9)
+    tune(kernels, host_target(), Database(tmp_path / "plans.sqlite"), budget)
+    assert [len(k.times) for k in kernels] == [0] * len(kernels)
+    tune(kernels, host_target(), Database(tmp_path / "plans.sqlite"), Budget(None, minutes=0.01))
+    assert all(k.times for k in kernels)
+    assert len(kernels[0].times) > 1
+
+
+def test_a_page_tells_of_every_kernel(
+    kernels: list[Progress], tmp_path: Path, faked: list[int]
+) -> None:
+    tune(kernels, host_target(), Database(tmp_path / "plans.sqlite"), Budget(trials=3))
+    kernels[0].noise = 0.5
+    page = to_page(tuning_report("<tiny>", kernels, Peaks(1e10, 1e11)))
+    assert "<tiny>" not in page
+    assert "Roofline" in page
+    assert "scattered" in page
+    assert all(f"<td>{i}</td>" in page for i in range(1, len(kernels) + 1))
+    empty = to_page(tuning_report("none", [replace(k, times={}) for k in kernels], Peaks(1e9, 1e9)))
+    assert f"{len(kernels)} kernels were not reached" in empty
+
+
+def test_compile_takes_tuned_plans_and_no_bit_changes(
+    kernels: list[Progress], folder: Path, tmp_path: Path
+) -> None:
+    draw, tuned = random.Random(1), {}
+    for kernel in kernels:
+        space = [p for p in everything(kernel.shipped) if p != kernel.shipped]
+        tuned[kernel.kernel] = draw.choice([p for p in space if fits(kernel, p)])
+    said: list[str] = []
+    library = tmp_path / f"tuned{host_target().suffix}"
+    compile_model(
+        folder, host_target(), library,
+        options=SMALL, cached=False, tuned=tuned, progress=said.append,
+    )  # fmt: skip
+    shipped = Compiled(folder, folder / f"model{host_target().suffix}")
+    before, after = read_manifest(shipped.library), read_manifest(library)
+    assert {k.schedule for k in before.kernels} != {k.schedule for k in after.kernels}
+    assert any(" of them tuned" in text and " 0 of them" not in text for text in said)
+    prompt = np.random.default_rng(0).integers(0, before.model.vocab_size, 19).tolist()
+    logits = [
+        all_logits(made.load(), prompt, [16, 2, 1], [0, 1])
+        for made in (shipped, Compiled(folder, library))
+    ]
+    assert isfinite(float(np.abs(logits[0]).max()))
+    assert logits[0].tobytes() == logits[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"), [("webgpu", "launched one by one"), ("cpu:aarch64-macos", "tune there")]
+)
+def test_targets_that_are_not_measured(folder: Path, spec: str, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        kernels_of(folder, parse_target(spec))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--trials", "3"], ["M", "--trials", "0"], ["M", "--minutes", "0"],
+     ["M", "--minutes", "nan"], ["M", "--trials", "1", "--minutes", "1"], ["--import", "no.json"]],
+)  # fmt: skip
+def test_commands_that_make_no_sense(
+    words: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = ["--database", str(tmp_path / "plans.sqlite")]
+    assert main(["tune", *(str(folder) if w == "M" else w for w in words), *database]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_command(
+    folder: Path, tmp_path: Path, faked: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {n: str(tmp_path / n) for n in ("plans.sqlite", "plans.json", "page.html")}
+    words = [str(folder), "--database", files["plans.sqlite"], "--trials", "2"]
+    words += ["--export", files["plans.json"], "--report", files["page.html"]]
+    assert main(["tune", *words]) == 0
+    told = capsys.readouterr()
+    assert "times as fast" in told.out
+    assert "<svg" in Path(files["page.html"]).read_text()
+    other = ["--database", str(tmp_path / "other.sqlite")]
+    assert main(["tune", "--import", files["plans.json"], *other]) == 0
+    assert "took" in capsys.readouterr().err
