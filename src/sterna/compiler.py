@@ -451,6 +451,6 @@ class _Dump:
         table = source.table.kernels.items()
         self.phase("08_schedules", "\n\n".join(f"# {n}\n{k.schedule}" for n, k in table))
         self.phase("09_loops", "\n\n".join(to_text(self_contained(k.func)) for _, k in table))
-        (self.folder / f"10_library{renderer.SOURCE_SUFFIX}").write_text(
+        (self.folder / f"10_library{renderer.source_suffix}").write_text(
             source.text, encoding="utf-8"
         )

@@ -8,6 +8,7 @@ are checked here, before anything is written.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from math import prod
 
 import msgspec
@@ -16,15 +17,37 @@ from sterna.base.artifact import MANIFEST_MARK, Blob, Constant, encode
 from sterna.base.dtype import dtype
 from sterna.base.errors import CodegenError
 from sterna.base.target import Target
+from sterna.codegen.cstyle import CStyle, GroupSource, render_groups
 from sterna.codegen.renderer import LibraryParts
+from sterna.ir.loop import PrimFunc
 
 CODE = "code"
 
 
-def source_text(prelude: str, parts: LibraryParts) -> str:
-    """A prelude and every kernel's text."""
-    texts = (k.rendered.text for k in parts.kernels.values())
-    return "\n\n".join([prelude.strip(), *texts]) + "\n"
+@dataclass(frozen=True, slots=True)
+class SourceRenderer:
+    """A Renderer whose artifact carries source: the driver compiles it when a model is loaded."""
+
+    source_suffix: str
+    style: type[CStyle]
+    prelude: str
+
+    def render_kernel(self, func: PrimFunc, target: Target) -> GroupSource:
+        """See Renderer."""
+        return render_groups(func, self.style)
+
+    def library_source(self, parts: LibraryParts) -> str:
+        """See Renderer: the prelude and every kernel's text."""
+        texts = (k.rendered.text for k in parts.kernels.values())
+        return "\n\n".join([self.prelude.strip(), *texts]) + "\n"
+
+    def build_library(self, parts: LibraryParts, target: Target) -> bytes:
+        """See Renderer."""
+        return build_bundle(parts, self.library_source(parts).encode(), target)
+
+    def build_version(self, target: Target) -> str:
+        """See Renderer: no outside tool takes part."""
+        return self.source_suffix
 
 
 def build_bundle(parts: LibraryParts, code: bytes, target: Target) -> bytes:

@@ -6,6 +6,8 @@ compiler of `toolchain`; an entry point is one C function.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sterna.base.artifact import encode
 from sterna.base.errors import CodegenError
 from sterna.base.target import Target
@@ -17,43 +19,42 @@ from sterna.codegen.renderer import LibraryParts, RenderedKernel
 from sterna.codegen.toolchain import compile_library, toolchain_version
 from sterna.ir.loop import PrimFunc
 
-SOURCE_SUFFIX = ".c"
 
+@dataclass(frozen=True, slots=True)
+class LibraryRenderer:
+    """The Renderer of machine code."""
 
-def render_kernel(func: PrimFunc, target: Target) -> CSource:
-    """See Renderer: a kernel's C text is the same for every machine."""
-    return render(func)
+    source_suffix: str = ".c"
 
+    def render_kernel(self, func: PrimFunc, target: Target) -> CSource:
+        """See Renderer: a kernel's C text is the same for every machine."""
+        return render(func)
 
-def library_source(parts: LibraryParts) -> str:
-    """See Renderer: one translation unit."""
-    code = {title: _code(k) for title, k in parts.kernels.items()}
-    widths = {w for k in code.values() for w in k.source.widths}
-    texts = [
-        pool_source(),
-        prelude(widths),
-        manifest_source(encode(parts.manifest)),
-        constants_source(parts.constants),
-        *(k.source.text for k in code.values()),
-        *(
-            entry_source(e, code, parts.manifest.params, parts.constants)
-            for e in parts.manifest.programs
-        ),
-    ]
-    return "\n".join(texts) + "\n"
+    def library_source(self, parts: LibraryParts) -> str:
+        """See Renderer: one translation unit."""
+        code = {title: _code(k) for title, k in parts.kernels.items()}
+        widths = {w for k in code.values() for w in k.source.widths}
+        manifest = parts.manifest
+        texts = [
+            pool_source(),
+            prelude(widths),
+            manifest_source(encode(manifest)),
+            constants_source(parts.constants),
+            *(k.source.text for k in code.values()),
+            *(entry_source(e, code, manifest.params, parts.constants) for e in manifest.programs),
+        ]
+        return "\n".join(texts) + "\n"
 
+    def build_library(self, parts: LibraryParts, target: Target) -> bytes:
+        """See Renderer."""
+        built = compile_library(self.library_source(parts), target)
+        if not isinstance(built, bytes):
+            raise CodegenError("the C compiler was asked for bytes and gave a file")
+        return built
 
-def build_library(parts: LibraryParts, target: Target) -> bytes:
-    """See Renderer."""
-    built = compile_library(library_source(parts), target)
-    if not isinstance(built, bytes):
-        raise CodegenError("the C compiler was asked for bytes and gave a file")
-    return built
-
-
-def build_version(target: Target) -> str:
-    """See Renderer."""
-    return toolchain_version(target)
+    def build_version(self, target: Target) -> str:
+        """See Renderer."""
+        return toolchain_version(target)
 
 
 def _code(kernel: RenderedKernel) -> KernelCode:
@@ -62,3 +63,6 @@ def _code(kernel: RenderedKernel) -> KernelCode:
         raise CodegenError(f"kernel {func.name} was rendered for another kind of target")
     params = tuple(name(p.name) for p in func.params)
     return KernelCode(source, params, tuple(name(d.name) for d in func.dims))
+
+
+RENDERER = LibraryRenderer()

@@ -5,15 +5,9 @@ CUDA's spelling with the compiler's own builtins in the prelude. Compile with -f
 
 from __future__ import annotations
 
-from sterna.base.target import Target
-from sterna.codegen.bundle import build_bundle, source_text
+from sterna.codegen.bundle import SourceRenderer
 from sterna.codegen.c_math import group_math
-from sterna.codegen.cstyle import GroupSource, render_groups
 from sterna.codegen.cuda import Cuda
-from sterna.codegen.renderer import LibraryParts
-from sterna.ir.loop import PrimFunc
-
-SOURCE_SUFFIX = ".hip"
 
 _PRELUDE = r"""
 typedef float f32;
@@ -37,26 +31,4 @@ STERNA_MAYBE u16 f16_from_f32(f32 x) { return __builtin_bit_cast(u16, (_Float16)
 """
 
 
-def render_kernel(func: PrimFunc, target: Target) -> GroupSource:
-    """See Renderer."""
-    return render_groups(func, Cuda)
-
-
-def library_source(parts: LibraryParts) -> str:
-    """See Renderer."""
-    return source_text(_PRELUDE + group_math(), parts)
-
-
-def code(parts: LibraryParts) -> bytes:
-    """The source itself: hipRTC, for the GPU that is there, compiles it when a model is loaded."""
-    return library_source(parts).encode()
-
-
-def build_library(parts: LibraryParts, target: Target) -> bytes:
-    """See Renderer."""
-    return build_bundle(parts, code(parts), target)
-
-
-def build_version(target: Target) -> str:
-    """See Renderer: no outside tool takes part."""
-    return SOURCE_SUFFIX
+RENDERER = SourceRenderer(".hip", Cuda, _PRELUDE + group_math())

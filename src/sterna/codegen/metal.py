@@ -7,14 +7,9 @@ library stands in the prelude behind STERNA_SIMT, where the tests' simulator bri
 from __future__ import annotations
 
 from sterna.base.dtype import DType
-from sterna.base.target import Target
-from sterna.codegen.bundle import build_bundle, source_text
+from sterna.codegen.bundle import SourceRenderer
 from sterna.codegen.c_math import group_math
-from sterna.codegen.cstyle import CStyle, GroupSource, Signature, render_groups
-from sterna.codegen.renderer import LibraryParts
-from sterna.ir.loop import PrimFunc
-
-SOURCE_SUFFIX = ".metal"
+from sterna.codegen.cstyle import CStyle, Signature
 
 _PRELUDE = r"""
 #ifndef STERNA_SIMT
@@ -74,26 +69,4 @@ class Metal(CStyle):
         return "threadgroup_barrier(mem_flags::mem_device | mem_flags::mem_threadgroup);"
 
 
-def render_kernel(func: PrimFunc, target: Target) -> GroupSource:
-    """See Renderer."""
-    return render_groups(func, Metal)
-
-
-def library_source(parts: LibraryParts) -> str:
-    """See Renderer."""
-    return source_text(_PRELUDE + group_math(), parts)
-
-
-def code(parts: LibraryParts) -> bytes:
-    """The source itself: Metal itself compiles it when a model is loaded."""
-    return library_source(parts).encode()
-
-
-def build_library(parts: LibraryParts, target: Target) -> bytes:
-    """See Renderer."""
-    return build_bundle(parts, code(parts), target)
-
-
-def build_version(target: Target) -> str:
-    """See Renderer: no outside tool takes part."""
-    return SOURCE_SUFFIX
+RENDERER = SourceRenderer(".metal", Metal, _PRELUDE + group_math())

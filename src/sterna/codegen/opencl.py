@@ -7,14 +7,9 @@ subgroups; barriers and local memory only.
 from __future__ import annotations
 
 from sterna.base.dtype import DType
-from sterna.base.target import Target
-from sterna.codegen.bundle import build_bundle, source_text
+from sterna.codegen.bundle import SourceRenderer
 from sterna.codegen.c_math import group_math
-from sterna.codegen.cstyle import CStyle, GroupSource, Signature, render_groups
-from sterna.codegen.renderer import LibraryParts
-from sterna.ir.loop import PrimFunc
-
-SOURCE_SUFFIX = ".cl"
+from sterna.codegen.cstyle import CStyle, Signature
 
 _TYPES = """
 #pragma OPENCL FP_CONTRACT OFF
@@ -67,26 +62,4 @@ class OpenCL(CStyle):
         return "barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);"
 
 
-def render_kernel(func: PrimFunc, target: Target) -> GroupSource:
-    """See Renderer."""
-    return render_groups(func, OpenCL)
-
-
-def library_source(parts: LibraryParts) -> str:
-    """See Renderer."""
-    return source_text(_TYPES + group_math(), parts)
-
-
-def code(parts: LibraryParts) -> bytes:
-    """See Renderer: the source itself."""
-    return library_source(parts).encode()
-
-
-def build_library(parts: LibraryParts, target: Target) -> bytes:
-    """See Renderer."""
-    return build_bundle(parts, code(parts), target)
-
-
-def build_version(target: Target) -> str:
-    """See Renderer: no outside tool takes part."""
-    return SOURCE_SUFFIX
+RENDERER = SourceRenderer(".cl", OpenCL, _TYPES + group_math())

@@ -1,6 +1,6 @@
 """What the compiler asks of a renderer, and how a target's row leads to one.
 
-A renderer is the module that the row names: it offers the functions below, and nobody calls one
+The row names a module, and the module's RENDERER offers the functions below; nobody asks for one
 by its own name. In: loop programs, then a whole library's kernels with its manifest. Out: source
 text, then the bytes of the artifact.
 """
@@ -60,9 +60,12 @@ class LibraryParts:
 
 
 class Renderer(Protocol):
-    """A renderer module's functions."""
+    """What every renderer can do."""
 
-    SOURCE_SUFFIX: str  # of a file with the library's source
+    @property
+    def source_suffix(self) -> str:
+        """Of a file with the library's source."""
+        ...
 
     def render_kernel(self, func: PrimFunc, target: Target) -> Rendered:
         """Source of one kernel; CodegenError for what the target cannot express."""
@@ -83,4 +86,4 @@ class Renderer(Protocol):
 
 def renderer_of(target: Target) -> Renderer:
     """The renderer that serves a target."""
-    return cast(Renderer, import_module(f"sterna.codegen.{target.renderer}"))
+    return cast(Renderer, import_module(f"sterna.codegen.{target.renderer}").RENDERER)

@@ -12,14 +12,10 @@ from typing import ClassVar
 
 from sterna.base.dtype import BF16, BOOL, F16, F32, I8, I32, U8, U16, U32, DType
 from sterna.base.errors import CodegenError
-from sterna.base.target import Target
-from sterna.codegen.bundle import build_bundle
-from sterna.codegen.cstyle import CStyle, GroupSource, Signature, render_groups
-from sterna.codegen.renderer import LibraryParts
+from sterna.codegen.bundle import SourceRenderer
+from sterna.codegen.cstyle import CStyle, Signature
 from sterna.ir.expr import Buffer, Const, Expr
-from sterna.ir.loop import PrimFunc
 
-SOURCE_SUFFIX = ".wgsl"
 MODULE = "//// module "  # begins the line before each launch's module, with its symbol
 
 _PRELUDE = """\
@@ -154,22 +150,4 @@ class Wgsl(CStyle):
         return f"({x} >> {shift}u)" if op == "//" else f"({x} & {mask})"
 
 
-def render_kernel(func: PrimFunc, target: Target) -> GroupSource:
-    """See Renderer."""
-    return render_groups(func, Wgsl)
-
-
-def library_source(parts: LibraryParts) -> str:
-    """The prelude, then every module; each is compiled behind a copy of the prelude."""
-    texts = (k.rendered.text for k in parts.kernels.values())
-    return "\n\n".join([_PRELUDE.strip(), *texts]) + "\n"
-
-
-def build_library(parts: LibraryParts, target: Target) -> bytes:
-    """See Renderer."""
-    return build_bundle(parts, library_source(parts).encode(), target)
-
-
-def build_version(target: Target) -> str:
-    """See Renderer: no outside tool takes part."""
-    return SOURCE_SUFFIX
+RENDERER = SourceRenderer(".wgsl", Wgsl, _PRELUDE)
