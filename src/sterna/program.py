@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from sterna.base.artifact import KV_CACHE, Dim, Entry, Kernel, Launch, Repeat
 from sterna.base.artifact import Buffer as ManifestBuffer
 from sterna.base.dtype import F32
+from sterna.base.errors import ScheduleError
 from sterna.base.target import Target
 from sterna.codegen.c_names import name
 from sterna.codegen.renderer import Rendered, RenderedKernel, renderer_of
@@ -31,6 +32,7 @@ from sterna.passes.lower_opaque import Setting, is_opaque, lower_opaque
 from sterna.passes.plan_memory import MemoryPlan, Place, Run, Use, plan_memory
 from sterna.schedule.apply import apply
 from sterna.schedule.choose import Plan, plan_of, schedule
+from sterna.schedule.steps import Schedule
 from sterna.schedule.steps import to_text as schedule_text
 
 STEP_DIMS = ("n", "b", "p", "r", "t")
@@ -80,6 +82,20 @@ class KernelTable:
         """How a Group is scheduled here."""
         found = self.tuned.get(digest(group)) if self.tuned else None
         return found or plan_of(group, self.target)
+
+    def scheduled(self, group: Group) -> tuple[Schedule, PrimFunc]:
+        """The steps and loops of a Group; ScheduleError naming a tuned plan that does not fit."""
+        plan = self.plan(group)
+        try:
+            steps = schedule(group, plan)
+            return steps, apply(group, steps)
+        except ScheduleError as error:
+            if not self.tuned:
+                raise
+            raise ScheduleError(
+                f"{error}; the plan {plan} is one of those tuned or imported for this device: tune "
+                "again, or compile with --no-tuned"
+            ) from None
 
     def code(self) -> dict[str, RenderedKernel]:
         return {title: RenderedKernel(k.func, k.source) for title, k in self.kernels.items()}
@@ -244,8 +260,7 @@ class _Builder:
             workspaces = tuple(a for a in args if isinstance(a, Buffer))
         else:
             lowered = lower(function, self.tiles)
-            steps = schedule(lowered.group, self.table.plan(lowered.group))
-            func = apply(lowered.group, steps)
+            steps, func = self.table.scheduled(lowered.group)
             cost = group_cost(lowered.group)
             kernel = self.table.add(func, op, schedule_text(steps), cost)
             self.scheduled.setdefault(kernel, lowered.group)

@@ -128,7 +128,7 @@ def test_a_session_is_interrupted_and_goes_on(
     assert kept >= {(k.kernel, p) for k in kernels for p in k.times}
     assert len(kept) > len(kernels) + 20
 
-    again = kernels_of(folder, target)
+    again = kernels_of(folder, target, SMALL)
     tune(again, target, database, Budget(trials=10))
     best = database.best(here(target))
     for kernel in again:
@@ -138,7 +138,7 @@ def test_a_session_is_interrupted_and_goes_on(
     assert kept <= {(k.kernel, p) for k in again for p in k.times}
 
     calls = len(faked)
-    tune(kernels_of(folder, target), target, database, Budget(trials=10))
+    tune(kernels_of(folder, target, SMALL), target, database, Budget(trials=10))
     assert len(faked) == calls, "what is known was measured again"
 
 
@@ -189,6 +189,18 @@ def test_compile_takes_tuned_plans_and_no_bit_changes(
     ]
     assert isfinite(float(np.abs(logits[0]).max()))
     assert logits[0].tobytes() == logits[1].tobytes()
+
+
+def test_a_plan_that_does_not_fit_is_named(
+    kernels: list[Progress], folder: Path, tmp_path: Path
+) -> None:
+    kernel, plan = next((k, p) for k in kernels for p in everything(k.shipped) if not fits(k, p))
+    output = tmp_path / "model.so"
+    with pytest.raises(ScheduleError, match="--no-tuned"):
+        compile_model(
+            folder, host_target(), output, options=SMALL, cached=False, tuned={kernel.kernel: plan}
+        )
+    assert not output.exists()
 
 
 @pytest.mark.parametrize(
