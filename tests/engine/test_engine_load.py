@@ -8,7 +8,7 @@ import time
 import pytest
 from null_model import engine
 
-from sterna.base.errors import RequestError
+from sterna.base.errors import RequestError, UsageError
 from sterna.engine.engine import AsyncEngine
 from sterna.engine.generation import Ask
 from sterna.engine.options import SamplingOptions
@@ -160,6 +160,19 @@ def test_a_trace_of_steps():
         ]
         assert {event["name"] for event in inside} >= {"device", "sample", "hand over"}
     assert any(event["ph"] == "C" and event["name"] == "pages" for event in events)
+
+
+def test_a_trace_of_the_whole_run_is_a_file(tmp_path):
+    file = tmp_path / "steps.json"
+    file.write_text("an older trace")
+    with engine(trace=str(file)) as model:
+        model.completions.create(prompt="twelve chars", max_tokens=5, **ASKED)
+        assert file.read_text() == "an older trace"
+    events = json.loads(file.read_bytes())["traceEvents"]
+    steps = [event for event in events if event["name"] == "step"]
+    assert [step["args"]["tokens"] for step in steps] == [12, 1, 1, 1, 1]
+    with pytest.raises(UsageError, match="cannot write a trace to .*none.*: No such file"):
+        engine(trace=str(tmp_path / "none" / "steps.json"))
 
 
 def test_explain_says_where_a_prompt_left_the_cache():

@@ -92,6 +92,7 @@ def test_settings(served: Served, tmp_path: Path) -> None:
         (["=./x"], "NAME=MODEL"),
         (["a=", "--port", "1"], "NAME=MODEL"),
         (["./x", "./y", "--model-lib", "./l"], "--model-lib"),
+        (["./x", "./y", "--trace", "steps.json"], "--trace"),
         (["--host", "::"], "--api-key"),
         (["--port", "x"], "not an integer"),
         (["--port", "70000"], "port is 70000"),

@@ -37,8 +37,9 @@ _OF_SERVERS = (
     "seed",
     "timeout",
 )
-# Prompts shall be computed, and the memory that the library allows is there to be used.
-_CHOSEN = ("mode", "prefix_cache", "prefix_cache_dir")
+# Prompts shall be computed, the memory that the library allows is there to be used, and nothing
+# else takes time.
+_CHOSEN = ("mode", "prefix_cache", "prefix_cache_dir", "trace")
 _ENGINE = tuple(name for name in ENGINE if name not in _CHOSEN)
 _TOLERANCE = 0.1
 

@@ -144,6 +144,8 @@ def engines(args: argparse.Namespace) -> dict[str, AsyncEngine]:
         raise UsageError("--model-lib belongs to one model; compile the others beforehand")
     chosen: dict[str, Any] = {"mode": Mode.SERVER} | given_options(args, _ENGINE)
     options = EngineOptions(**chosen)
+    if options.trace is not None and len(named) > 1:
+        raise UsageError("--trace belongs to one model; serve the others by themselves")
     from sterna.engine.loader import check_device
 
     check_device(args.device)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -59,7 +60,9 @@ class Core:
         parts: Parts,
         speculator: Speculator | None = None,
         store: PrefixStore | None = None,
+        trace_file: Path | None = None,
     ) -> None:
+        """With `trace_file` a trace is on from the start, and written there at the end."""
         self.counters = Counters()
         self.histograms = Histograms()
         self.scheduler = Scheduler(parts.limits)
@@ -72,7 +75,8 @@ class Core:
         self._answers: dict[int, Answer] = {}  # by the number of their sequence
         self._numbers = count()
         self._touched: list[Request] = []  # with events to hand over at the end of the step
-        self._trace: Trace | None = None
+        self._trace_file = trace_file
+        self._trace = None if trace_file is None else Trace(time.perf_counter())
         self._inbox: queue.SimpleQueue[Command | Request | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # between submitting and stopping
         self._stopped: Exception | None = None
@@ -426,6 +430,8 @@ class Core:
             _report(request, _again(reason))
         self._answers.clear()
         self._tidy()
+        if self._trace_file is not None and self._trace is not None:
+            self._trace.save(self._trace_file)
         if self._store is not None:
             self._store.close()
         self._parts.executable.close()

@@ -36,6 +36,7 @@ from sterna.engine.prefix_store import PrefixStore
 from sterna.engine.prepare import Job, Message, Prompt
 from sterna.engine.speculative import NGramLookup, Source, Speculator
 from sterna.engine.stream import AsyncStream, Stream
+from sterna.engine.trace import trace_file
 from sterna.runtime.executable import Executable
 from sterna.text.template import Template
 from sterna.text.tokenizer import Tokenizer
@@ -62,6 +63,7 @@ class _Model:
         if mode is not None:
             options = replace(options, mode=mode)
         check_device(device)
+        trace = _trace_file(options)
         located = resolve(model, model_lib, device)
         draft = resolve(options.draft_model, None, device) if options.draft_model else None
         with ExitStack() as undo:
@@ -74,7 +76,7 @@ class _Model:
             if store is not None:
                 undo.callback(store.close)
             named = parts if name is None else replace(parts, model_name=name)
-            self._start(named, _speculator(source, options), store)
+            self._start(named, _speculator(source, options), store, trace)
             undo.pop_all()
 
     @classmethod
@@ -115,14 +117,19 @@ class _Model:
             own = draft_limits(limits, draft.manifest, draft.num_pages)
             source = DraftModel(draft, own, parts.vocabulary)
         engine = cls.__new__(cls)
-        engine._start(parts, _speculator(source, options), _store(options, lambda: identity))
+        store = _store(options, lambda: identity)
+        engine._start(parts, _speculator(source, options), store, _trace_file(options))
         return engine
 
     def _start(
-        self, parts: Parts, speculator: Speculator | None, store: PrefixStore | None
+        self,
+        parts: Parts,
+        speculator: Speculator | None,
+        store: PrefixStore | None,
+        trace: Path | None,
     ) -> None:
         self._parts = parts
-        self._core = Core(parts, speculator, store)
+        self._core = Core(parts, speculator, store, trace)
         self._finalizer = weakref.finalize(self, self._core.close)
 
     @property
@@ -227,6 +234,10 @@ def _speculator(source: Source | None, options: EngineOptions) -> Speculator | N
     return None if source is None else Speculator(source, options.draft_tokens)
 
 
+def _trace_file(options: EngineOptions) -> Path | None:
+    return None if options.trace is None else trace_file(options.trace)
+
+
 def _store(options: EngineOptions, identity: Callable[[], str]) -> PrefixStore | None:
     folder = options.prefix_cache_dir
     return None if folder is None else PrefixStore(Path(folder), identity())
@@ -236,9 +247,13 @@ class Engine(_Model):
     """Blocking: `engine.chat.completions.create(...)`, `engine.completions.create(...)`."""
 
     def _start(
-        self, parts: Parts, speculator: Speculator | None, store: PrefixStore | None
+        self,
+        parts: Parts,
+        speculator: Speculator | None,
+        store: PrefixStore | None,
+        trace: Path | None,
     ) -> None:
-        super()._start(parts, speculator, store)
+        super()._start(parts, speculator, store, trace)
         self.completions = Completions(self._core, parts)
         self.chat = Chat(ChatCompletions(self._core, parts))
 
@@ -258,9 +273,13 @@ class AsyncEngine(_Model):
     """The same for event loops: `await engine.chat.completions.create(...)`."""
 
     def _start(
-        self, parts: Parts, speculator: Speculator | None, store: PrefixStore | None
+        self,
+        parts: Parts,
+        speculator: Speculator | None,
+        store: PrefixStore | None,
+        trace: Path | None,
     ) -> None:
-        super()._start(parts, speculator, store)
+        super()._start(parts, speculator, store, trace)
         self.completions = AsyncCompletions(self._core, parts)
         self.chat = AsyncChat(AsyncChatCompletions(self._core, parts))
 

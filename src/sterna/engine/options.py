@@ -157,6 +157,13 @@ class EngineOptions:
         metadata={"kind": str, "help": "the smaller model, for speculative draft"},
     )
     draft_tokens: int = _option(4, int, "most tokens guessed at a time", 1, 31)
+    trace: str | None = field(
+        default=None,
+        metadata={
+            "kind": str,
+            "help": "write a trace of the steps to this file at the end, in Chrome's format",
+        },
+    )
 
     def __post_init__(self) -> None:
         for option in fields(self):
