@@ -109,9 +109,10 @@ def test_a_completion_is_refused(null_server: Running, fields: dict[str, Any]) -
 
 
 def test_the_window_is_named_with_the_prompts_length(null_server: Running) -> None:
-    message = null_server.ask(TEXT, {"prompt": "x" * 300}).error["message"]
-    assert "300" in message
-    assert "256" in message
+    error = null_server.ask(TEXT, {"prompt": "x" * 300}).error
+    assert "300" in error["message"]
+    assert "256" in error["message"]
+    assert error["code"] == "context_length_exceeded"
 
 
 def test_other_kinds_of_body(null_server: Running) -> None:

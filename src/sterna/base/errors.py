@@ -108,8 +108,13 @@ class OutOfMemory(DeviceError):
 
 
 class RequestError(Error):
-    """A prompt or option the engine cannot serve. `param` is the field at fault, if it is one."""
+    """A prompt or option the engine cannot serve.
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    `param` is the field at fault, if it is one; `code` is OpenAI's name for what is wrong, where
+    programs act on it.
+    """
+
+    def __init__(self, message: str, param: str | None = None, *, code: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+        self.code = code

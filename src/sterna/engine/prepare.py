@@ -231,7 +231,8 @@ def _check_prompt(parts: Parts, ids: Sequence[int]) -> None:
     if len(ids) >= window:
         raise RequestError(
             f"the prompt has {len(ids)} tokens, the context window is {window} tokens for prompt "
-            "and answer; shorten the prompt or raise context_window_size if the model allows"
+            "and answer; shorten the prompt or raise context_window_size if the model allows",
+            code="context_length_exceeded",
         )
     for token in ids:
         if not 0 <= token < vocab:

@@ -36,9 +36,8 @@ class HttpError(RequestError):
         code: str | None = None,
         headers: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
-        super().__init__(message, param)
+        super().__init__(message, param, code=code)
         self.status = status
-        self.code = code
         self.headers = headers
 
 
@@ -68,6 +67,6 @@ def body_of(error: BaseException) -> ErrorBody:
             else str(error),
             type=kind,
             param=error.param if isinstance(error, RequestError) else None,
-            code=error.code if isinstance(error, HttpError) else None,
+            code=error.code if isinstance(error, RequestError) else None,
         )
     )
