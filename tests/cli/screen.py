@@ -14,6 +14,11 @@ import pyte
 SECONDS = 30
 
 
+def _without_a_size() -> dict[str, str]:
+    """The environment, but for the size of the terminal that the tests were started from."""
+    return {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+
+
 class Screen:
     """`columns` by `rows` characters; `raw` is every byte that came."""
 
@@ -27,7 +32,7 @@ class Screen:
             command[0],
             list(command[1:]),
             dimensions=(rows, columns),
-            env={**os.environ, "TERM": "xterm-256color", **env},
+            env={**_without_a_size(), "TERM": "xterm-256color", **env},
         )
 
     def __enter__(self) -> Self:

@@ -34,4 +34,4 @@ def test_devices_say_what_they_lack(capsys):
     assert main(["devices"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["cpu", "yes"]
-    assert any(line.startswith("webgpu") and "missing: " in line for line in lines)
+    assert any(line.startswith("metal") and "missing: " in line for line in lines)

@@ -125,7 +125,7 @@ def test_a_closed_pipe_ends_quietly():
         "import os, sys\n"
         "from sterna.cli.main import main\n"
         "reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1)\n"
-        "sys.exit(main(['devices']))"
+        "sys.exit(main(['cache', 'list']))"
     )
     done = python("-c", code)
     assert (done.returncode, done.stderr) == (141, "")
