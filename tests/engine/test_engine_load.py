@@ -171,7 +171,7 @@ def test_a_trace_of_the_whole_run_is_a_file(tmp_path):
     events = json.loads(file.read_bytes())["traceEvents"]
     steps = [event for event in events if event["name"] == "step"]
     assert [step["args"]["tokens"] for step in steps] == [12, 1, 1, 1, 1]
-    with pytest.raises(UsageError, match="cannot write a trace to .*none.*: No such file"):
+    with pytest.raises(UsageError, match=r"cannot write a trace to .*none.*: No such file"):
         engine(trace=str(tmp_path / "none" / "steps.json"))
 
 
