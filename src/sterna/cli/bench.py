@@ -63,7 +63,7 @@ def add(verbs: Subparsers) -> None:
     _add_load(parser)
     _add_results(parser)
     add_engine_flags(parser, _ENGINE)
-    parser.set_defaults(run=run, mode=None, prefix_cache=None, prefix_cache_dir=None)
+    parser.set_defaults(run=run, **dict.fromkeys(_CHOSEN))
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from sterna.serve.errors import ErrorBody
 from sterna.serve.state import Operation
 
 _REF = "#/components/schemas/{name}"
+_END = "[DONE]"
 _STREAM = "Server-sent events; with `stream: true`. Each holds one of these; the last, [DONE]."
 
 
@@ -86,5 +87,5 @@ def _event(data: Any) -> dict[str, Any]:
     return {
         "type": "object",
         "required": ["data"],
-        "properties": {"data": held, "event": {"type": "string"}},
+        "properties": {"data": {"anyOf": [{"const": _END}, held]}, "event": {"type": "string"}},
     }
