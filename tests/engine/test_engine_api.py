@@ -231,8 +231,15 @@ def test_logprobs():
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            r"messages\[0\].content\[0\].type: invalid enum value 'image_url'",
+            r"messages\[0\].content\[0\].type: invalid enum value 'image_url'; possible is text",
         ),
+        (
+            {"messages": [{"role": "poet", "content": "x"}]},
+            r"messages\[0\].role: invalid value 'poet'; possible are system, .*, tool",
+        ),
+        ({"store": True}, "store: invalid enum value True; possible is false"),
+        ({"tool_choice": "any"}, "'any'; possible are auto, none, required"),
+        ({"tool_choice": {"type": "x"}}, "tool_choice.type: .*'x'; possible are function, allowed"),
         (
             {"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]},
             r"messages\[0\]: object contains unknown field tool_calls",

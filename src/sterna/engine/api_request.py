@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from sterna.base.errors import RequestError
+from sterna.engine.field_values import possible_values
 from sterna.engine.options import MAX_STOPS, SamplingOptions, override
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -374,7 +375,7 @@ def _convert(kind: type[T], present: Mapping[str, Any]) -> T:
     try:
         return msgspec.convert(_plain(present), kind)
     except msgspec.ValidationError as error:
-        raise _request_error(str(error)) from None
+        raise _request_error(kind, str(error)) from None
 
 
 def _plain(value: Any) -> Any:
@@ -386,9 +387,11 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _request_error(message: str) -> RequestError:
+def _request_error(kind: type, message: str) -> RequestError:
     """ "Expected `str`, got `int` - at `$.messages[0].content`" with the field in front."""
     text, _, path = message.partition(" - at `$")
     param = path.removesuffix("`").removeprefix(".")
     text = (text[:1].lower() + text[1:]).replace("`", "")
+    if text.startswith("invalid") and (possible := possible_values(kind, param)):
+        text += f"; possible {'is' if len(possible) == 1 else 'are'} {', '.join(possible)}"
     return RequestError(f"{param}: {text}" if param else text, param or None)
