@@ -1,119 +1,58 @@
 """Measuring and tuning a tiny model: bits are checked, interrupts lose nothing, compile obeys."""
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import inf, isfinite
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
 import pytest
+from candidates import fits
 from compiled import Compiled, all_logits
 
-from sterna.base.errors import CompileError, ScheduleError, UsageError
-from sterna.base.target import host_target, parse_target
+from sterna.base.errors import ScheduleError, UsageError
+from sterna.base.target import Target, host_target, parse_target
 from sterna.cli.main import main
 from sterna.compiler import CompileOptions, compile_model
 from sterna.inspection.page import to_page
 from sterna.inspection.peaks import Peaks
+from sterna.ir.compute import Group
 from sterna.runtime.library import read_manifest
-from sterna.schedule.choose import Plan, schedule
-from sterna.tune import measure as measuring
-from sterna.tune import session
+from sterna.schedule.choose import Plan
 from sterna.tune.database import Database, here
-from sterna.tune.measure import Setup, Time, measure
+from sterna.tune.race import Time
 from sterna.tune.report import tuning_report
 from sterna.tune.session import Budget, Progress, kernels_of, tune
 from sterna.tune.space import everything
+from sterna.tune.workers import Workers
 
 SMALL = CompileOptions(prefill_chunk_size=16, max_batch_size=2)
 
 
-@pytest.fixture
-def setup(matvec: Progress) -> Setup:
-    return Setup(host_target(), 1, matvec.sizes)
-
-
-@pytest.fixture
-def faked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+class Faked:
     """Times without a compiler: from the knobs, the shipped plan's anew each time."""
-    asked: list[int] = []
 
-    def stand_in(group, plans, setup):
-        asked.append(len(plans))
-        drift = 1 + 0.01 * len(asked)
+    machines = 1
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def measure(
+        self, group: Group, plans: Sequence[Plan], target: Target, sizes: Mapping[str, int]
+    ) -> list[Time]:
+        self.asked.append(len(plans))
+        drift = 1 + 0.01 * len(self.asked)
         return [Time(1e-3 * drift / (1 + p.knobs.lanes + hash(p) % 7), True) for p in plans]
 
-    monkeypatch.setattr(session, "measure", stand_in)
-    return asked
 
-
-def fits(kernel: Progress, plan: Plan) -> bool:
-    """Whether the plan's rule can write a schedule for the kernel."""
-    try:
-        schedule(kernel.group, plan)
-    except ScheduleError:
-        return False
-    return True
-
-
-def test_candidates_have_times(kernels: list[Progress]) -> None:
-    matvec, unfit = next((k, p) for k in kernels for p in everything(k.shipped) if not fits(k, p))
-    setup = Setup(host_target(), 1, matvec.sizes)
-    space = [p for p in everything(matvec.shipped) if p != matvec.shipped]
-    other = next(p for p in space if fits(matvec, p))
-    first, second, third = measure(matvec.group, [matvec.shipped, other, unfit], setup)
-    assert first.exact
-    assert second.exact
-    assert 0 < first.seconds < 1
-    assert 0 < second.seconds < 1
-    assert not third.exact
-    assert third.seconds == inf
-    assert third.problem
-    with pytest.raises(UsageError, match="cannot be built"):
-        measure(matvec.group, [unfit], setup)
-
-
-def test_other_bits_are_refused(
-    matvec: Progress, setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A rule that would compute something else: here, a candidate of another product."""
-    plans = list(everything(matvec.shipped))[:2]
-    real = measuring._Runner.call
-
-    def spoil(self, function, pointers, dims=None):
-        real(self, function, pointers, dims)
-        if function is self.functions[1]:
-            self.outputs[0][0] ^= 1
-
-    monkeypatch.setattr(measuring._Runner, "call", spoil)
-    first, second = measure(matvec.group, plans, setup)
-    assert first.exact
-    assert (second.exact, second.seconds) == (False, inf)
-    assert "other bits" in second.problem
-
-
-def test_what_the_compiler_refuses_is_recorded_alone(
-    matvec: Progress, setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plans = list(dict.fromkeys([matvec.shipped, *everything(matvec.shipped)]))[:3]
-    real = measuring._library
-
-    def library(table, entries, target):
-        if any(e.symbol == "sterna_candidate_2" for e in entries) or library.calls == 3:
-            library.calls += 1
-            raise CompileError("the compiler failed")
-        library.calls += 1
-        return real(table, entries, target)
-
-    library.calls = 0
-    monkeypatch.setattr(measuring, "_library", library)
-    times = measure(matvec.group, plans, setup)
-    assert [t.exact for t in times] == [True, True, False]
-    assert times[2].problem == "the compiler failed"
+@pytest.fixture
+def faked() -> Faked:
+    return Faked()
 
 
 def test_a_session_is_interrupted_and_goes_on(
-    kernels: list[Progress], folder: Path, tmp_path: Path, faked: list[int]
+    kernels: list[Progress], folder: Path, tmp_path: Path, faked: Faked
 ) -> None:
     database, target = Database(tmp_path / "plans.sqlite"), host_target()
 
@@ -123,13 +62,13 @@ def test_a_session_is_interrupted_and_goes_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(kernels, target, database, Budget(trials=10), report=stop)
+        tune(kernels, target, database, Budget(trials=10), faked, report=stop)
     kept = {(r.kernel, r.plan) for r in database.rows(here(target))}
     assert kept >= {(k.kernel, p) for k in kernels for p in k.times}
     assert len(kept) > len(kernels) + 20
 
     again = kernels_of(folder, target, SMALL)
-    tune(again, target, database, Budget(trials=10))
+    tune(again, target, database, Budget(trials=10), faked)
     best = database.best(here(target))
     for kernel in again:
         assert len(kernel.times) == min(10, len({*everything(kernel.shipped), kernel.shipped}))
@@ -137,24 +76,24 @@ def test_a_session_is_interrupted_and_goes_on(
         assert kernel.times[best[kernel.kernel]] == kernel.after
     assert kept <= {(k.kernel, p) for k in again for p in k.times}
 
-    calls = len(faked)
-    tune(kernels_of(folder, target, SMALL), target, database, Budget(trials=10))
-    assert len(faked) == calls, "what is known was measured again"
+    calls = len(faked.asked)
+    tune(kernels_of(folder, target, SMALL), target, database, Budget(trials=10), faked)
+    assert len(faked.asked) == calls, "what is known was measured again"
 
 
-def test_minutes_end(kernels: list[Progress], tmp_path: Path, faked: list[int]) -> None:
-    budget = Budget(trials=None, minutes=1e-9)
-    tune(kernels, host_target(), Database(tmp_path / "plans.sqlite"), budget)
+def test_minutes_end(kernels: list[Progress], tmp_path: Path, faked: Faked) -> None:
+    database = Database(tmp_path / "plans.sqlite")
+    tune(kernels, host_target(), database, Budget(trials=None, minutes=1e-9), faked)
     assert [len(k.times) for k in kernels] == [0] * len(kernels)
-    tune(kernels, host_target(), Database(tmp_path / "plans.sqlite"), Budget(None, minutes=0.01))
+    tune(kernels, host_target(), database, Budget(None, minutes=0.01), faked)
     assert all(k.times for k in kernels)
     assert len(kernels[0].times) > 1
 
 
 def test_a_page_tells_of_every_kernel(
-    kernels: list[Progress], tmp_path: Path, faked: list[int]
+    kernels: list[Progress], tmp_path: Path, faked: Faked
 ) -> None:
-    tune(kernels, host_target(), Database(tmp_path / "plans.sqlite"), Budget(trials=3))
+    tune(kernels, host_target(), Database(tmp_path / "plans.sqlite"), Budget(trials=3), faked)
     kernels[0].noise = 0.5
     page = to_page(tuning_report("<tiny>", kernels, Peaks(1e10, 1e11)))
     assert "<tiny>" not in page
@@ -225,8 +164,13 @@ def test_commands_that_make_no_sense(
 
 
 def test_the_command(
-    folder: Path, tmp_path: Path, faked: list[int], capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    faked: Faked,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(Workers, "measure", lambda self, *args: faked.measure(*args))
     files = {n: str(tmp_path / n) for n in ("plans.sqlite", "plans.json", "page.html")}
     words = [str(folder), "--database", files["plans.sqlite"], "--trials", "2"]
     words += ["--export", files["plans.json"], "--report", files["page.html"]]

@@ -18,7 +18,9 @@ from sterna.cli.say import harmless, note
 if TYPE_CHECKING:
     from sterna.jit import Report
     from sterna.tune.database import Database
+    from sterna.tune.ray_workers import RayWorkers
     from sterna.tune.session import Budget, Progress
+    from sterna.tune.workers import Workers
 
 _TRIALS = 64
 _EXAMPLE = """\
@@ -48,6 +50,11 @@ def add(verbs: Subparsers) -> None:
         help=f"plans measured for each kernel, earlier ones counted (default: {_TRIALS})",
     )
     limits.add_argument("--minutes", type=number(float), metavar="M", help="stop after so long")
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="measure on all machines of a Ray cluster that are like this one, such as `auto`",
+    )
     parser.add_argument("--database", metavar="FILE", help="where plans lie (default: the cache)")
     parser.add_argument("--import", dest="load", metavar="FILE", help="first take plans from FILE")
     parser.add_argument("--export", metavar="FILE", help="write the best plans as JSON at the end")
@@ -85,9 +92,9 @@ def _tune(args: argparse.Namespace, target: Target, database: Database) -> int:
         note(f"{foreign} tuned plans of another Sterna are ignored")
     interrupted = False
     try:
-        with shown() as report:
+        with shown() as report, _workers(args.ray, target) as workers:
             report("tune", f"{len(kernels)} kernels of {folder.name} for {target.spec}", 0, 0)
-            tune(kernels, target, database, budget, report=_reporter(report))
+            tune(kernels, target, database, budget, workers, report=_reporter(report))
     except KeyboardInterrupt:
         interrupted = True
     _summary(kernels)
@@ -96,6 +103,21 @@ def _tune(args: argparse.Namespace, target: Target, database: Database) -> int:
     if interrupted:
         note(f"stopped; what was measured is kept in {database.path}, run it again to go on")
     return 130 if interrupted else 0
+
+
+def _workers(address: str | None, target: Target) -> Workers | RayWorkers:
+    """Processes of this machine, or of all that are like it in a cluster."""
+    if address is None:
+        from sterna.tune.workers import Workers
+
+        return Workers()
+    from sterna.tune.ray_workers import RayWorkers
+
+    workers = RayWorkers(address, target)
+    note(f"{workers.machines} machines of the cluster measure")
+    for device in workers.left_out:
+        note(f"{harmless(device)} is not like this machine and takes no part")
+    return workers
 
 
 def _budget(args: argparse.Namespace) -> Budget:

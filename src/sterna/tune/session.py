@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from sterna.base.errors import Unavailable, UsageError
 from sterna.base.target import Target, host_target, is_of_host
@@ -25,11 +26,11 @@ from sterna.ir.rewrite import free_vars, loads, visit
 from sterna.runtime import host
 from sterna.schedule.choose import Plan, plan_of
 from sterna.tune.database import Database, Row, here
-from sterna.tune.measure import Setup, Time, measure
 from sterna.tune.propose import propose
+from sterna.tune.race import Time
 from sterna.tune.space import can_tune
 
-_BATCH = 8  # candidates built into one library
+_BATCH = 8  # candidates measured together on one machine
 _MOST_ROWS = 128  # of a prefill kernel when it is measured
 _FINALS = 3  # at most so often the best are measured again, side by side with the shipped plan
 _FINALISTS = 4
@@ -75,6 +76,19 @@ class Progress:
         return sum(t == float("inf") for t in self.times.values())
 
 
+class Measurer(Protocol):
+    """Who builds and times candidates: processes of this machine, or of several alike."""
+
+    @property
+    def machines(self) -> int: ...
+
+    def measure(
+        self, group: Group, plans: Sequence[Plan], target: Target, sizes: Mapping[str, int]
+    ) -> list[Time]:
+        """A Time for each plan; the first is the one whose bits the others must give."""
+        ...
+
+
 Report = Callable[[Progress, float, float], None]  # kernel, share of the budget done, and in all
 
 
@@ -114,6 +128,7 @@ def tune(
     target: Target,
     database: Database,
     budget: Budget,
+    measurer: Measurer,
     *,
     seed: int = 0,
     report: Report | None = None,
@@ -122,7 +137,7 @@ def tune(
 
     An interrupt passes through; what was measured until then is kept.
     """
-    session = _Session(kernels, target, database, budget, report, random.Random(seed))
+    session = _Session(kernels, target, database, budget, measurer, report, random.Random(seed))
     session.recall()
     session.baseline()
     session.search()
@@ -134,6 +149,7 @@ class _Session:
     target: Target
     database: Database
     budget: Budget
+    measurer: Measurer
     report: Report | None
     draw: random.Random
     begun: float = field(default_factory=time.monotonic)
@@ -180,7 +196,8 @@ class _Session:
         while most is None or len(kernel.times) < most:
             if end is not None and time.monotonic() >= end:
                 return
-            count = _BATCH if most is None else min(_BATCH, most - len(kernel.times))
+            batch = _BATCH * self.measurer.machines
+            count = batch if most is None else min(batch, most - len(kernel.times))
             plans = propose(kernel.shipped, kernel.times, count, self.draw)
             if not plans:
                 return
@@ -199,8 +216,9 @@ class _Session:
 
     def try_out(self, kernel: Progress, plans: list[Plan]) -> None:
         """Measure plans beside the shipped one; times of batches compare by the shipped plan's."""
-        setup = Setup(self.target, host.usable_cores(), kernel.sizes)
-        shipped, *others = measure(kernel.group, [kernel.shipped, *plans], setup)
+        shipped, *others = self.measurer.measure(
+            kernel.group, [kernel.shipped, *plans], self.target, kernel.sizes
+        )
         kernel.noise = max(kernel.noise, shipped.spread)
         rows = []
         if kernel.shipped not in kernel.times:
