@@ -24,7 +24,7 @@ from sterna.base.artifact import Model as ManifestModel
 from sterna.base.cache import key, lookup, store, write_atomic
 from sterna.base.dtype import F16, I8, DType
 from sterna.base.errors import UsageError
-from sterna.base.target import Target
+from sterna.base.target import Target, targets_of
 from sterna.base.version import __version__, source_state
 from sterna.checkpoint.model_folder import ModelFolder, open_model
 from sterna.codegen.renderer import LibraryParts, Renderer, renderer_of
@@ -149,14 +149,15 @@ def compile_model(
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(output, found)
         return output
-    dump = _Dump(debug_dump)
     say(f"compiling {opened.model_type} {opened.quantization} for {target.spec}")
-    source = compile_source(opened, target, options, dump, tuned)
-    renderer = renderer_of(target)
-    dump.kernels(source, renderer)
-    count = len(source.table.kernels)
-    say(f"{count} kernels, {source.tuned} of them tuned; making {output.name}")
-    built = renderer.build_library(source.parts, target)
+    renderer, sources = renderer_of(target), list[Source]()
+    for own in targets_of(target):
+        dump = _dump_of(own, target, debug_dump)
+        sources.append(compile_source(opened, own, options, dump, tuned))
+        dump.kernels(sources[-1], renderer)
+    count, changed = sum(len(s.table.kernels) for s in sources), sum(s.tuned for s in sources)
+    say(f"{count} kernels, {changed} of them tuned; making {output.name}")
+    built = renderer.build_library([s.parts for s in sources], target)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(output, built)
     if cached:
@@ -428,6 +429,12 @@ def _param(weight: Value, title: str, tiles: dict[str, int]) -> Param:
 
 def _silent(message: str) -> None:
     """Progress that nobody asked for."""
+
+
+def _dump_of(own: Target, target: Target, folder: Path | None) -> _Dump:
+    """The dump of one program, in a folder of its own where the library carries several."""
+    name = own.spec.replace(":", "-") if target.carried else ""
+    return _Dump(folder and folder / name)
 
 
 class _Dump:

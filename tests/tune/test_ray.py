@@ -25,7 +25,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         RayWorkers("auto", host_target())
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999999"])
+@pytest.mark.parametrize("address", ["localhost:1", "localhost:99999999"])
 def test_nobody_listens(address: str) -> None:
     with pytest.raises(Unavailable, match="no Ray cluster answers"):
         RayWorkers(address, host_target())

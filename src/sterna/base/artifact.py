@@ -195,6 +195,12 @@ class Manifest(_Record, frozen=True):
     constants: tuple[Constant, ...] = ()
     blobs: tuple[Blob, ...] = ()
     sampler: Entry | None = None  # tokens from logits; None where the host does it
+    carried: tuple[str, ...] = ()  # targets of all programs in the library, where it has several
+
+    @property
+    def symbol(self) -> str:
+        """What the library calls this record."""
+        return manifest_symbol(self.carried.index(self.target) if self.carried else 0)
 
     @property
     def programs(self) -> tuple[Entry, ...]:
@@ -206,6 +212,11 @@ class Manifest(_Record, frozen=True):
             if entry.name == name:
                 return entry
         raise ArtifactError(f"the library has no entry point {name!r}")
+
+
+def manifest_symbol(position: int) -> str:
+    """The name of the manifest of a library's first, second... program."""
+    return f"sterna_manifest_{position}" if position else "sterna_manifest"
 
 
 def encode(manifest: Manifest) -> bytes:

@@ -43,6 +43,7 @@ class Target:
     most_buffer_bytes: int = 0  # of one buffer; 0: no limit but memory
     buffer_align: int = 64  # of a tensor inside a larger buffer
     page_bytes: int = 4096
+    carried: tuple[str, ...] = ()  # targets whose programs share one library, least demanding first
 
     @property
     def kind(self) -> str:
@@ -70,6 +71,8 @@ _ARCHITECTURES = {
     "aarch64": _cpu("aarch64", "generic", vector_bytes=16, vector_registers=32, fma=True),
     "wasm32": _cpu("wasm32", "generic+simd128", vector_bytes=16, vector_registers=16),
 }  # fmt: skip
+# Architectures of which one library carries several, and a machine runs the last that it can.
+_CARRIED = {"x86-64-multi": ("x86-64-v2", "x86-64-v3", "x86-64-v4")}
 _ALIASES = {"x86_64": "x86-64-v3", "x86-64": "x86-64-v3", "amd64": "x86-64-v3", "arm64": "aarch64"}
 _SYSTEMS = {
     "linux": ("linux-gnu.2.17", ".so"),
@@ -135,15 +138,23 @@ def parse_target(spec: str) -> Target:
     if kind != "cpu":
         raise UsageError(f"target {spec!r} is not known; possible: {', '.join(EXAMPLES)}")
     architecture, system = _split(detail) if detail else (_host_architecture(), _host_system())
-    row = _ARCHITECTURES.get(_ALIASES.get(architecture, architecture))
+    architecture = _ALIASES.get(architecture, architecture)
+    carried = _CARRIED.get(architecture, ())
+    row = _ARCHITECTURES.get(carried[0] if carried else architecture)
     if row is None:
-        known = ", ".join([*_ARCHITECTURES, *_ALIASES])
+        known = ", ".join([*_ARCHITECTURES, *_CARRIED, *_ALIASES])
         raise UsageError(f"architecture {architecture!r} in target {spec!r} is not known: {known}")
     if row.triple == "wasm32":
         system = "freestanding"
-    ending, suffix = _SYSTEMS[system or _host_system()]
-    name = f"cpu:{_ALIASES.get(architecture, architecture)}-{system or _host_system()}"
-    return replace(row, spec=name, triple=f"{row.triple}-{ending}", suffix=suffix)
+    system = system or _host_system()
+    ending, suffix = _SYSTEMS[system]
+    return replace(
+        row,
+        spec=f"cpu:{architecture}-{system}",
+        triple=f"{row.triple}-{ending}",
+        suffix=suffix,
+        carried=tuple(f"cpu:{level}-{system}" for level in carried),
+    )
 
 
 def _grouped(spec: str, kind: str, detail: str) -> Target:
@@ -152,6 +163,11 @@ def _grouped(spec: str, kind: str, detail: str) -> Target:
         known = ", ".join(f"{kind}:{d}" if d else kind for d in _GROUPED[kind])
         raise UsageError(f"target {spec!r} is not known; possible: {known}")
     return found
+
+
+def targets_of(target: Target) -> tuple[Target, ...]:
+    """The targets that programs are compiled for: those that it carries, or itself."""
+    return tuple(parse_target(spec) for spec in target.carried) or (target,)
 
 
 def host_target() -> Target:

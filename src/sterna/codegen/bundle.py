@@ -8,6 +8,7 @@ are checked here, before anything is written.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -41,9 +42,10 @@ class SourceRenderer:
         texts = (k.rendered.text for k in parts.kernels.values())
         return "\n\n".join([self.prelude.strip(), *texts]) + "\n"
 
-    def build_library(self, parts: LibraryParts, target: Target) -> bytes:
-        """See Renderer."""
-        return build_bundle(parts, self.library_source(parts).encode(), target)
+    def build_library(self, parts: Sequence[LibraryParts], target: Target) -> bytes:
+        """See Renderer; a bundle has one program."""
+        (only,) = parts
+        return build_bundle(only, self.library_source(only).encode(), target)
 
     def build_version(self, target: Target) -> str:
         """See Renderer: no outside tool takes part."""

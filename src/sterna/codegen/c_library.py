@@ -6,9 +6,13 @@ compiler of `toolchain`; an entry point is one C function.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sterna.base.artifact import encode
+from msgspec.structs import replace
+
+from sterna.base.artifact import Entry, encode
 from sterna.base.errors import CodegenError
 from sterna.base.target import Target
 from sterna.codegen.c import CSource, name, render
@@ -38,16 +42,17 @@ class LibraryRenderer:
         texts = [
             pool_source(),
             prelude(widths),
-            manifest_source(encode(manifest)),
+            manifest_source(encode(manifest), manifest.symbol),
             constants_source(parts.constants),
             *(k.source.text for k in code.values()),
             *(entry_source(e, code, manifest.params, parts.constants) for e in manifest.programs),
         ]
         return "\n".join(texts) + "\n"
 
-    def build_library(self, parts: LibraryParts, target: Target) -> bytes:
-        """See Renderer."""
-        built = compile_library(self.library_source(parts), target)
+    def build_library(self, parts: Sequence[LibraryParts], target: Target) -> bytes:
+        """See Renderer. Each program is a translation unit, compiled for its own target."""
+        apart = [_apart(part, i, target) for i, part in enumerate(parts)]
+        built = compile_library([self.library_source(part) for part in apart], target)
         if not isinstance(built, bytes):
             raise CodegenError("the C compiler was asked for bytes and gave a file")
         return built
@@ -55,6 +60,20 @@ class LibraryRenderer:
     def build_version(self, target: Target) -> str:
         """See Renderer."""
         return toolchain_version(target)
+
+
+def _apart(parts: LibraryParts, position: int, target: Target) -> LibraryParts:
+    """A program whose exported names are its own in a library of several."""
+    manifest = replace(parts.manifest, carried=target.carried)
+    if position:
+        entries = tuple(_named(entry, position) for entry in manifest.entries)
+        sampler = manifest.sampler and _named(manifest.sampler, position)
+        manifest = replace(manifest, entries=entries, sampler=sampler)
+    return dataclasses.replace(parts, manifest=manifest)
+
+
+def _named(entry: Entry, position: int) -> Entry:
+    return replace(entry, symbol=f"{entry.symbol}_{position}")
 
 
 def _code(kernel: RenderedKernel) -> KernelCode:

@@ -1,6 +1,7 @@
 """C text that carries data inside a library: the pool's source and the manifest.
 
-The manifest is one exported record, `sterna_manifest`: a 24-byte mark, its length as u64, the
+A manifest is one exported record, `sterna_manifest` (and `sterna_manifest_1`... where a library
+carries programs for several machines): a 24-byte mark, its length as u64, the
 JSON and a zero byte. The run wing finds it in the file by the mark, whatever machine the library
 is for; a host in C takes the symbol's address and skips 32 bytes.
 """
@@ -19,14 +20,14 @@ def pool_source() -> str:
     return (files("sterna.codegen") / "pool.h").read_text(encoding="utf-8")
 
 
-def manifest_source(manifest: bytes) -> str:
-    """The C definition of `sterna_manifest`; it belongs after pool.h, in unit 0."""
+def manifest_source(manifest: bytes, symbol: str = "sterna_manifest") -> str:
+    """The C definition of a manifest; it belongs after pool.h, in the unit that it describes."""
     pieces = [manifest[i : i + _LINE_BYTES] for i in range(0, len(manifest), _LINE_BYTES)]
     return (
         "EXPORT extern const struct SternaManifest"
         f" {{ char mark[{len(MANIFEST_MARK)}]; u64 size; char json[{len(manifest) + 1}]; }}"
-        " sterna_manifest;\n"
-        "const struct SternaManifest sterna_manifest = {\n"
+        f" {symbol};\n"
+        f"const struct SternaManifest {symbol} = {{\n"
         f'    "{_escaped(MANIFEST_MARK.rstrip(bytes(1)))}", {len(manifest)}u,\n'
         + "\n".join(f'    "{_escaped(piece)}"' for piece in pieces or [b""])
         + "\n};\n"

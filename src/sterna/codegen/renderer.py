@@ -7,7 +7,7 @@ text, then the bytes of the artifact.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol, cast
@@ -75,8 +75,11 @@ class Renderer(Protocol):
         """The whole library as text, for looking at and for building."""
         ...
 
-    def build_library(self, parts: LibraryParts, target: Target) -> bytes:
-        """The artifact's bytes; ToolchainError where an outside compiler fails."""
+    def build_library(self, parts: Sequence[LibraryParts], target: Target) -> bytes:
+        """The artifact's bytes, with a program for each of `targets_of(target)`.
+
+        Raises ToolchainError where an outside compiler fails.
+        """
         ...
 
     def build_version(self, target: Target) -> str:

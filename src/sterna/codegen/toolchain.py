@@ -24,7 +24,7 @@ from pathlib import Path
 
 from sterna.base.cache import cache_dir, key, write_atomic
 from sterna.base.errors import ToolchainError
-from sterna.base.target import Target
+from sterna.base.target import Target, targets_of
 
 # Results must be those of IEEE arithmetic in the written order, on every machine: nothing that
 # reorders or contracts. The two -fno- flags about errno and traps change no value.
@@ -59,7 +59,8 @@ def compile_library(
 ) -> Path | bytes:
     """Compile and link the C translation units of one library.
 
-    Unit i is compiled with -DSTERNA_UNIT=i, as many at a time as there are processors. Returns
+    Unit i is compiled with -DSTERNA_UNIT=i, for the target's i-th carried target where it has any,
+    as many at a time as there are processors. Returns
     `output`, written atomically, or the library's bytes when `output` is None. `sanitize` names
     sanitizers for tests; a library built so wants the compiler's runtime, save "undefined",
     which then traps.
@@ -78,7 +79,8 @@ def compile_library(
 def toolchain_version(target: Target, cc: str | None = None) -> str:
     """All of the toolchain that shapes a library's bytes, as text: for cache keys."""
     compiler = find_compiler(cc)
-    flags = [*_compile_flags(target, compiler, ()), *_link_flags(target, compiler, ())]
+    compile_flags = [f for t in targets_of(target) for f in _compile_flags(t, compiler, ())]
+    flags = [*compile_flags, *_link_flags(target, compiler, ())]
     return f"{compiler.family} {compiler.version}\n{shlex.join(flags)}"
 
 
@@ -128,12 +130,13 @@ def _build(
     """The library's bytes; `folder` is for everything in between."""
     for i, unit in enumerate(units):
         (folder / f"unit{i}.c").write_text(unit, encoding="utf-8")
-    compile_flags = _compile_flags(target, compiler, sanitize)
+    targets = targets_of(target) if target.carried else (target,) * len(units)
     objects = [f"unit{i}.o" for i in range(len(units))]
     compile_unit = [
-        [*compiler.command, *compile_flags, f"-DSTERNA_UNIT={i}", "-c", f"unit{i}.c", "-o", name]
-        for i, name in enumerate(objects)
-    ]
+        [*compiler.command, *_compile_flags(own, compiler, sanitize), f"-DSTERNA_UNIT={i}",
+         "-c", f"unit{i}.c", "-o", name]
+        for i, (name, own) in enumerate(zip(objects, targets, strict=True))
+    ]  # fmt: skip
     with ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as threads:
         list(threads.map(lambda command: _run(command, folder), compile_unit))
     library = f"library{target.suffix}"

@@ -67,6 +67,8 @@ def _facts(manifest: Manifest) -> Table:
                      f"{kv.page_size} tokens a page"),
         ("fingerprint", model.fingerprint[:16]),
     ]  # fmt: skip
+    if manifest.carried:
+        rows.append(("carries", f"{', '.join(manifest.carried)}; this machine is shown one"))
     if model.sliding_window_size > 0:
         sinks = max(0, model.attention_sink_size)
         rows.append(("sliding window", f"{model.sliding_window_size:,} tokens, {sinks} sinks"))

@@ -243,7 +243,7 @@ def _open(library: Path, data: bytes) -> ctypes.CDLL:
     except OSError as error:
         raise ArtifactError(f"{library} cannot be loaded: {error}") from None
     try:
-        abi, loaded = int(handle.sterna_abi()), _loaded_manifest(handle, len(data))
+        abi, loaded = int(handle.sterna_abi()), _loaded_manifest(handle, data)
     except (AttributeError, ValueError) as error:
         _unload(handle)
         raise ArtifactError(f"{library} lacks what every Sterna library has: {error}") from None
@@ -263,9 +263,9 @@ def _open(library: Path, data: bytes) -> ctypes.CDLL:
     )
 
 
-def _loaded_manifest(handle: ctypes.CDLL, size: int) -> bytes:
-    mark = ctypes.c_char.in_dll(handle, "sterna_manifest")
-    return ctypes.string_at(ctypes.addressof(mark) + len(MANIFEST_MARK) + 8, size)
+def _loaded_manifest(handle: ctypes.CDLL, data: bytes) -> bytes:
+    mark = ctypes.c_char.in_dll(handle, decode(data).symbol)
+    return ctypes.string_at(ctypes.addressof(mark) + len(MANIFEST_MARK) + 8, len(data))
 
 
 def _unload(handle: ctypes.CDLL) -> None:

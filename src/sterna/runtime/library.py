@@ -11,7 +11,7 @@ import mmap
 import platform
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,18 +41,48 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def manifest_bytes(path: Path) -> bytes:
-    """The manifest's JSON, found by its mark."""
+    """The manifest's JSON, found by its mark.
+
+    Of a library with programs for several machines, it is that of the last one whose instructions
+    this CPU has, and of the first where it has none's: what runs here, or says what is missing.
+    """
     with _mapped(path) as data:
-        at = data.find(MANIFEST_MARK)
-        if at < 0:
-            raise ArtifactError(
-                f"{path} has no Sterna manifest: it is not a library that `sterna compile` made"
-            )
+        found = list(_manifests(data))
+    if not found:
+        raise ArtifactError(
+            f"{path} has no Sterna manifest: it is not a library that `sterna compile` made"
+        )
+    if None in found:
+        raise ArtifactError(f"{path} is damaged or truncated: compile the model again")
+    texts = [text for text in found if text is not None]
+    return texts[0] if len(texts) == 1 else _best(path, texts)
+
+
+def _best(path: Path, texts: Sequence[bytes]) -> bytes:
+    """The manifest of the last program, in the order that all of them tell, that can run here."""
+    manifests = {m.target: (m, text) for m, text in zip(map(decode, texts), texts, strict=True)}
+    told = {m.carried for m, _ in manifests.values()}
+    carried = next(iter(told))
+    if len(told) != 1 or len(carried) != len(texts) or set(carried) != set(manifests):
+        raise ArtifactError(f"{path} is damaged or truncated: compile the model again")
+    runs = [spec for spec in carried if not _missing(manifests[spec][0])]
+    return manifests[runs[-1] if runs else carried[0]][1]
+
+
+def _manifests(data: mmap.mmap) -> Iterator[bytes | None]:
+    """Every manifest of a file; None for one whose length lies."""
+    at = data.find(MANIFEST_MARK)
+    while at >= 0:
         begin = at + len(MANIFEST_MARK) + 8
         size = int.from_bytes(data[begin - 8 : begin], "little")
-        if data.find(MANIFEST_MARK, begin) >= 0 or size > len(data) - begin:
-            raise ArtifactError(f"{path} is damaged or truncated: compile the model again")
-        return data[begin : begin + size]
+        yield data[begin : begin + size] if size <= len(data) - begin else None
+        at = data.find(MANIFEST_MARK, begin)
+
+
+def _missing(manifest: Manifest) -> list[str]:
+    """Features of a library that this CPU is known to lack."""
+    found = cpu_features()
+    return [name for name in manifest.features if found is not None and name not in found]
 
 
 def read_header(path: Path) -> Header:
@@ -82,8 +112,7 @@ def check_loadable(path: Path, manifest: Manifest) -> None:
             f"{path} was compiled for {manifest.target} ({header.machine}, {header.format}), this "
             f"machine is {here[1]} ({here[0]}); compile the model with --target cpu"
         )
-    found = cpu_features()
-    missing = [name for name in manifest.features if found is not None and name not in found]
+    missing = _missing(manifest)
     if missing:
         raise Unavailable(
             f"{path} was compiled for {manifest.target}, and this CPU lacks {', '.join(missing)}; "

@@ -90,4 +90,4 @@ def _library(table: KernelTable, entries: tuple[Entry, ...], target: Target) -> 
         format=FORMAT, sterna=__version__, target=target.spec, features=target.features,
         model=_NO_MODEL, kv_cache=_NO_CACHE, params=(), entries=entries, kernels=table.manifest(),
     )  # fmt: skip
-    return renderer_of(target).build_library(LibraryParts(manifest, table.code(), {}), target)
+    return renderer_of(target).build_library([LibraryParts(manifest, table.code(), {})], target)

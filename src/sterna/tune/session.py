@@ -110,6 +110,11 @@ def check_measurable(target: Target) -> None:
             f"kernels of {target.spec} cannot be tuned yet: they are launched one by one, and only "
             "targets whose entry points are functions are measured"
         )
+    if target.carried:
+        raise UsageError(
+            f"{target.spec} carries programs for several machines; tune for one of them, such as "
+            f"{target.carried[-1]}"
+        )
     if not is_of_host(target):
         raise UsageError(
             f"kernels of {target.spec} cannot be measured on this machine, which runs "
