@@ -9,11 +9,12 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from sterna.base.artifact import MANIFEST_MARK, encode
-from sterna.base.errors import ArtifactError, RequestError, Unavailable, UsageError
+from sterna.base.errors import ArtifactError, OutOfMemory, RequestError, Unavailable, UsageError
 from sterna.engine.engine import Engine
-from sterna.engine.loader import Located
+from sterna.engine.loader import Located, share_memory
 from sterna.engine.options import EngineOptions
 from sterna.runtime import cpu
+from sterna.runtime.memory import ALIGNMENT, memory_plan
 from sterna.runtime.null import NullExecutable
 
 CONV = {
@@ -92,6 +93,30 @@ def test_options_reach_the_device(located):
         assert model.context_window == 40
         with pytest.raises(RequestError, match="41 tokens, the context window is 40"):
             model.completions.create(prompt="a" * 41)
+
+
+def test_models_side_by_side_share_the_memory(located, monkeypatch):
+    """Each takes what it needs and half of the rest: together no more than there is."""
+    monkeypatch.setattr(cpu, "available_memory", lambda index=0: 10_000_000)
+    one, other = share_memory([located, located], EngineOptions(mode="server", threads=1))
+    assert one.memory == other.memory
+    assert 4_499_000 <= one.memory <= 4_500_000
+    asked = share_memory([located] * 3, EngineOptions(memory=3_000_000, threads=1))
+    assert 2_999_000 <= sum(options.memory for options in asked) <= 3_000_000
+    assert share_memory([located], EngineOptions()) == [EngineOptions()]
+    least = share_memory([located] * 2, EngineOptions(memory=1, threads=1))
+    assert least[0].memory > 1  # named as out of memory when it is loaded
+
+
+def test_memory_bounds_the_cache(located):
+    page = manifest().kv_cache.page_bytes
+    least = memory_plan(manifest(), 0, 1).total + ALIGNMENT
+    for pages in (20, 50):
+        options = EngineOptions(memory=least + pages * page, threads=1)
+        with start(located, options=options, mode="server") as model:
+            assert model.metrics()["pages_total"] == pages
+    with pytest.raises(OutOfMemory, match="room for 0"):
+        start(located, options=EngineOptions(memory=1, threads=1), mode="server")
 
 
 def test_a_draft_model_is_found_loaded_and_asked(located):

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from running import null
 
+from sterna import local
 from sterna.cli import main as command
 from sterna.cli import serve as verb
+from sterna.engine import loader
 from sterna.engine.engine import AsyncEngine
 from sterna.engine.options import EngineOptions, Mode
 from sterna.serve import server
@@ -29,7 +31,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
     asked = Served()
     asked.engines, asked.loaded = {}, []
 
-    def load(args: Any, name: str | None, model: str | None, options: EngineOptions) -> AsyncEngine:
+    def load(name: str | None, model: Any, draft: Any, options: EngineOptions) -> AsyncEngine:
         asked.loaded.append((name, model, options))
         engine = null()
         object.__setattr__(engine._parts, "model_name", name or "own")
@@ -41,6 +43,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
         for engine in engines.values():
             engine.close()
 
+    monkeypatch.setattr(local, "locate", lambda model, *_, **__: model)
+    monkeypatch.setattr(loader, "share_memory", lambda models, options: [options] * len(models))
     monkeypatch.setattr(verb, "_load", load)
     monkeypatch.setattr(server, "serve", serve)
     return asked

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sterna.base.errors import RequestError, UsageError
 from sterna.cli.arguments import add_option_flags, given_options
@@ -18,6 +18,7 @@ from sterna.engine.options import EngineOptions, SamplingOptions, override
 
 if TYPE_CHECKING:
     from sterna.engine.engine import Engine
+    from sterna.engine.loader import Located
 
 _ELSEWHERE = ("logit_bias", "logprobs", "top_logprobs", "n")  # for programs: not one answer's text
 SAMPLING = tuple(o.name for o in fields(SamplingOptions) if o.name not in _ELSEWHERE)
@@ -57,23 +58,28 @@ def open_engine(args: argparse.Namespace) -> Engine:
     """Convert and compile what is missing, with progress on stderr, then load."""
     options = EngineOptions(**given_options(args, ENGINE))
     from sterna.engine.engine import Engine
+
+    (located,), draft = find_models(args, [args.model], options)
+    return Engine(resolve=lambda name, *_: draft if name else located, options=options)
+
+
+def find_models(
+    args: argparse.Namespace, models: Sequence[str | None], options: EngineOptions
+) -> tuple[list[Located], Located]:
+    """What engines load: each of the models, and the draft model (without one, a model's own)."""
     from sterna.engine.loader import check_device
     from sterna.local import locate
 
     check_device(args.device)
     with shown() as report:
-        located = locate(
-            args.model,
-            args.model_lib,
-            args.device,
-            quantization=args.quantization,
-            kv_dtype=options.kv_dtype,
-            progress=report,
-        )
-        draft = located
+        common: dict[str, Any] = {"kv_dtype": options.kv_dtype, "progress": report}
+        found = [
+            locate(model, args.model_lib, args.device, quantization=args.quantization, **common)
+            for model in models
+        ]
         if options.draft_model:
-            draft = locate(options.draft_model, kv_dtype=options.kv_dtype, progress=report)
-    return Engine(resolve=lambda name, *_: draft if name else located, options=options)
+            return found, locate(options.draft_model, device=args.device, **common)
+    return found, found[0]
 
 
 def prompt_text(given: str | None) -> str:

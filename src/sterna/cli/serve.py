@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sterna.base.errors import UsageError
 from sterna.cli.arguments import Subparsers, add_option_flags, add_verb, given_options, number
-from sterna.cli.progress import shown
+from sterna.cli.model import find_models
 from sterna.cli.say import note
 from sterna.engine.options import EngineOptions, Mode
 
@@ -146,14 +146,14 @@ def engines(args: argparse.Namespace) -> dict[str, AsyncEngine]:
     options = EngineOptions(**chosen)
     if options.trace is not None and len(named) > 1:
         raise UsageError("--trace belongs to one model; serve the others by themselves")
-    from sterna.engine.loader import check_device
-
-    check_device(args.device)
     _check_names([name for name, _ in named if name is not None])
+    from sterna.engine.loader import share_memory
+
+    found, draft = find_models(args, [model for _, model in named], options)
     loaded: dict[str, AsyncEngine] = {}
     try:
-        for name, model in named:
-            engine = _load(args, name, model, options)
+        for (name, _), model, own in zip(named, found, share_memory(found, options), strict=True):
+            engine = _load(name, model, draft, own)
             _check_names([*loaded, engine.model_name])
             loaded[engine.model_name] = engine
             note(f"{engine.model_name}: {engine.context_window} tokens of context")
@@ -164,25 +164,12 @@ def engines(args: argparse.Namespace) -> dict[str, AsyncEngine]:
     return loaded
 
 
-def _load(
-    args: argparse.Namespace, name: str | None, model: str | None, options: EngineOptions
-) -> AsyncEngine:
+def _load(name: str | None, model: Located, draft: Located, options: EngineOptions) -> AsyncEngine:
     from sterna.engine.engine import AsyncEngine
-    from sterna.local import locate
 
-    def find(source: str | Path | None, library: str | Path | None, device: str) -> Located:
-        drafts = source is not None and source == options.draft_model
-        with shown() as report:
-            return locate(
-                source,
-                library,
-                device,
-                quantization=None if drafts else args.quantization,
-                kv_dtype=options.kv_dtype,
-                progress=report,
-            )
-
-    return AsyncEngine(model, args.model_lib, args.device, options=options, name=name, resolve=find)
+    return AsyncEngine(
+        resolve=lambda asked, *_: draft if asked else model, options=options, name=name
+    )
 
 
 def _named(text: str) -> tuple[str | None, str]:

@@ -7,8 +7,8 @@ Finding them, compiling a missing library and opening the weights is the busines
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sterna.base.artifact import Manifest
@@ -28,7 +28,7 @@ from sterna.runtime.params import WeightReader
 from sterna.text.chat_template import ChatTemplate
 from sterna.text.tokenizer import Tokenizer
 
-_MEMORY_SHARE = 0.9  # of what is free; the rest is for the process itself
+_MEMORY_SHARE = 0.9  # of what is free, unless options say how much; the rest is for the process
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,8 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
     template = ChatTemplate.load(located.folder)
     device, index = choose_device(located.device, manifest)
     guesser = None if draft is None else read_manifest(draft.library)
-    free = device.available_memory(index)
-    limits = plan(options, manifest, _fitting_pages(manifest, free, options, guesser))
+    memory = _memory(options, device.available_memory(index))
+    limits = plan(options, manifest, _fitting_pages(manifest, memory, options, guesser))
     executable = _load_on(device, index, located, limits.num_pages, options)
     return Parts(
         executable=executable,
@@ -74,6 +74,40 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
         conv_template=config.conv_template,
         fingerprint=system_fingerprint(identity(located)),
     )
+
+
+def share_memory(models: Sequence[Located], options: EngineOptions) -> list[EngineOptions]:
+    """The options of each of several models that run side by side: none takes what others need.
+
+    Each gets what it needs at least, and models on one device share the rest of its memory evenly.
+    """
+    if len(models) < 2:
+        return [options] * len(models)
+    threads = options.threads or usable_cores()
+    manifests = [read_manifest(model.library) for model in models]
+    least = [memory_plan(manifest, 1, threads).total for manifest in manifests]
+    places = [
+        choose_device(model.device, manifest)
+        for model, manifest in zip(models, manifests, strict=True)
+    ]
+    shared: list[EngineOptions] = []
+    for place, need in zip(places, least, strict=True):
+        device, index = place
+        memory = _memory(options, device.available_memory(index))
+        if memory is not None:
+            beside = [n for p, n in zip(places, least, strict=True) if p == place]
+            rest = max(0, memory - sum(beside)) // len(beside)
+            shared.append(replace(options, memory=need + rest))
+        else:
+            shared.append(options)
+    return shared
+
+
+def _memory(options: EngineOptions, free: int | None) -> int | None:
+    """Bytes that may be taken; None where neither the user nor the device says."""
+    if options.memory is not None or free is None:
+        return options.memory
+    return int(free * _MEMORY_SHARE)
 
 
 def _check_kv_dtype(options: EngineOptions, manifest: Manifest, library: Path) -> None:
@@ -143,13 +177,12 @@ def _check_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def _fitting_pages(
-    manifest: Manifest, free: int | None, options: EngineOptions, draft: Manifest | None
+    manifest: Manifest, memory: int | None, options: EngineOptions, draft: Manifest | None
 ) -> int | None:
     """Pages for which there is memory, with as many tokens in the draft model's cache."""
-    if free is None:
+    if memory is None:
         return None
     threads = options.threads or usable_cores()
-    memory = int(free * _MEMORY_SHARE)
     if draft is None:
         return pages_that_fit(manifest, threads, memory)
     memory -= memory_plan(draft, 1, threads).total

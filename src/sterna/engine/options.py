@@ -123,6 +123,12 @@ class EngineOptions:
     max_total_tokens: int | None = _option(None, int, "tokens the KV cache holds in all", 1)
     context_window_size: int | None = _option(None, int, "longest prompt and answer together", 1)
     prefill_chunk_size: int | None = _option(None, int, "most tokens in one step", 1)
+    memory: int | None = _option(
+        None,
+        int,
+        "most bytes that models and caches take together (default: nine tenths of what is free)",
+        1,
+    )
     threads: int | None = _option(None, int, "threads of a CPU device (default: all cores)", 1)
     kv_dtype: KVDtype | str = field(
         default=KVDtype.AUTO,
