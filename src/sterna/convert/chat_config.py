@@ -21,6 +21,7 @@ from sterna.checkpoint.model_folder import STERNA
 from sterna.convert.conv_templates import as_json, make_conv_template
 from sterna.convert.output import found_in, kept_recipe, sterna_json
 from sterna.convert.source import Source, read_source
+from sterna.convert.template_check import check_template
 from sterna.convert.tokenizer_info import tokenizer_info
 from sterna.models.rope_scaling import longest_context
 from sterna.text.chat_template import ChatTemplate
@@ -91,7 +92,9 @@ def gen_config(
     contents: dict[str, bytes | Path] = {
         name: model.folder / name for name in model.tokenizer_files
     }
-    contents[STERNA] = sterna_json(model, found, {"overrides": overrides})
+    template = ChatTemplate.load(model.folder)
+    probes = {} if template is None else check_template(template)
+    contents[STERNA] = sterna_json(model, found, {"overrides": overrides, "chat_template": probes})
     contents[CONFIG] = as_json(config)
     replace_files(output, contents, removed=(CONFIG, STERNA, *TOKENIZER_FILES))
     return config

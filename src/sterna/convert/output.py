@@ -23,7 +23,7 @@ from sterna.quantize.scheme import Scheme
 
 # The part of the folder that each command writes besides sterna.json's own keys.
 WEIGHT_KEYS = ("weights", "receipt")
-CONFIG_KEYS = ("overrides",)
+CONFIG_KEYS = ("overrides", "chat_template")
 
 
 def found_in(output: Path, source: Source) -> dict[str, Any]:
@@ -98,8 +98,8 @@ def _recipe(source: Source) -> dict[str, Any]:
 
 def sterna_json(source: Source, found: dict[str, Any], own: dict[str, Any]) -> bytes:
     """The whole `sterna.json`: who the model is, `own` keys, and what the other command left."""
-    kept = {key: found[key] for key in (*CONFIG_KEYS, *WEIGHT_KEYS) if key in found}
-    parts = {"overrides": {}, **kept, **own}
+    known = {"overrides": {}, **found, **own}
+    parts = {key: known[key] for key in (*CONFIG_KEYS, *WEIGHT_KEYS) if key in known}
     content = {
         "format": FORMAT,
         "sterna": __version__,
