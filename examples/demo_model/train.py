@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from examples.demo_model import corpus, grammar, sums, tokenizer
+from examples.demo_model import corpus, grammar, sums, tokenizer, tools
 from examples.demo_model.generate import say
 from examples.demo_model.model import CONFIG, Llama, load_weights, quantized, save_weights
 from examples.demo_model.muon import Muon
@@ -48,6 +48,7 @@ class Stage:
     sums_first: float = 0.0
     quantized: float = 0.35
     decay: float = 0.5
+    tools: float = 0.0  # the share of rows in which tools are offered
     seed: int = 1
 
 
@@ -57,6 +58,7 @@ STAGES = (
     Stage(1900, corpus.Mixture(), sums_first=0.2),
     Stage(900, CHAT, quantized=0.5, decay=0.9, seed=2),
     Stage(900, CHAT, rate=1.5e-3, quantized=0.5, decay=0.9, seed=3),
+    Stage(1200, CHAT, rate=1.5e-3, quantized=0.3, decay=0.9, tools=0.5, seed=4),
 )
 
 
@@ -67,6 +69,7 @@ class Rows:
         self.random = random.Random(seed)
         self.text = text
         self.mixture = SUMS
+        self.tools = 0.0
         self.special = {name: text.token_to_id(name) for name in tokenizer.SPECIAL}
 
     def batch(self, length: int) -> tuple[Tensor, Tensor]:
@@ -86,17 +89,36 @@ class Rows:
             ids.extend([*opening, *spoken, self.special[corpus.END]])
             counted.extend([False] * len(opening) + [learn] * (len(spoken) + 1))
 
-        if (
-            self.random.random() < 0.03 and self.mixture is not SUMS
-        ):  # a plain text, for raw completion
+        offered = self.offer()
+        if offered:
+            add(tools.offer(offered), False, corpus.SYSTEM)
+        elif self.random.random() < 0.03 and self.mixture is not SUMS:
+            # a plain text, for raw completion
             add(grammar.write(self.random, self.random.choice(ANIMALS)), True)
         elif (system := corpus.system_message(self.random)) is not None:
             add(system, False, corpus.SYSTEM)
         while len(ids) <= length:
-            turn = corpus.turn(self.random, self.mixture)
-            add(turn.user, False, corpus.USER)
-            add(turn.assistant, True, corpus.ASSISTANT)
+            for user, assistant in self.exchanges(offered):
+                add(user, False, corpus.USER)
+                add(assistant, True, corpus.ASSISTANT)
         return ids[: length + 1], counted[: length + 1]
+
+    def offer(self) -> list[tools.Tool]:
+        """The tools of a row, of which many have none."""
+        if self.random.random() >= self.tools:
+            return []
+        return [tools.tool(self.random) for _ in range(self.random.choice((1, 1, 2, 3)))]
+
+    def exchanges(self, offered: list[tools.Tool]) -> list[tuple[str, str]]:
+        """A question and its answer; before the answer, the call of a tool that it takes."""
+        if offered and self.random.random() < 0.7:
+            use = tools.use(self.random, self.random.choice(offered))
+            return [(use.ask, use.call), (tools.returned(use.result), tools.told(use.result))]
+        if self.tools and self.random.random() < 0.1:
+            turn = tools.json_turn(self.random)
+        else:
+            turn = corpus.turn(self.random, self.mixture)
+        return [(turn.user, turn.assistant)]
 
 
 def loss_of(model: Llama, ids: Tensor, targets: Tensor) -> Tensor:
@@ -153,6 +175,7 @@ def train(model: Llama, stage: Stage) -> None:
     """Change `model` by one stage of training."""
     torch.manual_seed(stage.seed)
     rows = Rows(tokenizer.load(), stage.seed)
+    rows.tools = stage.tools
     tuned = optimizers(model, stage.rate)
     base = [[group["lr"] for group in optimizer.param_groups] for optimizer in tuned]
     watched = sums.all_held_out()[::10]
