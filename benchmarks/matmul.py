@@ -1,6 +1,7 @@
 """How near prefill's matrix products come to the machine's arithmetic peak.
 
-    python benchmarks/matmul.py [--schemes q0f32 q4f16_1] [--rows 128] [--size 4096] [--out FILE]
+    python benchmarks/matmul.py [--schemes q0f32 q4f16_1] [--rows 128] [--size 4096]
+                                [--bits 16] [--out FILE]
 
 For each scheme the product that the passes and the schedule rules give for `rows` rows of x, with
 one thread, turn about with a loop of independent FMAs in registers: prints JSON with both rates in
@@ -57,9 +58,9 @@ def fastest(call: Callable[[], object], count: int) -> float:
     return float(np.percentile(seconds, 10))
 
 
-def measure(name: str, rows: int, size: int) -> dict[str, Any]:
+def measure(name: str, rows: int, size: int, bits: int) -> dict[str, Any]:
     packing = scheme(name)
-    groups = [g for g in product_groups(size, packing, rows) if g is not None]
+    groups = [g for g in product_groups(size, packing, rows, bits) if g is not None]
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((size, size)).astype(np.float32)
     packed = quantize(weight, packing)
@@ -112,14 +113,16 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", default=["q0f32", "q4f16_1", "q8f16_1", "q3f16_1"])
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--bits", type=int, choices=(16, 8), default=16, help="of activations")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     result = {
         "rows": options.rows,
         "size": options.size,
+        "activation_bits": options.bits,
         "target": host_target().spec,
         "row_tile": ROW_TILE,
-        "gflops": {s: measure(s, options.rows, options.size) for s in options.schemes},
+        "gflops": {s: measure(s, options.rows, options.size, options.bits) for s in options.schemes},
     }
     text = json.dumps(result, indent=2)
     print(text)

@@ -1,10 +1,11 @@
 """How near a decode matvec from packed weights comes to the machine's read bandwidth.
 
-    python benchmarks/matvec.py [--scheme q4f16_1] [--size 4096] [--threads 1 2] [--out FILE]
+    python benchmarks/matvec.py [--scheme q4f16_1] [--size 4096] [--threads 1 2]
+                                [--bits 16] [--out FILE]
 
 Both are compiled by the same toolchain and run on the same pool in the same rounds, turn about:
 a loop that reads memory and adds it up, and the product that the passes and the schedule rules
-give for one row. What quantizes the row is timed apart: it runs once for several products.
+give for one row, with its activations in codes of 16 or 8 `bits`. What quantizes the row is timed apart: it runs once for several products.
 Each call takes the next of a ring of matrices too large for any cache. A round's rate is that of
 its fastest tenth of calls, for both alike: what else runs on a machine takes turns with them, and
 more of them from longer calls. Prints JSON; a figure is the median over rounds, and the ratio is
@@ -73,7 +74,9 @@ EXPORT void run_read(const struct read_args *a, i64 items) {
 """
 
 
-def product_groups(size: int, packing: Scheme, rows: int = 1) -> tuple[Group, Group | None]:
+def product_groups(
+    size: int, packing: Scheme, rows: int = 1, bits: int = 16
+) -> tuple[Group, Group | None]:
     """y[n, size] = x[n, size] @ weight.T for up to `rows` rows; and what quantizes x, if any."""
     trace, n = Trace("matvec"), Var("n", I32, 1, rows)
     x = trace.param("x", (n, size), F32)
@@ -88,7 +91,7 @@ def product_groups(size: int, packing: Scheme, rows: int = 1) -> tuple[Group, Gr
     function = trace.function(trace.emit("matmul", x, weight))
     module = IRModule({function.name: function}, function.name, (n,))
     if host_target().pair_products and packing.compute.bits == 16:
-        module = cleanup(quantize_activations(module))
+        module = cleanup(quantize_activations(module, bits))
     kernels = [f for f in fuse(module).functions.values() if f.primitive]
     groups = [lower(f, tiles).group for f in kernels]
     return groups[-1], groups[0] if len(groups) > 1 else None
@@ -226,10 +229,11 @@ def main() -> None:
     parser.add_argument("--scheme", default="q4f16_1")
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--bits", type=int, choices=(16, 8), default=16, help="of activations")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     packing, size = scheme(options.scheme), options.size
-    groups = [g for g in product_groups(size, packing) if g is not None]
+    groups = [g for g in product_groups(size, packing, bits=options.bits) if g is not None]
     rng = np.random.default_rng(0)
     packed = quantize(rng.standard_normal((size, size)).astype(np.float32), packing)
     x = rng.standard_normal((1, size)).astype(np.float32)
@@ -244,6 +248,7 @@ def main() -> None:
     error = np.abs(out[:, :size] - exact).max() / np.abs(exact).max()
     result = {
         "scheme": options.scheme,
+        "activation_bits": options.bits,
         "size": size,
         "target": host_target().spec,
         "error": float(error),

@@ -6,8 +6,8 @@ The stories model (260 thousand weights, trained on TinyStories) is converted an
 scheme. Prints and writes benchmarks/results/quality.json: perplexity of 25 stories and of 20
 paragraphs of Shakespeare, and next-token agreement with q0f32 on the stories (share of equal most
 likely tokens, KL divergence in nats). The same for q0f32 with its keys and values kept in fewer
-bits, as `kv_cache`. A model this small suffers more from few bits than large
-ones do: the figures compare schemes.
+bits, as `kv_cache`, and for q4f16_1 by what its activations become, as `activations`. A model this
+small suffers more from few bits than large ones do: the figures compare schemes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "src"))
 
 from sterna.base.target import host_target  # noqa: E402
 from sterna.checkpoint.mlc import read_mlc_folder  # noqa: E402
-from sterna.compiler import CompileOptions, KVDtype, compile_model  # noqa: E402
+from sterna.compiler import Activations, CompileOptions, KVDtype, compile_model  # noqa: E402
 from sterna.convert import convert_weight, gen_config  # noqa: E402
 from sterna.quality import agreement, likelihood  # noqa: E402
 from sterna.quantize.scheme import SCHEMES  # noqa: E402
@@ -37,6 +37,8 @@ RESULT = ROOT / "benchmarks" / "results" / "quality.json"
 REFERENCE = "q0f32"
 MODEL = Path("models") / "stories260K-hf"
 KV_DTYPES: tuple[KVDtype, ...] = ("f16", "q8")
+ROUNDED = "q4f16_1"
+ACTIVATIONS: tuple[Activations, ...] = ("f32", "i16", "i8")  # of ROUNDED
 LONGEST = 256  # tokens of a document
 
 Documents = dict[str, list[list[int]]]
@@ -50,6 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     found: dict[str, Any] = {}
     caches: dict[str, Any] = {}
+    activations: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         texts = documents(args.data)
         reference = load(args.data / MODEL, REFERENCE, Path(scratch) / "reference")
@@ -60,13 +63,20 @@ def main() -> None:
             print(f"{name:10}", json.dumps(found[name]), flush=True)
             model.close()
         for kv_dtype in KV_DTYPES:
-            model = load(args.data / MODEL, REFERENCE, Path(scratch) / kv_dtype, kv_dtype)
+            options = CompileOptions(prefill_chunk_size=64, kv_dtype=kv_dtype)
+            model = load(args.data / MODEL, REFERENCE, Path(scratch) / kv_dtype, options)
             caches[kv_dtype] = measure(reference, model, texts)
             caches[kv_dtype]["bytes_per_token"] = model.manifest.kv_cache.bytes_per_token
             print(f"{kv_dtype:10}", json.dumps(caches[kv_dtype]), flush=True)
             model.close()
+        for kind in ACTIVATIONS:
+            options = CompileOptions(prefill_chunk_size=64, activations=kind)
+            model = load(args.data / MODEL, ROUNDED, Path(scratch) / kind, options)
+            activations[kind] = measure(reference, model, texts)
+            print(f"{kind:10}", json.dumps(activations[kind]), flush=True)
+            model.close()
     head = {"model": MODEL.name, "reference": REFERENCE}
-    result = {**head, "schemes": found, "kv_cache": caches}
+    result = {**head, "schemes": found, "kv_cache": caches, "activations": activations}
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
 
@@ -82,13 +92,15 @@ def documents(data: Path) -> Documents:
 
 
 def load(
-    source: Path, scheme: str, folder: Path, kv_dtype: KVDtype | None = None
+    source: Path,
+    scheme: str,
+    folder: Path,
+    options: CompileOptions = CompileOptions(prefill_chunk_size=64),
 ) -> cpu.CpuExecutable:
     """Convert, compile for this machine and load."""
     convert_weight(source, folder, quantization=scheme)
     gen_config(source, folder, quantization=scheme)
     library = folder / f"model{host_target().suffix}"
-    options = CompileOptions(prefill_chunk_size=64, kv_dtype=kv_dtype)
     compile_model(folder, host_target(), library, options=options)
     return cpu.load(library, read_mlc_folder(folder).tensors, num_pages=LONGEST // 16)
 

@@ -38,6 +38,7 @@ from sterna.passes.fuse import fuse
 from sterna.passes.lower_opaque import Setting
 from sterna.passes.pipeline import graph_passes, run
 from sterna.passes.prepack import prepack
+from sterna.passes.quantize_activations import code_bits
 from sterna.passes.specialize import specialize
 from sterna.program import (
     STEP_DIMS,
@@ -63,9 +64,10 @@ ENTRIES = ("prefill", "decode", "verify")
 
 Progress = Callable[[str], None]
 
-# How products with packed weights see their other factor: as 16-bit codes, or as it is. Without
-# a word it is codes where the scheme computes in 16 bits, and f32 where it computes in f32.
-Activations = Literal["i16", "f32"]
+# How products with packed weights see their other factor: as codes of 16 or 8 bits, or as it is.
+# Without a word it is 16 bits where the scheme computes in 16, and f32 where it computes in f32.
+Activations = Literal["i16", "i8", "f32"]
+_CODE_BITS: Mapping[str, int] = {"i16": 16, "i8": 8}
 
 # What the cache keeps of a key or value: a float, or 8 bits and a scale for each token and head.
 KVDtype = Literal["f16", "q8"]
@@ -104,6 +106,7 @@ class Source:
     parts: LibraryParts
     table: KernelTable
     entries: tuple[EntryPoint, ...]
+    products: Mapping[int, int]  # of codes, by the bits of their activations
 
     @property
     def tuned(self) -> int:
@@ -155,6 +158,8 @@ def compile_model(
         dump = _dump_of(own, target, debug_dump)
         sources.append(compile_source(opened, own, options, dump, tuned))
         dump.kernels(sources[-1], renderer)
+    if options.activations == "i8" and (wider := sources[0].products[16]):
+        say(f"{wider} of {sum(sources[0].products.values())} products keep activations of 16 bits")
     count, changed = sum(len(s.table.kernels) for s in sources), sum(s.tuned for s in sources)
     say(f"{count} kernels, {changed} of them tuned; making {output.name}")
     built = renderer.build_library([s.parts for s in sources], target)
@@ -203,9 +208,15 @@ def compile_source(
     module = trace_causal_lm(model, _limits(model, sizes))
     passes = graph_passes(
         models.family(config).FUSED,
-        integer_products=_integer_products(target, options, quantization.compute),
+        code_bits=_code_bits(target, options, quantization.compute),
     )
     module = run(module, passes, dump.phase)
+    products = code_bits(module)
+    if options.activations == "i8" and not products[8]:
+        raise UsageError(
+            f"activations i8 were asked for, but no product of {folder.quantization} can use "
+            "them: they go with weights of 2 or 4 bits whose codes fill words; leave the option out"
+        )
     tiles = prepack(module)
     module = fuse(module)
     dump.phase("06_fuse", to_text(module))
@@ -216,18 +227,19 @@ def compile_source(
     )
     sampler = _sampler(target, module, sizes, table)
     manifest = _manifest(folder, target, module, tiles, model, sizes, table, entries, sampler)
-    return Source(manifest, LibraryParts(manifest, table.code(), module.constants), table, entries)
+    parts = LibraryParts(manifest, table.code(), module.constants)
+    return Source(manifest, parts, table, entries, products)
 
 
-def _integer_products(target: Target, options: CompileOptions, compute: DType) -> bool:
-    """Whether activations become codes: by default where the scheme asks for 16 bits of them."""
-    if options.activations == "i16" and not target.pair_products:
+def _code_bits(target: Target, options: CompileOptions, compute: DType) -> int | None:
+    """Bits of the codes that activations become, by default where the scheme asks for 16."""
+    if options.activations in _CODE_BITS and not target.pair_products:
         raise UsageError(
-            f"activations i16 were asked for, but {target.spec} does not multiply pairs of "
-            "16-bit numbers; leave the option out, or ask for f32"
+            f"activations {options.activations} were asked for, but {target.spec} does not "
+            "multiply pairs of 16-bit numbers; leave the option out, or ask for f32"
         )
     default = "i16" if compute.bits == 16 else "f32"
-    return target.pair_products and (options.activations or default) == "i16"
+    return _CODE_BITS.get(options.activations or default) if target.pair_products else None
 
 
 def _sampler(target: Target, module: IRModule, sizes: Sizes, table: KernelTable) -> Entry | None:

@@ -38,7 +38,7 @@ def test_weights_read_are_those_stored(variant: str) -> None:
     config = tiny.VARIANTS[variant]
     for name in QUANTIZED[:: len(tiny.VARIANTS) // 4]:
         module = trace_causal_lm(build(config, scheme(name)), Limits(8, 4, 16))
-        after = run(module, graph_passes(family(config).FUSED, integer_products=False))
+        after = run(module, graph_passes(family(config).FUSED, code_bits=None))
         read = {
             w.name: (tuple(int(e.value) for e in w.shape), w.dtype)
             for function in after.functions.values()

@@ -77,7 +77,7 @@ def test_each_builds_its_graph(configs: dict[str, dict[str, Any]]) -> None:
         if name in REFUSED:
             continue
         module = trace_causal_lm(build(config, scheme("q4f16_1")), Limits(8, 4, 16))
-        run(module, graph_passes(family(config).FUSED, integer_products=False))
+        run(module, graph_passes(family(config).FUSED, code_bits=None))
         built += 1
     assert built == len(configs) - len(REFUSED)
 

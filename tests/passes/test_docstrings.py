@@ -16,7 +16,7 @@ from sterna.passes.pipeline import graph_passes, infer
 from sterna.passes.regroup import regroup
 
 FUSED = {"gate_up": ("gate", "up")}  # the table that combine_matmul's example names
-PASSES = dict(graph_passes(FUSED, integer_products=True)) | {"fuse": fuse}
+PASSES = dict(graph_passes(FUSED, code_bits=16)) | {"fuse": fuse}
 
 
 def example(transform: Callable[..., object]) -> tuple[str, str]:

@@ -81,7 +81,7 @@ def outcome(module: IRModule, stored: Mapping[str, Array]) -> list[Array]:
 
 
 def passed(module: IRModule, variant: str) -> IRModule:
-    return run(module, graph_passes(family(config(variant)).FUSED, integer_products=False))
+    return run(module, graph_passes(family(config(variant)).FUSED, code_bits=None))
 
 
 @pytest.mark.parametrize(("variant", "scheme_name"), CASES)
@@ -118,9 +118,7 @@ def reference_logits(prompt: tuple[int, ...]) -> Array:
 def test_weights_read_are_those_stored(variant: str) -> None:
     for name in SCHEMES:
         module = trace_causal_lm(build(tiny.VARIANTS[variant], scheme(name)), Limits(8, 4, 16))
-        after = run(
-            module, graph_passes(family(tiny.VARIANTS[variant]).FUSED, integer_products=False)
-        )
+        after = run(module, graph_passes(family(tiny.VARIANTS[variant]).FUSED, code_bits=None))
         stored = {
             tensor.replace(".layers.0.", ".layers.{i}."): spec
             for weight in stored_weights(tiny.VARIANTS[variant], scheme(name))

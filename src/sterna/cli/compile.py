@@ -51,9 +51,10 @@ def add(verbs: Subparsers) -> None:
     )
     parser.add_argument(
         "--activations",
-        choices=("i16", "f32"),
+        choices=("i16", "i8", "f32"),
         help="what packed weights are multiplied with: 16-bit codes, exact within a group of "
-        "weights, or f32 (default: i16, and f32 for schemes that compute in f32)",
+        "weights; 8-bit codes, faster and coarser; or f32 (default: i16, and f32 for schemes that "
+        "compute in f32)",
     )
     parser.add_argument("-o", "--output", metavar="LIB", help="the library to write")
     parser.add_argument(

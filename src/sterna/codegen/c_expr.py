@@ -122,9 +122,9 @@ class ExprWriter:
             case Intrin(name="fma", args=args) if e.dtype == F32:
                 texts, lanes = self.together(*args)
                 return f"fma_{c_type(F32, lanes)}({', '.join(texts)})", lanes
-            case Intrin(name="dot2", args=args) if e.dtype == I32:
+            case Intrin(name="dot2" | "dot4" as name, args=args) if e.dtype == I32:
                 texts, lanes = self.together(*args)
-                return f"dot2_i32{suffix(lanes)}({', '.join(texts)})", lanes
+                return f"{name}_i32{suffix(lanes)}({', '.join(texts)})", lanes
             case Unary(op=op, a=a):
                 text, lanes = self.value(a)
                 return unary(op, text, a.dtype, lanes), lanes

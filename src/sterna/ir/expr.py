@@ -92,9 +92,15 @@ def _half(pair: Any, shift: int) -> Any:
     return (((pair >> shift) & 0xFFFF) ^ 0x8000) - 0x8000
 
 
+def _byte(four: Any, shift: int) -> Any:
+    """The i8 at bit `shift` of an i32."""
+    return (((four >> shift) & 0xFF) ^ 0x80) - 0x80
+
+
 INTRINSICS: dict[str, Intrinsic] = {
     "fma": Intrinsic(3, lambda a, b, c: a * b + c),
     "dot2": Intrinsic(2, lambda a, b: _half(a, 0) * _half(b, 0) + _half(a, 16) * _half(b, 16)),
+    "dot4": Intrinsic(2, lambda a, b: sum(_byte(a, i) * _byte(b, i) for i in (0, 8, 16, 24))),
 }
 
 
@@ -253,7 +259,8 @@ class Intrin(Expr):
     """A named operation of several arguments, a row of INTRINSICS.
 
     `fma(a, b, c)` = a * b + c rounded once. `dot2(a, b)` takes each i32 for two i16 and sums the
-    two products; it may be as large as 2**31, where it wraps.
+    two products; it may be as large as 2**31, where it wraps. `dot4(a, b)` takes each for four i8;
+    those of b must not be negative, for hardware multiplies signed numbers with unsigned ones.
     """
 
     name: str
@@ -385,6 +392,11 @@ def fma(a: ExprLike, b: ExprLike, c: ExprLike) -> Expr:
 def dot2(a: Expr, b: Expr) -> Expr:
     """Sum of the products of two pairs of i16, each pair in an i32."""
     return Intrin("dot2", (a, b))
+
+
+def dot4(a: Expr, b: Expr) -> Expr:
+    """Sum of the products of four pairs of i8, each four in an i32; those of b are 0 to 127."""
+    return Intrin("dot4", (a, b))
 
 
 def exp(a: Expr) -> Expr:

@@ -7,6 +7,8 @@ codes the value is exact in f32 when the scale is f16 or bf16.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sterna.base.dtype import F32, I32, U32
 from sterna.ir.compute import Compute
 from sterna.ir.expr import Buffer, Expr, cast, minimum, select, wrap
@@ -20,25 +22,33 @@ def _infer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...
     return (TensorType((wrap(rows), wrap(depth)), F32),)
 
 
-def pair_span(attrs: Attrs) -> int:
-    """Codes after which `code_pair` starts again: those of a word, or 2 where they cross words."""
-    return 32 // integer(attrs, "bits") if attrs["packing"] == "word" else 2
+def code_span(attrs: Attrs, parts: int) -> int:
+    """Codes after which `codes_beside` starts again: a word's; `parts` where they cross words."""
+    return 32 // integer(attrs, "bits") if attrs["packing"] == "word" else parts
 
 
-def code_pair(words: Buffer, n: Expr, p: Expr, attrs: Attrs) -> Expr:
-    """Two codes of weight row n in the halves of a u32.
+def codes_beside(words: Buffer, n: Expr, p: Expr, attrs: Attrs, parts: int) -> Expr:
+    """`parts` codes of weight row n side by side in a u32.
 
-    With h = pair_span / 2, pair p holds codes j and j + h of its span, j = p % h.
+    With h = span / parts, number p holds codes j, j + h, j + 2h... of its span, j = p % h.
     """
-    bits, half = integer(attrs, "bits"), pair_span(attrs) // 2
+    bits, width, step = integer(attrs, "bits"), 32 // parts, code_span(attrs, parts) // parts
     mask = (1 << bits) - 1
-    if attrs["packing"] == "word":
-        word, shift = _word(words, n, p // half, attrs), p % half * bits
-        if half * bits == 16:
-            return (word >> cast(U32, shift)) & (mask | mask << 16)
-        low, high = word >> cast(U32, shift), word >> cast(U32, shift + half * bits)
-        return (low & mask) | ((high & mask) << 16)
-    return code(words, n, p * 2, attrs) | (code(words, n, p * 2 + 1, attrs) << 16)
+    if attrs["packing"] != "word":
+        return _joined([code(words, n, p * parts + i, attrs) for i in range(parts)])
+    word, shift = _word(words, n, p // step, attrs), p % step * bits
+    if step * bits == width:
+        return (word >> cast(U32, shift)) & sum(mask << i * width for i in range(parts))
+    moved = (word >> cast(U32, shift + i * step * bits) for i in range(parts))
+    return _joined([part & mask for part in moved])
+
+
+def _joined(parts: Sequence[Expr]) -> Expr:
+    """Numbers below 2**(32 / parts) in one u32, the first lowest."""
+    joined = parts[0]
+    for i, part in enumerate(parts[1:], 1):
+        joined = joined | (part << (i * 32 // len(parts)))
+    return joined
 
 
 def _word(words: Buffer, n: Expr, w: Expr, attrs: Attrs) -> Expr:

@@ -1,14 +1,15 @@
-"""Matrix product with packed weights in integers: activations become 16-bit codes too.
+"""Matrix product with packed weights in integers: activations become codes too, of 16 or 8 bits.
 
     dynamic_quantize   x [n, K] -> codes, and for each group of K a scale and the sum of its codes
     quantized_matmul   codes of x times codes of a weight, summed exactly within a group
 
 Inside a group every product and sum is an exact integer, so any order of it gives the same bits;
-across groups the sum runs in f32 and in order. Two 16-bit codes lie in one i32, and `dot2`
-multiplies and adds two such pairs: what pmaddwd, vpdpwssd or i32x4.dot_i16x8 do in one step.
+across groups the sum runs in f32 and in order. An i32 holds two 16-bit codes or four 8-bit ones,
+and `dot2` or `dot4` multiplies and adds two such i32: what pmaddwd or i32x4.dot_i16x8 do in one
+step, and pmaddubsw with another.
 
-Which codes make a pair is chosen so that pairs fall out of packed words by a shift and a mask:
-with `span` codes to a word, code j goes with code j + span / 2.
+Which codes lie together is chosen so that they fall out of packed words by a shift and a mask:
+with `span` codes to a word and `parts` of them in an i32, code j goes with code j + span / parts.
 """
 
 from __future__ import annotations
@@ -18,38 +19,42 @@ from math import gcd
 
 from sterna.base.dtype import F32, I32, U32
 from sterna.ir.compute import MAX, SUM, Combine, Compute, axis
-from sterna.ir.expr import Buffer, Expr, Unary, cast, dot2, select, wrap
+from sterna.ir.expr import Buffer, Expr, Unary, cast, dot2, dot4, select, wrap
 from sterna.ir.graph import TensorType
 from sterna.ops.op import Attrs, Kind, Op, expect, integer, result_names, static
-from sterna.ops.quantize import code_pair
+from sterna.ops.quantize import codes_beside
 
-LARGEST = 32767  # code of an activation
+PARTS = {16: 2, 8: 4}  # codes in an i32, by their bits
 _SMALLEST = 1.0e-30  # a group whose largest activation is below counts as zero
 _LANES = 8  # partial results of a group side by side
 
 
 def _quantize_types(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
     (x,) = types
-    group, span = integer(attrs, "group"), integer(attrs, "span")
+    group, span, parts = (integer(attrs, name) for name in ("group", "span", "parts"))
     depth = static(x.shape[1], "dynamic_quantize: the last dim")
     expect(depth % group == 0, "dynamic_quantize: the group does not divide the last dim")
-    expect(group % span == 0 and span % 2 == 0, "dynamic_quantize: the span does not fit the group")
-    pairs = TensorType((x.shape[0], wrap(depth // span), wrap(span // 2)), I32)
+    expect(parts in PARTS.values(), f"dynamic_quantize: {parts} codes do not fill an i32")
+    fits = group % span == 0 and span % parts == 0
+    expect(fits, "dynamic_quantize: the span does not fit the group")
+    codes = TensorType((x.shape[0], wrap(depth // span), wrap(span // parts)), I32)
     groups = (x.shape[0], wrap(depth // group))
-    return (pairs, TensorType(groups, F32), TensorType(groups, I32))
+    return (codes, TensorType(groups, F32), TensorType(groups, I32))
 
 
 def _quantize(
     out: str, args: tuple[Buffer, ...], types: tuple[TensorType, ...], attrs: Attrs
 ) -> tuple[Compute, ...]:
-    """scale = max |x| / 32767 of a group; code = x / scale, to the nearest integer.
+    """scale = max |x| / 32767 (or 127) of a group; code = x / scale, to the nearest integer.
 
-    The results are pairs, scales and sums.
+    The results are codes side by side, scales and sums.
     """
     (x,) = args
-    group, half = integer(attrs, "group"), integer(attrs, "span") // 2
+    group, parts = integer(attrs, "group"), integer(attrs, "parts")
+    step, width = integer(attrs, "span") // parts, 32 // parts
+    largest = (1 << (width - 1)) - 1
     rows, depth = x.shape[0], static(x.shape[1], "dynamic_quantize: the last dim")
-    pairs, scale, total = (
+    beside, scale, total = (
         Buffer(name, t.dtype, t.shape) for name, t in zip(result_names(out, 3), types, strict=True)
     )
     inverse = Buffer(f"{out}.inverse", F32, scale.shape)
@@ -57,24 +62,28 @@ def _quantize(
     n, g = axis("n", rows), axis("g", depth // group)
     peak = Buffer(f"{out}.peak", F32, scale.shape)
     peaks = _by_group(peak, group, MAX, lambda n, k: Unary("abs", cast(F32, x[n, k])))
-    scaled = Compute(scale, (n, g), peak[n.var, g.var] * (1.0 / LARGEST))
+    scaled = Compute(scale, (n, g), peak[n.var, g.var] * (1.0 / largest))
     n, g = axis("n", rows), axis("g", depth // group)
     some = wrap(_SMALLEST) < peak[n.var, g.var]
     inverted = Compute(
-        inverse, (n, g), select(some, wrap(float(LARGEST)) / peak[n.var, g.var], 0.0)
+        inverse, (n, g), select(some, wrap(float(largest)) / peak[n.var, g.var], 0.0)
     )
     n, k = axis("n", rows), axis("k", depth)
     nearest = Unary("floor", cast(F32, x[n.var, k.var]) * inverse[n.var, k.var // group] + 0.5)
     coded = Compute(code, (n, k), cast(I32, nearest))
-    n, w, j = axis("n", rows), axis("w", depth // half // 2), axis("j", half)
-    first = w.var * (2 * half) + j.var
-    low, high = code[n.var, first] & 0xFFFF, code[n.var, first + half] << 16
-    paired = Compute(pairs, (n, w, j), low | high)
+    n, w, j = axis("n", rows), axis("w", depth // step // parts), axis("j", step)
+    first = w.var * (parts * step) + j.var
+    joined = code[n.var, first] & ((1 << width) - 1)
+    for i in range(1, parts):
+        part = code[n.var, first + i * step]
+        last = i == parts - 1  # what is above it falls out of the i32
+        joined = joined | ((part if last else part & ((1 << width) - 1)) << (i * width))
+    laid = Compute(beside, (n, w, j), joined)
     added = Buffer(f"{out}.sum", I32, total.shape)
     sums = _by_group(added, group, SUM, lambda n, k: code[n, k])
     n, g = axis("n", rows), axis("g", depth // group)
     summed = Compute(total, (n, g), added[n.var, g.var])
-    return (*peaks, scaled, inverted, coded, *sums, summed, paired)
+    return (*peaks, scaled, inverted, coded, *sums, summed, laid)
 
 
 def _by_group(
@@ -93,37 +102,38 @@ def _by_group(
 
 
 def _matmul_types(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
-    pairs, _, _, codes = types[:4]
-    expect(codes.dtype == U32, "quantized_matmul: codes must be packed in u32 words")
+    x, _, _, words = types[:4]
+    expect(words.dtype == U32, "quantized_matmul: codes must be packed in u32 words")
     rows, depth = integer(attrs, "rows"), integer(attrs, "depth")
-    held = static(pairs.shape[1], "pairs") * static(pairs.shape[2], "pairs") * 2
+    held = static(x.shape[1], "codes") * static(x.shape[2], "codes") * integer(attrs, "parts")
     expect(held == depth, "quantized_matmul: inner dims differ")
-    return (TensorType((pairs.shape[0], wrap(rows)), F32),)
+    return (TensorType((x.shape[0], wrap(rows)), F32),)
 
 
 def _matmul(
     out: str, args: tuple[Buffer, ...], types: tuple[TensorType, ...], attrs: Attrs
 ) -> tuple[Compute, ...]:
-    """group[m, n, g] = sum over the pairs p of group g of dot2(x[m, p], weight[p, n]), exact;
+    """group[m, n, g] = sum over the i32 p of group g of dot2(x[m, p], weight[p, n]), exact;
 
     acc[m, n] = sum over g of (group - zero * sum of x) * (scale of x * scale of the weight).
-    Arguments: pairs, scales and sums of x; codes, scales and maybe zero points of the weight.
+    Arguments: codes, scales and sums of x; codes, scales and maybe zero points of the weight.
     """
-    pairs, x_scale, x_sum, words, scale = args[:5]
-    rows, columns, groups = pairs.shape[0], types[0].shape[1], x_scale.shape[1]
-    size, half = integer(attrs, "group"), static(pairs.shape[2], "pairs")
+    x, x_scale, x_sum, words, scale = args[:5]
+    rows, columns, groups = x.shape[0], types[0].shape[1], x_scale.shape[1]
+    parts, step = integer(attrs, "parts"), static(x.shape[2], "codes")
+    size, dot = integer(attrs, "group") // parts, dot2 if parts == 2 else dot4
     transposed = attrs["layout"] == "KN"
 
     def per_group(buffer: Buffer, n: Expr, g: Expr) -> Expr:
         return buffer[g, n] if transposed else buffer[n, g]
 
-    p, n = axis("p", integer(attrs, "depth") // 2), axis("n", columns)
+    p, n = axis("p", integer(attrs, "depth") // parts), axis("n", columns)
     weight = Buffer(f"{out}.weight", I32, (p.extent, columns))
-    staged = Compute(weight, (p, n), cast(I32, code_pair(words, n.var, p.var, attrs)))
-    m, n, g, i = axis("m", rows), axis("n", columns), axis("g", groups), axis("i", size // 2)
-    at = g.var * (size // 2) + i.var
+    staged = Compute(weight, (p, n), cast(I32, codes_beside(words, n.var, p.var, attrs, parts)))
+    m, n, g, i = axis("m", rows), axis("n", columns), axis("g", groups), axis("i", size)
+    at = g.var * size + i.var
     exact = Buffer(f"{out}.group", I32, (rows, columns, groups))
-    product = dot2(pairs[m.var, at // half, at % half], weight[at, n.var])
+    product = dot(x[m.var, at // step, at % step], weight[at, n.var])
     first = Compute(exact, (m, n, g), product, over=(i,), combine=SUM)
     m, n, g = axis("m", rows), axis("n", columns), axis("g", groups)
     bias: Expr = wrap(integer(attrs, "bias"))

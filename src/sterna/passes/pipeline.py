@@ -26,20 +26,23 @@ Dump = Callable[[str, str], None]
 
 
 def graph_passes(
-    fused: Mapping[str, tuple[str, ...]], *, integer_products: bool
+    fused: Mapping[str, tuple[str, ...]], *, code_bits: int | None
 ) -> tuple[Pass, ...]:
     """The passes that come before fusion; `fused` is the family's FUSED table.
 
-    `integer_products`: packed weights are multiplied as codes, with 16-bit activations.
+    `code_bits`: packed weights are multiplied as codes, with activations of so many bits; None:
+    as floats.
     """
-    codes: tuple[Pass, ...] = (("quantize_activations", quantize_activations),)
+    codes: tuple[Pass, ...] = ()
+    if code_bits is not None:
+        codes = (("quantize_activations", partial(quantize_activations, bits=code_bits)),)
     return (
         ("last_rows", last_rows),  # sees norm and head as traced: none is stacked or shared yet
         (
             "combine_matmul",
             partial(combine_matmul, fused=fused),
         ),  # readers get slices of one matmul
-        *(codes if integer_products else ()),  # one product a stack, not one a part
+        *codes,  # one product a stack, not one a part
         ("fuse_rope_append", fuse_rope_append),  # rope reads those slices, not what they lie in
         ("cleanup", cleanup),  # fusion counts readers, so equal and dead bindings must be gone
     )
