@@ -122,7 +122,9 @@ def main() -> None:
         "activation_bits": options.bits,
         "target": host_target().spec,
         "row_tile": ROW_TILE,
-        "gflops": {s: measure(s, options.rows, options.size, options.bits) for s in options.schemes},
+        "gflops": {
+            s: measure(s, options.rows, options.size, options.bits) for s in options.schemes
+        },
     }
     text = json.dumps(result, indent=2)
     print(text)

@@ -3,13 +3,13 @@
     python benchmarks/matvec.py [--scheme q4f16_1] [--size 4096] [--threads 1 2]
                                 [--bits 16] [--out FILE]
 
-Both are compiled by the same toolchain and run on the same pool in the same rounds, turn about:
-a loop that reads memory and adds it up, and the product that the passes and the schedule rules
-give for one row, with its activations in codes of 16 or 8 `bits`. What quantizes the row is timed apart: it runs once for several products.
-Each call takes the next of a ring of matrices too large for any cache. A round's rate is that of
-its fastest tenth of calls, for both alike: what else runs on a machine takes turns with them, and
-more of them from longer calls. Prints JSON; a figure is the median over rounds, and the ratio is
-taken round by round, for what else runs drifts.
+Both are compiled by the same toolchain and run on the same pool in the same rounds, turn about: a
+loop that reads memory and adds it up, and the product that the passes and the schedule rules give
+for one row, with its activations in codes of 16 or 8 `bits`. What quantizes the row is timed apart:
+it runs once for several products. Each call takes the next of a ring of matrices too large for any
+cache. A round's rate is that of its fastest tenth of calls, for both alike: what else runs on a
+machine takes turns with them, and more of them from longer calls. Prints JSON; a figure is the
+median over rounds, and the ratio is taken round by round, for what else runs drifts.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ MODEL = Path("models") / "stories260K-hf"
 KV_DTYPES: tuple[KVDtype, ...] = ("f16", "q8")
 ROUNDED = "q4f16_1"
 ACTIVATIONS: tuple[Activations, ...] = ("f32", "i16", "i8")  # of ROUNDED
+USUAL = CompileOptions(prefill_chunk_size=64)
 LONGEST = 256  # tokens of a document
 
 Documents = dict[str, list[list[int]]]
@@ -63,14 +64,14 @@ def main() -> None:
             print(f"{name:10}", json.dumps(found[name]), flush=True)
             model.close()
         for kv_dtype in KV_DTYPES:
-            options = CompileOptions(prefill_chunk_size=64, kv_dtype=kv_dtype)
+            options = replace(USUAL, kv_dtype=kv_dtype)
             model = load(args.data / MODEL, REFERENCE, Path(scratch) / kv_dtype, options)
             caches[kv_dtype] = measure(reference, model, texts)
             caches[kv_dtype]["bytes_per_token"] = model.manifest.kv_cache.bytes_per_token
             print(f"{kv_dtype:10}", json.dumps(caches[kv_dtype]), flush=True)
             model.close()
         for kind in ACTIVATIONS:
-            options = CompileOptions(prefill_chunk_size=64, activations=kind)
+            options = replace(USUAL, activations=kind)
             model = load(args.data / MODEL, ROUNDED, Path(scratch) / kind, options)
             activations[kind] = measure(reference, model, texts)
             print(f"{kind:10}", json.dumps(activations[kind]), flush=True)
@@ -92,10 +93,7 @@ def documents(data: Path) -> Documents:
 
 
 def load(
-    source: Path,
-    scheme: str,
-    folder: Path,
-    options: CompileOptions = CompileOptions(prefill_chunk_size=64),
+    source: Path, scheme: str, folder: Path, options: CompileOptions = USUAL
 ) -> cpu.CpuExecutable:
     """Convert, compile for this machine and load."""
     convert_weight(source, folder, quantization=scheme)
