@@ -118,9 +118,10 @@ def system_message(random_: random.Random) -> str | None:
     return random_.choice(_SYSTEM) if random_.random() < 1 / 8 else None
 
 
-def prompt(user: str) -> str:
+def prompt(user: str, system: str | None = None) -> str:
     """The text of a conversation that waits for its first answer."""
-    return f"{BOS}{USER}{user}{END}{ASSISTANT}"
+    before = "" if system is None else f"{SYSTEM}{system}{END}"
+    return f"{BOS}{before}{USER}{user}{END}{ASSISTANT}"
 
 
 def exchange(turn: Turn) -> str:

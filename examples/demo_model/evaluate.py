@@ -3,7 +3,7 @@
 In: the committed folder. Out: a JSON file of figures, which the model's card quotes. Sums are all
 that training never saw; stories are read back by the grammar that wrote the corpus, once for
 animals of the training list and once for animals that never occurred; questions on Sterna are
-phrasings that training never saw.
+phrasings that training never saw; tools are drawn as training draws them.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from examples.demo_model import answers, corpus, grammar, sums, tokenizer
+from examples.demo_model import answers, corpus, grammar, sums, tokenizer, tools
 from examples.demo_model.generate import say
 from examples.demo_model.model import Llama, load_weights, quantized
 from examples.demo_model.words import ANIMALS, RARE_ANIMALS
@@ -34,7 +34,8 @@ class Subject:
 
     def says(self, questions: Sequence[str], limit: int, temperature: float = 0.0) -> list[str]:
         """The answers to `questions`."""
-        return say(self.model, self.text, questions, limit, temperature)
+        prompts = [corpus.prompt(question) for question in questions]
+        return say(self.model, self.text, prompts, limit, temperature)
 
 
 def load(folder: Path, bits: int | None) -> Subject:
@@ -118,6 +119,34 @@ def measure_chat(subject: Subject, random_: random.Random) -> dict[str, float]:
     return {"right": _share([a == s.answer for a, s in zip(said, asked, strict=True)])}
 
 
+def measure_tools(subject: Subject, random_: random.Random) -> dict[str, float]:
+    """The share of right calls with one to three tools on offer, and of sums done without one.
+
+    A call is right when its name and all of its arguments are; nothing constrains the model here.
+    """
+    offers = [[tools.tool(random_) for _ in range(1 + i % 3)] for i in range(STORIES)]
+    uses = [tools.use(random_, random_.choice(offer)) for offer in offers]
+    asked = random_.sample(sums.all_held_out(), STORIES)
+    systems = [tools.offer(offer) for offer in offers]
+    for_tools = [corpus.prompt(u.ask, system) for u, system in zip(uses, systems, strict=True)]
+    for_none = [
+        corpus.prompt(sums.phrasings(s)[0], system)
+        for s, system in zip(asked, systems, strict=True)
+    ]
+    called = say(subject.model, subject.text, for_tools, LONGEST)
+    answered = say(subject.model, subject.text, for_none, LONGEST)
+    right = [said == u.call for said, u in zip(called, uses, strict=True)]
+    latin = [u.call.isascii() for u in uses]
+    return {
+        "count": STORIES,
+        "calls": _share(right),
+        "calls_in_ascii": _share([r for r, ascii_ in zip(right, latin, strict=True) if ascii_]),
+        "sums_without_a_call": _share(
+            [a == s.answer for a, s in zip(answered, asked, strict=True)]
+        ),
+    }
+
+
 def measure(folder: Path, bits: int | None, seed: int) -> dict[str, object]:
     """All figures of the model in `folder`."""
     torch.manual_seed(seed)
@@ -129,6 +158,7 @@ def measure(folder: Path, bits: int | None, seed: int) -> dict[str, object]:
         "stories": measure_stories(subject, random_, ANIMALS),
         "stories_on_animals_never_seen": measure_stories(subject, random_, RARE_ANIMALS),
         "questions": measure_questions(subject),
+        "tools": measure_tools(subject, random_),
         "out_of_reach": measure_unknown(subject, random_),
     }
 

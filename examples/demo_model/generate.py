@@ -18,18 +18,18 @@ from torch import Tensor
 def say(
     model: Llama,
     text: Tokenizer,
-    questions: Sequence[str],
+    prompts: Sequence[str],
     limit: int,
     temperature: float = 0.0,
     top_p: float = 0.9,
 ) -> list[str]:
-    """The answer to each question, of at most `limit` tokens; temperature 0 is greedy."""
+    """The answer to each prompt, of at most `limit` tokens; temperature 0 is greedy."""
     end = text.token_to_id(corpus.END)
     by_length: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
-    for place, question in enumerate(questions):
-        ids = text.encode(corpus.prompt(question), add_special_tokens=False).ids
+    for place, prompt in enumerate(prompts):
+        ids = text.encode(prompt, add_special_tokens=False).ids
         by_length[len(ids)].append((place, ids))
-    found = [""] * len(questions)
+    found = [""] * len(prompts)
     for length, group in by_length.items():
         ids = new = torch.tensor([ids for _, ids in group])
         caches: list[list[Tensor]] = [[] for _ in model.model.layers]

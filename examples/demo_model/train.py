@@ -58,7 +58,7 @@ STAGES = (
     Stage(1900, corpus.Mixture(), sums_first=0.2),
     Stage(900, CHAT, quantized=0.5, decay=0.9, seed=2),
     Stage(900, CHAT, rate=1.5e-3, quantized=0.5, decay=0.9, seed=3),
-    Stage(1200, CHAT, rate=1.5e-3, quantized=0.3, decay=0.9, tools=0.5, seed=4),
+    Stage(2600, CHAT, rate=1.5e-3, quantized=0.45, decay=0.8, tools=0.4, seed=4),
 )
 
 
@@ -167,7 +167,7 @@ def scale_at(step: int, stage: Stage) -> float:
 
 def sums_right(model: Llama, text: Tokenizer, asked: Sequence[Sum]) -> float:
     """The share of `asked` that the model answers right, greedily."""
-    said = say(model, text, [sums.phrasings(sum_)[0] for sum_ in asked], limit=16)
+    said = say(model, text, [corpus.prompt(sums.phrasings(s)[0]) for s in asked], limit=16)
     return sum(a == s.answer for a, s in zip(said, asked, strict=True)) / len(asked)
 
 
