@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sterna import models
-from sterna.base.artifact import FORMAT, Entry, Manifest, Param
+from sterna.base.artifact import FORMAT, Entry, Manifest, Param, Pooling
 from sterna.base.artifact import KVCache as ManifestCache
 from sterna.base.artifact import Model as ManifestModel
 from sterna.base.cache import key, lookup, store, write_atomic
@@ -32,7 +32,7 @@ from sterna.ir.graph import Function, IRModule, Value
 from sterna.ir.printer import to_text
 from sterna.models.rope_scaling import longest_context
 from sterna.models.stored_scheme import stored_scheme
-from sterna.nn.decoder import CausalLM, Limits, trace_causal_lm
+from sterna.nn.decoder import CausalLM, EmbeddingModel, Limits, trace_causal_lm
 from sterna.ops.attention import slot_elements
 from sterna.passes.fuse import fuse
 from sterna.passes.lower_opaque import Setting
@@ -61,6 +61,7 @@ _ROOMS = (
 _PREFILL_CHUNK, _MAX_BATCH = 512, 8  # where the folder's configuration is silent
 
 ENTRIES = ("prefill", "decode", "verify")
+EMBED = "embed"  # the only one of an embedding model
 
 Progress = Callable[[str], None]
 
@@ -96,6 +97,10 @@ class Sizes:
     batch: int
     window: int
     sinks: int
+    vocabulary: int
+    pooling: Pooling | None = None
+    normalize: bool = False
+    causal: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,11 +226,10 @@ def compile_source(
     module = fuse(module)
     dump.phase("06_fuse", to_text(module))
     table = KernelTable(target, tuned or {})
-    entries = tuple(
-        _entry(title, module, tiles, model, sizes, table)
-        for title in ("prefill", "decode", "verify")
-    )
-    sampler = _sampler(target, module, sizes, table)
+    embeds = isinstance(model, EmbeddingModel)
+    titles = (EMBED,) if embeds else ENTRIES
+    entries = tuple(_entry(title, module, tiles, model, sizes, table) for title in titles)
+    sampler = None if embeds else _sampler(target, sizes, table)
     manifest = _manifest(folder, target, module, tiles, model, sizes, table, entries, sampler)
     parts = LibraryParts(manifest, table.code(), module.constants)
     return Source(manifest, parts, table, entries, products)
@@ -242,11 +246,11 @@ def _code_bits(target: Target, options: CompileOptions, compute: DType) -> int |
     return _CODE_BITS.get(options.activations or default) if target.pair_products else None
 
 
-def _sampler(target: Target, module: IRModule, sizes: Sizes, table: KernelTable) -> Entry | None:
+def _sampler(target: Target, sizes: Sizes, table: KernelTable) -> Entry | None:
     """Tokens are chosen where the logits are, on a target that counts far enough."""
     if not target.integers64:
         return None
-    return build_sampler(_vocabulary(module), max(VERIFY_TOKENS, sizes.batch), table)
+    return build_sampler(sizes.vocabulary, max(VERIFY_TOKENS, sizes.batch), table)
 
 
 def _kv_dtype(asked: str) -> DType:
@@ -267,8 +271,10 @@ def _entry(
         "prefill": sizes.chunk,
         "decode": min(sizes.batch, DECODE_TOKENS),
         "verify": VERIFY_TOKENS,
+        EMBED: sizes.chunk,
     }[title]
-    rows = min(tokens, max(VERIFY_TOKENS, sizes.batch))
+    # Any pooling is possible: the states of all tokens may be asked for.
+    rows = tokens if title == EMBED else min(tokens, max(VERIFY_TOKENS, sizes.batch))
     special = specialize(module, {"n": tokens, "r": rows, "t": tokens})
     dims = tuple(d for d in special.dims if d.name in STEP_DIMS)
     setting = Setting(
@@ -278,7 +284,8 @@ def _entry(
         split=title == "decode",
         groups=table.target.group_threads > 0,
     )
-    return build_entry(title, special, tiles, setting, table)
+    output = "states" if title == EMBED else "logits"
+    return build_entry(title, special, tiles, setting, table, output)
 
 
 def _limits(model: CausalLM, sizes: Sizes) -> Limits:
@@ -310,8 +317,25 @@ def _sizes(folder: ModelFolder, model_config: dict[str, Any], options: CompileOp
             raise UsageError(f"{title} must be positive, not {value}")
     if chunk > context:
         raise UsageError(f"prefill_chunk_size {chunk} is more than the context of {context} tokens")
+    if not read.causal and chunk < context:
+        if options.prefill_chunk_size is not None:
+            raise UsageError(
+                f"prefill_chunk_size {chunk} was asked for, but an encoder takes a text as a whole: "
+                f"give the context's {context} tokens, or leave the option out"
+            )
+        chunk = context
     _check_window(folder, options, read.sliding_window, read.attention_sinks)
-    return Sizes(context, max(chunk, batch), batch, read.sliding_window, read.attention_sinks)
+    return Sizes(
+        context,
+        max(chunk, batch),
+        batch,
+        read.sliding_window,
+        read.attention_sinks,
+        read.vocab_size,
+        read.pooling,
+        read.normalize,
+        read.causal,
+    )
 
 
 def _check_window(folder: ModelFolder, options: CompileOptions, window: int, sinks: int) -> None:
@@ -372,12 +396,15 @@ def _manifest(
             model_type=folder.model_type,
             quantization=folder.quantization,
             fingerprint=folder.fingerprint,
-            vocab_size=_vocabulary(module),
+            vocab_size=sizes.vocabulary,
             context_window_size=sizes.context,
             prefill_chunk_size=sizes.chunk,
             max_batch_size=sizes.batch,
             sliding_window_size=sizes.window,
             attention_sink_size=sizes.sinks,
+            pooling=sizes.pooling,
+            normalize=sizes.normalize,
+            causal=sizes.causal,
         ),
         kv_cache=ManifestCache(
             layers=cache.layers,
@@ -392,11 +419,6 @@ def _manifest(
         kernels=table.manifest(),
         sampler=sampler,
     )
-
-
-def _vocabulary(module: IRModule) -> int:
-    logits = module.functions[module.entry].results[0]
-    return int(getattr(logits.shape[1], "value", 0))
 
 
 def _params(module: IRModule, tiles: dict[str, int]) -> tuple[Param, ...]:

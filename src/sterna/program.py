@@ -170,15 +170,23 @@ class _Launch:
 
 
 def build_entry(
-    title: str, module: IRModule, tiles: Mapping[str, int], setting: Setting, table: KernelTable
+    title: str,
+    module: IRModule,
+    tiles: Mapping[str, int],
+    setting: Setting,
+    table: KernelTable,
+    output: str = "logits",
 ) -> EntryPoint:
-    """Lower, schedule and render every kernel of `module`, and plan its memory."""
+    """Lower, schedule and render every kernel of `module`, and plan its memory.
+
+    `output` is what the manifest calls the result.
+    """
     builder = _Builder(module, tiles, setting, table)
     entry = module.functions[module.entry]
     steps = builder.steps(entry)
     fixed = (*entry.params, *entry.results)
     plan = plan_memory([_timed(s) for s in steps], fixed, table.target.buffer_align)
-    names = _Names(plan, entry)
+    names = _Names(plan, entry, output)
     scratch = [table.kernels[k].source.scratch_bytes for k in builder.used]
     return EntryPoint(
         Entry(
@@ -186,7 +194,7 @@ def build_entry(
             symbol=f"sterna_entry_{title}",
             dims=tuple(_dim(d.name, d.lo, d.hi) for d in module.dims if d.name in STEP_DIMS),
             inputs=tuple(_buffer(v.name, v) for v in entry.params if v.name != KV_CACHE),
-            outputs=(_buffer("logits", entry.results[0]),),
+            outputs=(_buffer(output, entry.results[0]),),
             arena=names.arena(),
             arena_bytes=plan.total,
             scratch_bytes=max(scratch, default=0),
@@ -302,10 +310,10 @@ def _timed(step: _Launch | _Repeated) -> Use | Run:
 class _Names:
     """What places are called in the manifest: inputs, outputs and weights by their own names."""
 
-    def __init__(self, plan: MemoryPlan, entry: Function) -> None:
+    def __init__(self, plan: MemoryPlan, entry: Function, output: str) -> None:
         self.plan = plan
         self.fixed = {plan.home(v): v.name for v in entry.params}
-        self.fixed[plan.home(entry.results[0])] = "logits"
+        self.fixed[plan.home(entry.results[0])] = output
         self.given: dict[Place, str] = {}
         for place in plan.offsets:
             taken = {*self.fixed.values(), *self.given.values()}

@@ -8,7 +8,7 @@ grammar in `sizes`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -166,6 +166,10 @@ class KVCache(_Record, frozen=True):
         return self.page_bytes // self.page_size
 
 
+# How the hidden states of a text become one vector: the first token's, the last one's, the mean.
+Pooling = Literal["cls", "last", "mean"]
+
+
 class Model(_Record, frozen=True):
     """What the library was compiled for; the engine refuses a folder that differs."""
 
@@ -178,6 +182,9 @@ class Model(_Record, frozen=True):
     max_batch_size: int
     sliding_window_size: int = -1
     attention_sink_size: int = 0
+    pooling: Pooling | None = None  # of an embedding model, whose steps give hidden states
+    normalize: bool = False  # whether its embeddings have length 1
+    causal: bool = True  # False: every token sees its whole sequence, which is one step
 
 
 class Manifest(_Record, frozen=True):

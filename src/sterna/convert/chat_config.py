@@ -23,6 +23,7 @@ from sterna.convert.output import found_in, kept_recipe, sterna_json
 from sterna.convert.source import Source, read_source
 from sterna.convert.template_check import check_template
 from sterna.convert.tokenizer_info import tokenizer_info
+from sterna.models.config import DecoderConfig
 from sterna.models.rope_scaling import longest_context
 from sterna.text.chat_template import ChatTemplate
 from sterna.text.tokenizer import Tokenizer
@@ -88,7 +89,7 @@ def gen_config(
     overrides = _overrides(asked.sliding_window_size, asked.attention_sink_size)
     read = _read_with(model, overrides)
     sizes = _sizes(read, asked)
-    config = _chat_config(model, sizes, read.vocab_size, asked.conv_template)
+    config = _chat_config(model, sizes, read, asked.conv_template)
     contents: dict[str, bytes | Path] = {
         name: model.folder / name for name in model.tokenizer_files
     }
@@ -113,7 +114,7 @@ def _overrides(window: int | None, sinks: int | None) -> dict[str, Any]:
     return overrides
 
 
-def _read_with(model: Source, overrides: Mapping[str, Any]) -> Any:
+def _read_with(model: Source, overrides: Mapping[str, Any]) -> DecoderConfig:
     """The family's reading of the config with the overrides, which must all have taken effect."""
     read = models.family(model.effective).read_config({**model.effective, **overrides})
     window = overrides.get("sliding_window")
@@ -130,18 +131,18 @@ def _read_with(model: Source, overrides: Mapping[str, Any]) -> Any:
     return read
 
 
-def _sizes(read: Any, asked: ChatOptions) -> _Sizes:
+def _sizes(read: DecoderConfig, asked: ChatOptions) -> _Sizes:
     context = _context(read, asked.context_window_size)
     return _Sizes(
         context=context,
         window=read.sliding_window,
         sinks=read.attention_sinks or -1,
-        chunk=_chunk(asked.prefill_chunk_size, context),
+        chunk=_chunk(asked.prefill_chunk_size, context, read.causal),
         batch=_positive("max_batch_size", asked.max_batch_size, MAX_BATCH),
     )
 
 
-def _context(read: Any, asked: int | None) -> int:
+def _context(read: DecoderConfig, asked: int | None) -> int:
     """The context length: what the model was made for, or less; never more."""
     longest = longest_context(read.rope, read.max_position_embeddings)
     context = _positive("context_window_size", asked, read.max_position_embeddings)
@@ -153,8 +154,15 @@ def _context(read: Any, asked: int | None) -> int:
     return context
 
 
-def _chunk(asked: int | None, context: int) -> int:
-    chunk = _positive("prefill_chunk_size", asked, min(PREFILL_CHUNK, context))
+def _chunk(asked: int | None, context: int, causal: bool) -> int:
+    """Tokens of a step; an encoder takes a text as a whole."""
+    usual = min(PREFILL_CHUNK, context) if causal else context
+    chunk = _positive("prefill_chunk_size", asked, usual)
+    if chunk < context and not causal:
+        raise UsageError(
+            f"prefill_chunk_size {chunk} was asked for, but an encoder takes a text as a whole: "
+            f"give the context's {context} tokens, or leave the option out"
+        )
     if chunk > context:
         raise UsageError(
             f"prefill_chunk_size {chunk} is more than the context of {context} tokens; "
@@ -172,7 +180,7 @@ def _positive(name: str, value: int | None, default: int) -> int:
 
 
 def _chat_config(
-    model: Source, sizes: _Sizes, vocab_size: int, conv_template: str | None
+    model: Source, sizes: _Sizes, read: DecoderConfig, conv_template: str | None
 ) -> dict[str, Any]:
     stated = {key: _stated_ids(model, key, default) for key, default in _TOKEN_IDS.items()}
     tokenizer = Tokenizer.load(model.folder)
@@ -184,22 +192,33 @@ def _chat_config(
         "model_type": model.model_type,
         "quantization": model.quantization.name,
         "model_config": _model_config(model, sizes),
-        "vocab_size": vocab_size,
+        "vocab_size": read.vocab_size,
         "context_window_size": sizes.context,
         "sliding_window_size": sizes.window,
         "prefill_chunk_size": sizes.chunk,
         "attention_sink_size": sizes.sinks,
         "tensor_parallel_shards": 1,
         "pipeline_parallel_stages": 1,
-        "active_vocab_size": min(tokenizer.vocab_size, vocab_size),
+        "active_vocab_size": min(tokenizer.vocab_size, read.vocab_size),
         **_sampling(model),
         "tokenizer_files": list(model.tokenizer_files),
         "tokenizer_info": tokenizer_info(model.folder, tokenizer),
         "conv_template": make_conv_template(conv_template, template, tokenizer, stops),
         **stated,
-        "model_task": "chat",
-        "embedding_metadata": None,
+        **_task(read),
     }
+
+
+def _task(read: DecoderConfig) -> dict[str, Any]:
+    """What MLC calls the model's task."""
+    if read.pooling is None:
+        return {"model_task": "chat", "embedding_metadata": None}
+    metadata = {
+        "model_type": "decoder" if read.causal else "encoder",
+        "pooling_strategy": read.pooling,
+        "normalize": read.normalize,
+    }
+    return {"model_task": "embedding", "embedding_metadata": metadata}
 
 
 def _model_config(model: Source, sizes: _Sizes) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class _Forward:
     def attention(self, call: Call, q: Array, cache: Any) -> Array:
         """softmax(scale * q k^T) v within each document, causal, windowed, bent."""
         attrs: dict[str, Any] = dict(call.attrs)
-        known = {"head_dim", "scale", "window", "sinks", "softcap"}
+        known = {"head_dim", "scale", "window", "sinks", "softcap", "causal"}
         if set(attrs) - known:
             raise UnsupportedModel(
                 f"attention with {sorted(set(attrs) - known)[0]} is not computed in numpy, so this "
@@ -175,7 +175,8 @@ def _seen(count: int, attrs: dict[str, Any]) -> Array:
     query, key = np.arange(count)[:, None], np.arange(count)[None, :]
     window, sinks = int(attrs.get("window", -1)), int(attrs.get("sinks", 0))
     recent = (query - key < window) | (key < sinks) if window > 0 else True
-    seen: Array = (key <= query) & recent
+    before = key <= query if attrs.get("causal", True) else key < count
+    seen: Array = before & recent
     return seen
 
 

@@ -14,6 +14,7 @@ from sterna import models
 from sterna.base.errors import CheckpointError, UsageError
 from sterna.checkpoint.config import read_config, read_errors, read_generation_config
 from sterna.checkpoint.folder import TOKENIZER_FILES
+from sterna.checkpoint.pooling import read_pooling
 from sterna.checkpoint.mlc_index import INDEX, OLD_INDEX
 from sterna.convert.gguf_folder import source_folder
 from sterna.convert.lora import merged
@@ -72,7 +73,7 @@ def read_source(
     folder = source_folder(Path(folder))
     with read_errors(folder):
         _refuse_converted(folder)
-        config = read_config(folder)
+        config = read_config(folder) | read_pooling(folder)
         storage = {key: config.pop(key) for key in STORAGE_KEYS if key in config}
         generation_config = read_generation_config(folder)
         files = tuple(name for name in TOKENIZER_FILES if (folder / name).is_file())

@@ -146,6 +146,8 @@ def _quality(
     """Next tokens of both models on fixed prompts, or why they were not compared."""
     if asked.measure is False or _is_exact(todo):
         return _Measured()
+    if models.family(model.effective).read_config(model.effective).pooling is not None:
+        return _Measured(notes=("no next tokens to compare with the source's: the model embeds",))
     count = sum(prod(planned.weight.shape) for planned in todo.weights)
     if asked.measure is None and count > CHEAP_PARAMETERS:
         why = f"next tokens were not compared with the source's: the model has {count:,} parameters"

@@ -22,17 +22,21 @@ Body = Callable[[Var], Stmt]
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """`count` neighbouring queries of one sequence, from token `start` at `position` on."""
+    """`count` neighbouring queries of one sequence, from token `start` at `position` on.
+
+    Where they are not `causal`, `position` is for all of them that of the sequence's last token.
+    """
 
     start: Expr
     count: Expr
     position: Expr
     pages: Expr  # where the sequence's page table begins
     head: Expr  # of keys and values
+    causal: bool = True
 
     @property
     def last(self) -> Expr:
-        return self.position + self.count - 1
+        return self.position + self.count - 1 if self.causal else self.position
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +86,8 @@ class Rows:
         return wrap(0) if const_value(q.count) == 1 else minimum(r // self.spec.group, q.count - 1)
 
     def position(self, q: Queries, r: Expr) -> Expr:
-        """Of the row's query."""
-        return q.position + self.query(q, r)
+        """The last that the row's query sees."""
+        return q.position + self.query(q, r) if q.causal else q.position
 
     def load(self, q: Queries) -> Stmt:
         """Copy the queries of all rows to where they are neighbours."""

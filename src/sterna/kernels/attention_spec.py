@@ -31,6 +31,7 @@ class AttentionSpec:
     tile_size: Buffer
     tile_seq: Buffer
     out: Buffer
+    causal: bool = True  # False: `positions` holds the last position of each token's sequence
     softcap: float = 0.0  # scores bent by softcap * tanh(score / softcap); 0: as they are
 
     @property

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from sterna.base.artifact import Pooling
 from sterna.base.errors import CheckpointError, UnsupportedModel
 from sterna.models.rope_options import rope_options
 from sterna.models.rope_scaling import DEFAULT_THETA, RopeOptions
@@ -73,7 +74,7 @@ COMMON = frozenset(
     "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
     "vocab_size max_position_embeddings head_dim tie_word_embeddings hidden_act rope_theta "
     "rope_scaling rope_parameters partial_rotary_factor original_max_position_embeddings "
-    "max_sequence_length".split()
+    "max_sequence_length sentence_pooling sentence_normalize".split()
 )
 
 
@@ -93,7 +94,8 @@ class DecoderConfig:
     `kinds` holds one LayerKind a layer; `local_rope` is the table of angles numbered 1, where a
     model has two. A `query_scale` of 0 is 1 / sqrt(head_dim), a `qkv_clip` of 0 none. `parallel`
     layers have attention and feed-forward layer side by side, `head_norms` are of queries and keys;
-    `interleaved` and `projections` are those of AttentionOptions.
+    `interleaved` and `projections` are those of AttentionOptions. A model with `pooling` embeds
+    texts and has no head; without `causal` every token sees its whole sequence.
     """
 
     hidden_size: int
@@ -130,6 +132,10 @@ class DecoderConfig:
     residual_scale: float = 1.0
     qkv_clip: float = 0.0
     head_norms: bool = False
+    causal: bool = True
+    token_types: int = 0
+    pooling: Pooling | None = None
+    normalize: bool = False
 
     @property
     def sliding_window(self) -> int:
@@ -208,6 +214,8 @@ class Fields:
             "kinds": (kinds,) * layers if isinstance(kinds, LayerKind) else tuple(kinds),
             "qkv_bias": bias,
             "output_bias": bias,
+            "pooling": self.pooling(own.pop("usual_pooling", None)),
+            "normalize": self.flag("sentence_normalize"),
             "rope": own.get("rope") or rope_options(self.config, partial, theta=theta),
         }
         result = DecoderConfig(**{**found, **own})
@@ -230,6 +238,18 @@ class Fields:
                 f"{', '.join(ACTIVATIONS)}"
             )
         return ACTIVATIONS[name]
+
+    def pooling(self, usual: Pooling | None) -> Pooling | None:
+        """How the folder's modules.json, noted in the config, makes one vector of a text's."""
+        given = self.config.get("sentence_pooling")
+        for known in ("cls", "last", "mean"):
+            if given == known:
+                return known
+        if given is not None:
+            raise UnsupportedModel(
+                f"pooling {given!r:.60} is not supported; supported: cls, last and mean"
+            )
+        return usual
 
     def layer_types(self, layers: int, default: list[str]) -> list[str]:
         """ "full_attention" or "sliding_attention" of each layer."""

@@ -14,7 +14,15 @@ from sterna.base.dtype import DType
 from sterna.models.config import COMMON, Config, DecoderConfig, Fields, LayerKind
 from sterna.models.rope_scaling import inv_freq, rotary_dim
 from sterna.nn.attention import Attention, AttentionOptions
-from sterna.nn.decoder import NO_NAMES, Cache, CausalLM, Decoder, DecoderLayer, Rope
+from sterna.nn.decoder import (
+    NO_NAMES,
+    Cache,
+    CausalLM,
+    Decoder,
+    DecoderLayer,
+    EmbeddingModel,
+    Rope,
+)
 from sterna.nn.layers import ParallelLayer, PreNormLayer
 from sterna.nn.linear import Embedding, Linear
 from sterna.nn.mlp import MLP, FeedForward, GatedMLP
@@ -110,13 +118,18 @@ class Family:
         layers = Layers(
             [cls.layer(c, kind, dtype) for kind in kinds], [kinds.index(kind) for kind in c.kinds]
         )
-        head = Linear(c.hidden_size, c.vocab_size, dtype, bias=c.head_bias, kind="head")
         tables = (inv_freq(r, rotary_dim(r, c.head_dim), context_length) for r in c.ropes)
+        ropes = tuple(Rope(frequencies, scaling) for frequencies, scaling in tables)
+        cache = Cache(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, PAGE_SIZE, dtype)
+        decoder = cls.decoder(c, layers, dtype)
+        if c.pooling is not None:
+            return EmbeddingModel(decoder, cache, ropes, causal=c.causal, names=cls.NAMES)
+        head = Linear(c.hidden_size, c.vocab_size, dtype, bias=c.head_bias, kind="head")
         return CausalLM(
-            cls.decoder(c, layers, dtype),
+            decoder,
             None if c.tie_word_embeddings else head,
-            Cache(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, PAGE_SIZE, dtype),
-            tuple(Rope(frequencies, scaling) for frequencies, scaling in tables),
+            cache,
+            ropes,
             logit_scale=c.logit_scale,
             logit_softcap=c.logit_softcap,
             names=cls.NAMES,

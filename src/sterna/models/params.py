@@ -128,8 +128,12 @@ def head_tensors(config: Config) -> tuple[str, ...]:
 
 
 def is_ignored(config: Config, name: str) -> bool:
-    """Whether a tensor of a checkpoint is computed and not learned, so that nothing reads it."""
-    return any(fnmatchcase(name, pattern) for pattern in family(config).IGNORED)
+    """Whether nothing reads a tensor: it is computed and not learned, or a head that is not used.
+
+    """
+    module = family(config)
+    unused = module.read_config(config).pooling is not None and name in head_tensors(config)
+    return unused or any(fnmatchcase(name, pattern) for pattern in module.IGNORED)
 
 
 def _split(path: str) -> tuple[str, str, str]:

@@ -31,20 +31,19 @@ class Step:
     tile_start: Tensor  # [t] first token of each query tile
     tile_size: Tensor  # [t]
     tile_seq: Tensor  # [t]
+    ends: Tensor | None = None  # [n] last position of each token's sequence, if all see all
     angles: tuple[Tensor, ...] = ()
 
     def tensors(self) -> tuple[Tensor, ...]:
-        index = (getattr(self, f.name) for f in fields(self) if f.name != "angles")
-        return (*index, *self.angles)
+        return (*self._index().values(), *self.angles)
+
+    def _index(self) -> dict[str, Tensor]:
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "angles"}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def inside(self, trace: Trace) -> Step:
         """The same tensors as parameters of another Function."""
-        index = {
-            f.name: trace.param(f.name, t.shape, t.dtype)
-            for f in fields(self)
-            if f.name != "angles"
-            for t in [getattr(self, f.name)]
-        }
+        index = {name: trace.param(name, t.shape, t.dtype) for name, t in self._index().items()}
         angles = tuple(
             trace.param(
                 ("cosine", "sine")[i % 2] + (f"_{i // 2}" if i > 1 else ""), a.shape, a.dtype
@@ -93,7 +92,7 @@ class AttentionOptions:
 
 
 class Attention(Module):
-    """softmax(scale * q k^T) v over the sequence's cached tokens, causal.
+    """softmax(scale * q k^T) v over the sequence's cached tokens, causal unless a step has `ends`.
 
     `q_norm` and `k_norm`, where given, normalize queries and keys before they are rotated.
     """
@@ -124,14 +123,16 @@ class Attention(Module):
         index = (step.positions, step.seq_ids, step.page_indptr, step.page_table)
         cache = emit("kv_append", k, v, cache, *index, head_dim=o.head_dim)
         tiles = (step.tile_start, step.tile_size, step.tile_seq)
+        reach = step.positions if step.ends is None else step.ends
         attended = emit(
             "attention",
-            *(q, cache, step.positions, step.page_indptr, step.page_table, *tiles),
+            *(q, cache, reach, step.page_indptr, step.page_table, *tiles),
             head_dim=o.head_dim,
             scale=o.head_dim**-0.5 if o.scale is None else o.scale,
             window=o.window,
             sinks=o.sinks,
             **({"softcap": o.softcap} if o.softcap else {}),
+            **({} if step.ends is None else {"causal": False}),
         )
         return self.o_proj(attended), cache
 

@@ -63,6 +63,10 @@ class Decoder(Module):
         table = getattr(self, "position_embeddings", None)
         return x if table is None else x + table(positions)
 
+    def finish(self, x: Tensor) -> Tensor:
+        """What follows the last layer, [n, hidden] -> [n, hidden]."""
+        return self.norm(x)
+
 
 @dataclass(frozen=True, slots=True)
 class Cache:
@@ -133,11 +137,42 @@ class CausalLM(Module):
         """A path as checkpoints spell it."""
         return ".".join(self.names.get(part, part) for part in path.split("."))
 
-    def logits(self, x: Tensor) -> Tensor:
-        """[n, hidden] -> [n, vocab]."""
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees those before it only."""
+        return True
+
+    def result(self, x: Tensor) -> Tensor:
+        """What a step gives of finished hidden states: logits, [n, hidden] -> [n, vocab]."""
         head = getattr(self, "lm_head", None)
         x = head(x) if head is not None else self.model.embed_tokens.project(x)
         return x.scaled(self.logit_scale).softcapped(self.logit_softcap)
+
+
+class EmbeddingModel(CausalLM):
+    """A model without a head: a step gives the hidden states, which are pooled into vectors.
+
+    It may be `causal`, or an encoder, where every token sees its whole sequence.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        cache: Cache,
+        ropes: tuple[Rope, ...] = (),
+        *,
+        causal: bool = True,
+        names: Mapping[str, str] = NO_NAMES,
+    ) -> None:
+        self._causal = causal
+        super().__init__(model, None, cache, ropes, names=names)
+
+    @property
+    def causal(self) -> bool:
+        return self._causal
+
+    def result(self, x: Tensor) -> Tensor:
+        return x
 
 
 def dims(limits: Limits) -> dict[str, Var]:
@@ -156,7 +191,7 @@ def dims(limits: Limits) -> dict[str, Var]:
 def trace_causal_lm(model: CausalLM, limits: Limits) -> IRModule:
     """The forward pass of one ragged step, each kind of layer traced once.
 
-    (tokens, ..., cache) -> (logits f32 [r, vocab], cache).
+    (tokens, ..., cache) -> (f32 [r, vocab], or [r, hidden] of an EmbeddingModel, cache).
     """
     d = dims(limits)
     main = Trace("forward")
@@ -172,8 +207,8 @@ def trace_causal_lm(model: CausalLM, limits: Limits) -> IRModule:
         body = _trace_body(run, kinds, x, cache, step)
         functions[body.name] = body
         x, cache = _call(main, body, x, cache, step, **_repeat(run))
-    x = model.model.norm(x)
-    forward = main.function(main.emit("take", model.logits(x), rows).cast(F32), cache)
+    x = model.result(model.model.finish(x))
+    forward = main.function(main.emit("take", x, rows).cast(F32), cache)
     functions = {forward.name: forward, **functions}
     return IRModule(functions, forward.name, tuple(d.values()), main.constants)
 
@@ -188,6 +223,8 @@ def _step(main: Trace, model: CausalLM, d: dict[str, Var]) -> Step:
         "seq_ids": (d["n"],), "page_indptr": (d["b"] + 1,), "page_table": (d["p"],),
         "tile_start": (d["t"],), "tile_size": (d["t"],), "tile_seq": (d["t"],),
     }  # fmt: skip
+    if not model.causal:
+        others["ends"] = (d["n"],)
     index = {name: main.param(name, shape, I32) for name, shape in others.items()}
     angles: list[Tensor] = []
     for i, rope in enumerate(model.ropes):

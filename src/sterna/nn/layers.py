@@ -58,6 +58,30 @@ class PostNormLayer(DecoderLayer):
         return x + self.post_feedforward_layernorm(self.mlp(x)), cache
 
 
+class NormedSumLayer(DecoderLayer):
+    """norm(x + attention(x)), then norm(x + mlp(x)): the Transformer's first form.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need" (arXiv:1706.03762).
+    """
+
+    def __init__(
+        self,
+        self_attn: Attention,
+        post_attention_layernorm: Norm,
+        mlp: FeedForward,
+        post_feedforward_layernorm: Norm,
+    ) -> None:
+        self.self_attn = self_attn
+        self.post_attention_layernorm = post_attention_layernorm
+        self.mlp = mlp
+        self.post_feedforward_layernorm = post_feedforward_layernorm
+
+    def __call__(self, x: Tensor, cache: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        attended, cache = self.self_attn(x, cache, step)
+        x = self.post_attention_layernorm(x + attended)
+        return self.post_feedforward_layernorm(x + self.mlp(x)), cache
+
+
 class SandwichNormLayer(DecoderLayer):
     """x + norm(attention(norm(x))), then x + norm(mlp(norm(x)))."""
 

@@ -32,6 +32,7 @@ OPS: dict[str, Op] = {
         activation.SOFTCAP,
         activation.SCALE,
         activation.CLIP,
+        shape.ROW,
         shape.SLICE,
         shape.TAKE,
         heads.SLICE_GROUPS,

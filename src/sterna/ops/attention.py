@@ -106,7 +106,11 @@ def _infer_rope_append(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[Ten
 
 
 def _infer_attention(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
-    """(q, kv, positions, page_indptr, page_table, tile_start, tile_size, tile_seq) -> like q."""
+    """(q, kv, reach, page_indptr, page_table, tile_start, tile_size, tile_seq) -> like q.
+
+    `reach` [n] is the last position that a token sees: its own, or with the attribute causal=False
+    that of its sequence's last token.
+    """
     expect(len(types) == 8, "attention: takes q, the cache and six index tensors")
     return (types[0],)
 

@@ -40,5 +40,21 @@ def _compute_take(
     return (define(out, types[0], "n h", lambda n, h: table[rows[n], h]),)
 
 
+def _infer_row(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    (table,) = types
+    expect(len(table.shape) == 2, "row: needs a [v, h] table")
+    rows, index = static(table.shape[0], "row: the number of rows"), integer(attrs, "index")
+    expect(0 <= index < rows, f"row: there is no row {index} of {rows}")
+    return (TensorType(table.shape[1:], table.dtype),)
+
+
+def _compute_row(
+    out: str, args: tuple[Buffer, ...], types: tuple[TensorType, ...], attrs: Attrs
+) -> tuple[Compute, ...]:
+    index = wrap(integer(attrs, "index"))
+    return (define(out, types[0], "h", lambda h: args[0][index, h]),)
+
+
+ROW = Op("row", Kind.INJECTIVE, _infer_row, _compute_row)
 SLICE = Op("slice", Kind.INJECTIVE, _infer_slice, _compute_slice)
 TAKE = Op("take", Kind.INJECTIVE, _infer_take, _compute_take)

@@ -177,6 +177,7 @@ def _attention(request: _Request) -> _Built:
         tile_size=size,
         tile_seq=seq,
         out=request.outs[head.outs[0]],
+        causal=attrs.get("causal") is not False,
         softcap=float(attrs.get("softcap", 0.0)),  # type: ignore[arg-type]
     )
     tiles, split = (

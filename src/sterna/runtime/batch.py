@@ -17,7 +17,7 @@ from sterna.runtime.executable import Ints, StepInput
 
 INPUTS = (
     "tokens", "positions", "seq_ids", "seq_indptr", "page_indptr", "page_table", "logit_rows",
-    "tile_start", "tile_size", "tile_seq",
+    "tile_start", "tile_size", "tile_seq", "ends",
 )  # fmt: skip
 DIMS = ("n", "b", "p", "r", "t")
 
@@ -26,7 +26,8 @@ DIMS = ("n", "b", "p", "r", "t")
 class Prepared:
     """Inputs by name, all int32 and one-dimensional, and the dims that they have.
 
-    `seq_ids` [n] is the sequence of each token. Tile i is the `tile_size[i]` (1 to QUERY_TILE)
+    `seq_ids` [n] is the sequence of each token; an encoder also takes `ends` [n], the position of
+    that sequence's last token. Tile i is the `tile_size[i]` (1 to QUERY_TILE)
     tokens from `tile_start[i]` on, all of sequence `tile_seq[i]`; tiles cover every token once,
     in order.
     """
@@ -55,6 +56,8 @@ def prepare(batch: StepInput, manifest: Manifest, num_pages: int) -> Prepared:
         "tile_size": size,
         "tile_seq": seq,
     }
+    if not manifest.model.causal:
+        inputs["ends"] = np.repeat(_whole(batch), lengths)
     dims = {
         "n": len(batch.tokens),
         "b": len(lengths),
@@ -65,9 +68,25 @@ def prepare(batch: StepInput, manifest: Manifest, num_pages: int) -> Prepared:
     return Prepared(inputs, dims)
 
 
+def _whole(batch: StepInput) -> Ints:
+    """The last position of each sequence, which begins in this step: an encoder sees all of it."""
+    first = batch.positions[batch.seq_indptr[:-1]]
+    if first.any():
+        raise RequestError(
+            f"a sequence of the step begins at position {first.max()}; an encoder takes each "
+            "sequence as a whole, from position 0"
+        )
+    return batch.positions[batch.seq_indptr[1:] - 1]
+
+
 def choose(entries: dict[str, Entry], dims: dict[str, int]) -> Entry:
-    """Decode if each sequence has one token, else verify, else prefill: the first that fits."""
-    names = ("decode", "verify", "prefill") if dims["n"] == dims["b"] else ("verify", "prefill")
+    """Decode if each sequence has one token, else verify, else prefill: the first that fits.
+
+    A library of an embedding model has one entry point, "embed".
+    """
+    names = ("verify", "prefill", "embed")
+    if dims["n"] == dims["b"]:
+        names = ("decode", *names)
     for name in names:
         entry = entries.get(name)
         if entry and all(dim.lo <= dims[dim.name] <= dim.hi for dim in entry.dims):

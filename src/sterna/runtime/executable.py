@@ -51,6 +51,8 @@ class Executable(Protocol):
     def step(self, batch: StepInput) -> NDArray[np.float32]:
         """Append the batch's keys and values to the cache; return logits [r, vocab_size].
 
+        An embedding model gives hidden states [r, hidden_size] instead.
+
         The array belongs to the executable and is overwritten by the next step.
         """
         ...

@@ -33,7 +33,8 @@ def check_names(manifest: Manifest) -> None:
         inputs = [b.name for b in entry.inputs if b.name not in INPUTS or b.dtype != "i32"]
         unknown = inputs + [dim.name for dim in entry.dims if dim.name not in DIMS]
         outputs = [(b.name, b.dtype, len(b.shape)) for b in entry.outputs]
-        if unknown or outputs != [("logits", "f32", 2)]:
+        result = "logits" if manifest.model.pooling is None else "states"
+        if unknown or outputs != [(result, "f32", 2)]:
             raise ArtifactError(
                 f"entry point {entry.name!r} wants inputs or gives outputs that this Sterna does "
                 f"not know ({', '.join(unknown) or outputs}); compile the model again"

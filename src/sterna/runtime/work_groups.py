@@ -188,10 +188,11 @@ class GroupExecutable:
                 if len(values):
                     self._device.write(self._io[buffer.name], values)
             self._device.run(_sized(self._calls[entry.name], prepared.dims))
-            shape = (prepared.dims["r"], self._manifest.model.vocab_size)
-            logits = np.empty(shape, np.float32)
+            (output,) = entry.outputs
+            width = largest_shape(output, entry)[1]
+            logits = np.empty((prepared.dims["r"], width), np.float32)
             if logits.size:
-                self._device.read(self._io[entry.outputs[0].name], logits)
+                self._device.read(self._io[output.name], logits)
             self._logits = logits
         return logits
 
