@@ -303,9 +303,10 @@ def _sizes(folder: ModelFolder, model_config: dict[str, Any], options: CompileOp
         raise UsageError(
             f"context_window_size {context} is longer than the model's {longest} positions"
         )
+    usual = _PREFILL_CHUNK if read.causal else context
     chunk = _first(
         options.prefill_chunk_size,
-        min(context, _positive(config, "prefill_chunk_size", _PREFILL_CHUNK)),
+        min(context, _positive(config, "prefill_chunk_size", usual)),
     )
     batch = _first(
         options.max_batch_size,
@@ -317,13 +318,7 @@ def _sizes(folder: ModelFolder, model_config: dict[str, Any], options: CompileOp
             raise UsageError(f"{title} must be positive, not {value}")
     if chunk > context:
         raise UsageError(f"prefill_chunk_size {chunk} is more than the context of {context} tokens")
-    if not read.causal and chunk < context:
-        if options.prefill_chunk_size is not None:
-            raise UsageError(
-                f"prefill_chunk_size {chunk} was asked for, but an encoder takes a text as a whole: "
-                f"give the context's {context} tokens, or leave the option out"
-            )
-        chunk = context
+    read.check_chunk(chunk, context)
     _check_window(folder, options, read.sliding_window, read.attention_sinks)
     return Sizes(
         context,

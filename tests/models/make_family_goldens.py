@@ -1,7 +1,8 @@
 """Writes goldens/families: `python tests/models/make_family_goldens.py [VARIANT ...]`, with torch.
 
 Out: for each variant of `tiny_families.py` the logits that transformers computes in float32 on the
-CPU with eager attention, in one prefill, at a few positions; the checksum of the weights under the
+CPU with eager attention, in one prefill, at a few positions (of embedding models the last hidden
+states); the checksum of the weights under the
 checkpoint's names, so that a name or a shape that differs shows; and how far float64 lies.
 """
 
@@ -115,6 +116,37 @@ def internlm2(config: dict[str, object]) -> tuple[torch.nn.Module, Tensors]:
     return build(llama, state)[0], own
 
 
+def headless(config: dict[str, object]) -> tuple[torch.nn.Module, Tensors]:
+    """An embedding model: without a head, and without BERT's pooler, which nothing uses."""
+    given = {k: v for k, v in config.items() if not k.startswith("sentence_")}
+    parsed = transformers.CONFIG_MAPPING[str(given["model_type"])].from_dict(given)
+    model = transformers.AutoModel.from_config(parsed, attn_implementation="eager")
+    prefix = {"bert": "bert"}.get(str(given["model_type"]), "model")
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("pooler.")}
+    names = {k: f"{prefix}.{k}" for k in state}
+    weights = {name: tiny.draw(name, tuple(state[k].shape)) for k, name in names.items()}
+    loaded = {k: torch.from_numpy(weights[name]) for k, name in names.items()}
+    left = model.load_state_dict(loaded, strict=False)
+    if left.unexpected_keys or any(not k.startswith("pooler.") for k in left.missing_keys):
+        raise ValueError(f"the weights do not fit: {left}")
+    return model.eval(), weights
+
+
+@torch.no_grad()
+def states(variant: str) -> dict[str, NDArray]:
+    """What the npz of an embedding model holds."""
+    model, weights = headless(tiny.EMBEDDING[variant])
+    prompt, at = torch.tensor([tiny.PROMPT]), list(tiny.POSITIONS)
+    single = model(prompt).last_hidden_state[0, at].numpy()
+    double = model.double()(prompt).last_hidden_state[0, at].numpy()
+    return {
+        "transformers": np.array(transformers.__version__),
+        "weights_crc32": np.array(tiny.checksum(weights)),
+        "states": single.astype(np.float32),
+        "float64_gap": np.array(np.abs(single - double).max()),
+    }
+
+
 SPECIAL: dict[str, Callable[[dict[str, object]], tuple[torch.nn.Module, Tensors]]] = {
     "internlm2": internlm2
 }
@@ -140,11 +172,13 @@ def golden(variant: str) -> dict[str, NDArray]:
 def main() -> None:
     torch.set_num_threads(1)
     tiny.GOLDENS.mkdir(parents=True, exist_ok=True)
-    for variant in sys.argv[1:] or tiny.VARIANTS:
-        found = golden(variant)
+    for variant in sys.argv[1:] or (*tiny.VARIANTS, *tiny.EMBEDDING):
+        embeds = variant in tiny.EMBEDDING
+        found = states(variant) if embeds else golden(variant)
         np.savez_compressed(tiny.GOLDENS / f"{variant}.npz", **found)
-        spread, gap = found["logits"].std(), float(found["float64_gap"])
-        print(f"{variant:20} logits {spread:.2f} float64 gap {gap:.1e}")
+        name = "states" if embeds else "logits"
+        spread, gap = found[name].std(), float(found["float64_gap"])
+        print(f"{variant:20} {name} {spread:.2f} float64 gap {gap:.1e}")
 
 
 if __name__ == "__main__":

@@ -60,15 +60,15 @@ def test_the_page_of_families_is_current() -> None:
 
 
 def test_every_family_has_a_golden() -> None:
-    tested = {str(config["model_type"]) for config in tiny.VARIANTS.values()}
+    tested = {str(config["model_type"]) for config in tiny.MODELS.values()}
     elsewhere = {"llama", "mistral", "gemma3"}  # tiny.py; the other name of gemma3_text
     assert tested | elsewhere == set(families())
-    assert {path.stem for path in tiny.GOLDENS.glob("*.npz")} == set(tiny.VARIANTS)
+    assert {path.stem for path in tiny.GOLDENS.glob("*.npz")} == set(tiny.MODELS)
 
 
-@pytest.mark.parametrize("variant", tiny.VARIANTS)
+@pytest.mark.parametrize("variant", tiny.MODELS)
 def test_what_a_family_does_not_read_is_refused(variant: str) -> None:
-    config = tiny.VARIANTS[variant]
+    config = tiny.MODELS[variant]
     for change in (
         {"some_new_option": 3},
         {"architectures": ["SomethingElse"]},
@@ -78,10 +78,10 @@ def test_what_a_family_does_not_read_is_refused(variant: str) -> None:
             family(config).read_config({**config, **change})
 
 
-@pytest.mark.parametrize("variant", tiny.VARIANTS)
+@pytest.mark.parametrize("variant", tiny.MODELS)
 @pytest.mark.parametrize("value", [0, -1, "8", True, 1e9, None, [4]])
 def test_a_wrong_size_is_one_sentence(variant: str, value: object) -> None:
-    config = dict(tiny.VARIANTS[variant])
+    config = dict(tiny.MODELS[variant])
     key = "n_layer" if "n_layer" in config else "num_hidden_layers"
     with pytest.raises(CheckpointError) as caught:
         family(config).read_config({**config, key: value})

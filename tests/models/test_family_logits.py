@@ -26,7 +26,7 @@ QUICK = ("qwen3", "gemma3", "gpt2")  # head norms, several kinds of layers, lear
 def weights(variant: str) -> tiny.Weights:
     """What a checkpoint of the variant holds, by the names and shapes that the family wants."""
     found = {}
-    for weight in stored_weights(tiny.VARIANTS[variant], scheme("q0f32")):
+    for weight in stored_weights(tiny.MODELS[variant], scheme("q0f32")):
         for name, shape in zip(weight.sources, weight.source_shapes, strict=True):
             found[name] = tiny.draw(name, shape)
     return found

@@ -56,7 +56,7 @@ def test_weights_read_are_those_stored(variant: str) -> None:
 def restored(variant: str, name: str) -> tiny.Weights:
     """The weights that a reader of the quantized folder finds, as a checkpoint would hold them."""
     drawn, found = weights(variant), {}
-    for weight in stored_weights(tiny.VARIANTS[variant], scheme(name)):
+    for weight in stored_weights(tiny.MODELS[variant], scheme(name)):
         for source in weight.sources:
             values = drawn[source].T if weight.transposed else drawn[source]
             packed = quantize(np.ascontiguousarray(values), weight.scheme, name=source)

@@ -1,4 +1,4 @@
-"""Tiny random-weight models of every family but Llama, and the logits transformers gave for them.
+"""Tiny random-weight models of every family but Llama, and what transformers gave for them.
 
 In: a variant's name. Out: its config.json as a dict, float32 weights under the checkpoint's names,
 and stored logits of one prompt at a few positions. `tiny.py` has the same for Llama at length.
@@ -304,6 +304,38 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 
 
+# Models that give hidden states. transformers does not read `sentence_...`: modules.json says it.
+BERT = of(
+    "bert",
+    "BertModel",
+    {k: v for k, v in NO_EPS.items() if k != "num_key_value_heads"},
+    layer_norm_eps=1e-12,
+    hidden_act="gelu",
+    type_vocab_size=2,
+    position_embedding_type="absolute",
+    max_position_embeddings=64,
+    pad_token_id=0,
+    hidden_dropout_prob=0.1,
+    attention_probs_dropout_prob=0.1,
+    classifier_dropout=None,
+    initializer_range=0.02,
+    use_cache=True,
+)
+EMBEDDING: dict[str, dict[str, object]] = {
+    "bert": BERT,
+    "qwen3-embedding": of(
+        "qwen3",
+        "Qwen3ForCausalLM",
+        BASE,
+        head_dim=16,
+        tie_word_embeddings=True,
+        sentence_pooling="last",
+        sentence_normalize=True,
+    ),
+}
+MODELS = {**VARIANTS, **EMBEDDING}
+
+
 def draw(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """A tensor from its own name: raw PCG64 words, a stream that numpy promises to keep."""
     words = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
@@ -327,6 +359,7 @@ def checksum(tensors: Weights) -> int:
 
 
 def golden(variant: str) -> tuple[NDArray[np.float32], int]:
-    """(logits at POSITIONS, the checksum of the weights that they were computed with)."""
+    """(logits or states at POSITIONS, the checksum of the weights that gave them)."""
     with np.load(GOLDENS / f"{variant}.npz") as stored:
-        return stored["logits"], int(stored["weights_crc32"])
+        name = "states" if variant in EMBEDDING else "logits"
+        return stored[name], int(stored["weights_crc32"])

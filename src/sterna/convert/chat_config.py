@@ -137,7 +137,7 @@ def _sizes(read: DecoderConfig, asked: ChatOptions) -> _Sizes:
         context=context,
         window=read.sliding_window,
         sinks=read.attention_sinks or -1,
-        chunk=_chunk(asked.prefill_chunk_size, context, read.causal),
+        chunk=_chunk(asked.prefill_chunk_size, context, read),
         batch=_positive("max_batch_size", asked.max_batch_size, MAX_BATCH),
     )
 
@@ -154,15 +154,10 @@ def _context(read: DecoderConfig, asked: int | None) -> int:
     return context
 
 
-def _chunk(asked: int | None, context: int, causal: bool) -> int:
-    """Tokens of a step; an encoder takes a text as a whole."""
-    usual = min(PREFILL_CHUNK, context) if causal else context
+def _chunk(asked: int | None, context: int, read: DecoderConfig) -> int:
+    usual = min(PREFILL_CHUNK, context) if read.causal else context
     chunk = _positive("prefill_chunk_size", asked, usual)
-    if chunk < context and not causal:
-        raise UsageError(
-            f"prefill_chunk_size {chunk} was asked for, but an encoder takes a text as a whole: "
-            f"give the context's {context} tokens, or leave the option out"
-        )
+    read.check_chunk(chunk, context)
     if chunk > context:
         raise UsageError(
             f"prefill_chunk_size {chunk} is more than the context of {context} tokens; "

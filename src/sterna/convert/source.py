@@ -14,8 +14,8 @@ from sterna import models
 from sterna.base.errors import CheckpointError, UsageError
 from sterna.checkpoint.config import read_config, read_errors, read_generation_config
 from sterna.checkpoint.folder import TOKENIZER_FILES
-from sterna.checkpoint.pooling import read_pooling
 from sterna.checkpoint.mlc_index import INDEX, OLD_INDEX
+from sterna.checkpoint.pooling import read_pooling
 from sterna.convert.gguf_folder import source_folder
 from sterna.convert.lora import merged
 from sterna.convert.open_tensors import STORAGE_KEYS, format_name, is_quantized, open_tensors

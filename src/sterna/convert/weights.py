@@ -32,6 +32,7 @@ from sterna.convert.sample_text import documents, prompts
 from sterna.convert.source import Source, read_source
 from sterna.convert.stored import Parts
 from sterna.convert.tensors import Plan, Planned, plan
+from sterna.models import family
 from sterna.quantize.report import ErrorSum
 from sterna.quantize.scheme import Scheme
 
@@ -146,7 +147,7 @@ def _quality(
     """Next tokens of both models on fixed prompts, or why they were not compared."""
     if asked.measure is False or _is_exact(todo):
         return _Measured()
-    if models.family(model.effective).read_config(model.effective).pooling is not None:
+    if family(model.effective).read_config(model.effective).pooling is not None:
         return _Measured(notes=("no next tokens to compare with the source's: the model embeds",))
     count = sum(prod(planned.weight.shape) for planned in todo.weights)
     if asked.measure is None and count > CHEAP_PARAMETERS:

@@ -167,7 +167,11 @@ def _queries(
         def with_count(count: Expr) -> Stmt:
             def with_position(position: Var) -> Stmt:
                 pages = s.page_indptr[s.tile_seq[t]]
-                return let("pages", pages, lambda p: body(Queries(start, count, position, p, head, s.causal)))
+                return let(
+                    "pages",
+                    pages,
+                    lambda p: body(Queries(start, count, position, p, head, s.causal)),
+                )
 
             return let("position", s.positions[start], with_position, lo=0)
 

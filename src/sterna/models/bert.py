@@ -47,6 +47,7 @@ class Bert(Family):
     @classmethod
     def read(cls, f: Fields) -> DecoderConfig:
         f.refuse_unless("position_embedding_type", ["absolute"])
+        f.refuse_unless("is_decoder", [False])
         f.refuse_unless("rope_scaling", [None])
         return f.decoder(
             eps=("layer_norm_eps", 1e-12),
@@ -73,6 +74,8 @@ class Bert(Family):
 
     @classmethod
     def decoder(cls, c: DecoderConfig, layers: Layers[DecoderLayer], dtype: DType) -> Decoder:
-        rows = (c.vocab_size, c.max_position_embeddings, c.token_types)
-        tables = (Embedding(count, c.hidden_size, dtype) for count in rows)
-        return Encoder(*tables, cls.norm(c, dtype), layers)
+        tokens, positions, types = (
+            Embedding(rows, c.hidden_size, dtype)
+            for rows in (c.vocab_size, c.max_position_embeddings, c.token_types)
+        )
+        return Encoder(tokens, positions, types, cls.norm(c, dtype), layers)

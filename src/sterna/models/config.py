@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sterna.base.artifact import Pooling
-from sterna.base.errors import CheckpointError, UnsupportedModel
+from sterna.base.errors import CheckpointError, UnsupportedModel, UsageError
 from sterna.models.rope_options import rope_options
 from sterna.models.rope_scaling import DEFAULT_THETA, RopeOptions
 from sterna.nn.attention import Projections
@@ -136,6 +136,14 @@ class DecoderConfig:
     token_types: int = 0
     pooling: Pooling | None = None
     normalize: bool = False
+
+    def check_chunk(self, chunk: int, context: int) -> None:
+        """UsageError where steps of `chunk` tokens would cut the texts of an encoder."""
+        if not self.causal and chunk < context:
+            raise UsageError(
+                f"prefill_chunk_size is {chunk}, but an encoder takes a text as a whole: give the "
+                f"context's {context} tokens, or leave the option out"
+            )
 
     @property
     def sliding_window(self) -> int:

@@ -128,9 +128,7 @@ def head_tensors(config: Config) -> tuple[str, ...]:
 
 
 def is_ignored(config: Config, name: str) -> bool:
-    """Whether nothing reads a tensor: it is computed and not learned, or a head that is not used.
-
-    """
+    """Whether nothing reads a tensor: it is not learned, or of a head that is not used."""
     module = family(config)
     unused = module.read_config(config).pooling is not None and name in head_tensors(config)
     return unused or any(fnmatchcase(name, pattern) for pattern in module.IGNORED)

@@ -84,10 +84,8 @@ def choose(entries: dict[str, Entry], dims: dict[str, int]) -> Entry:
 
     A library of an embedding model has one entry point, "embed".
     """
-    names = ("verify", "prefill", "embed")
-    if dims["n"] == dims["b"]:
-        names = ("decode", *names)
-    for name in names:
+    first = ("decode",) if dims["n"] == dims["b"] else ()
+    for name in (*first, "verify", "prefill", "embed"):
         entry = entries.get(name)
         if entry and all(dim.lo <= dims[dim.name] <= dim.hi for dim in entry.dims):
             return entry
