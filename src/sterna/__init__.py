@@ -4,7 +4,8 @@
     engine = Engine(model="./dist/M/")
     engine.chat.completions.create(messages=[{"role": "user", "content": "Hello!"}])
 
-`Engine` and `AsyncEngine` are those of `sterna.local`; `MLCEngine` and `AsyncMLCEngine` are the
+`Engine` and `AsyncEngine` are those of `sterna.local`, as is `Embedder`, which makes vectors of
+texts; `MLCEngine` and `AsyncMLCEngine` are the
 same under the names that MLC's users know.
 """
 
@@ -14,11 +15,19 @@ from sterna.base.errors import Error
 from sterna.base.version import __version__
 
 if TYPE_CHECKING:
-    from sterna.local import AsyncEngine, AsyncMLCEngine, Engine, MLCEngine
+    from sterna.local import AsyncEngine, AsyncMLCEngine, Embedder, Engine, MLCEngine
 
-_ENGINES = ("AsyncEngine", "AsyncMLCEngine", "Engine", "MLCEngine")
+_ENGINES = ("AsyncEngine", "AsyncMLCEngine", "Embedder", "Engine", "MLCEngine")
 
-__all__ = ["AsyncEngine", "AsyncMLCEngine", "Engine", "Error", "MLCEngine", "__version__"]
+__all__ = [
+    "AsyncEngine",
+    "AsyncMLCEngine",
+    "Embedder",
+    "Engine",
+    "Error",
+    "MLCEngine",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

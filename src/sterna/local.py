@@ -1,4 +1,4 @@
-"""`sterna.Engine`: an engine that makes what it lacks.
+"""`sterna.Engine` and `sterna.Embedder`, which make what they lack.
 
 In: a model as the user names it. Out: the engines of `sterna.engine`, which themselves compile
 nothing. The compile wing is imported only where something may have to be made: a machine that runs
@@ -14,7 +14,7 @@ from typing import Any
 
 from sterna.checkpoint.mlc import CONFIG
 from sterna.checkpoint.model_folder import open_model
-from sterna.engine import engine
+from sterna.engine import embedder, engine
 from sterna.engine.loader import Located, Resolve
 from sterna.engine.options import EngineOptions, KVDtype, Mode
 
@@ -80,6 +80,21 @@ class AsyncEngine(engine.AsyncEngine):
     ) -> None:
         resolve = _locate_for(options)
         super().__init__(model, model_lib, device, mode=mode, options=options, resolve=resolve)
+
+
+class Embedder(embedder.Embedder):
+    """Texts to vectors. Without `model_lib` a library is compiled."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        model_lib: str | Path | None = None,
+        device: str = "auto",
+        *,
+        options: EngineOptions | None = None,
+    ) -> None:
+        resolve = _locate_for(options)
+        super().__init__(model, model_lib, device, options=options, resolve=resolve)
 
 
 MLCEngine = Engine

@@ -33,6 +33,16 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     return seen
 
 
+def test_what_says_how_embeddings_are_pooled_comes_too(hub: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    resolve("HF://a/b")
+    assert hub["allow_patterns"] != ["*_Pooling/config.json"]
+    (tmp_path / "modules.json").write_text("[]")
+    resolve("HF://a/b")
+    assert hub["allow_patterns"] == ["*_Pooling/config.json"]
+    assert hub["revision"] == tmp_path.name  # the commit that the other files are of
+
+
 def test_local_folder(tmp_path: Path) -> None:
     assert resolve(str(tmp_path)) == tmp_path
 

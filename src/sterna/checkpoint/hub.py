@@ -25,6 +25,8 @@ _REPO = re.compile(
 
 _WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja", "params_shard_*.bin"]
 _UNWANTED = ["*/*", "consolidated*.safetensors", "adapter_*", "optimizer*"]
+_MODULES = "modules.json"  # of sentence-transformers, and a folder of it that says more
+_POOLING = "*_Pooling/config.json"
 _CONFIGS = ("config.json", "mlc-chat-config.json")
 _SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 
@@ -125,6 +127,10 @@ def _download(name: HubName) -> Path:
         folder = huggingface_hub.snapshot_download(
             repo, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted
         )
+        if (Path(folder) / name.inside / _MODULES).is_file():
+            pooling = f"{name.inside}/{_POOLING}".removeprefix("/")
+            commit = Path(folder).name  # of the same files, should the branch have moved
+            huggingface_hub.snapshot_download(repo, revision=commit, allow_patterns=[pooling])
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{SCHEME}{repo} asks for its licence to be accepted: do that on "

@@ -15,8 +15,8 @@ from sterna.cli.say import note
 from sterna.engine.options import EngineOptions, Mode
 
 if TYPE_CHECKING:
-    from sterna.engine.engine import AsyncEngine
     from sterna.engine.loader import Located
+    from sterna.serve.models import Model
 
 _EXAMPLE = """\
   sterna serve                                 the demo model, on http://localhost:8000
@@ -136,7 +136,7 @@ def _announce(url: str) -> None:
     note(f"serving on {url}; Ctrl-C stops")
 
 
-def engines(args: argparse.Namespace) -> dict[str, AsyncEngine]:
+def engines(args: argparse.Namespace) -> dict[str, Model]:
     """Convert and compile what is missing, then load every model, each under its name."""
     given = [_named(text) for text in [*args.models, *args.more]]
     named: list[tuple[str | None, str | None]] = [*given] or [(None, None)]
@@ -147,12 +147,15 @@ def engines(args: argparse.Namespace) -> dict[str, AsyncEngine]:
     if options.trace is not None and len(named) > 1:
         raise UsageError("--trace belongs to one model; serve the others by themselves")
     _check_names([name for name, _ in named if name is not None])
-    from sterna.engine.loader import share_memory
+    from sterna.engine.loader import embeds, share_memory, without_generating
 
     found, draft = find_models(args, [model for _, model in named], options)
-    loaded: dict[str, AsyncEngine] = {}
+    writing = not all(embeds(model) for model in found)
+    loaded: dict[str, Model] = {}
     try:
         for (name, _), model, own in zip(named, found, share_memory(found, options), strict=True):
+            if writing and embeds(model):
+                own = without_generating(own)
             engine = _load(name, model, draft, own)
             _check_names([*loaded, engine.model_name])
             loaded[engine.model_name] = engine
@@ -164,9 +167,13 @@ def engines(args: argparse.Namespace) -> dict[str, AsyncEngine]:
     return loaded
 
 
-def _load(name: str | None, model: Located, draft: Located, options: EngineOptions) -> AsyncEngine:
+def _load(name: str | None, model: Located, draft: Located, options: EngineOptions) -> Model:
+    from sterna.engine.embedder import Embedder
     from sterna.engine.engine import AsyncEngine
+    from sterna.engine.loader import embeds
 
+    if embeds(model):
+        return Embedder(resolve=lambda *_: model, options=options, name=name)
     return AsyncEngine(
         resolve=lambda asked, *_: draft if asked else model, options=options, name=name
     )

@@ -6,7 +6,7 @@ the caller says how many pages fit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sterna.base.artifact import Manifest
 from sterna.base.errors import OutOfMemory, RequestError
@@ -80,6 +80,15 @@ def draft_limits(own: Limits, manifest: Manifest, num_pages: int) -> Limits:
         window=min(own.window, model.context_window_size),
         rows=rows,
     )
+
+
+def embedding_limits(
+    options: EngineOptions, manifest: Manifest, fitting_pages: int | None = None
+) -> Limits:
+    """The limits of an embedding model, whose cache holds one step's texts, or one long text."""
+    sequences = options.max_num_sequence or manifest.model.max_batch_size
+    own = replace(options, mode=Mode.INTERACTIVE, max_num_sequence=sequences)
+    return plan(own, manifest, fitting_pages)
 
 
 def _rows(manifest: Manifest) -> int:

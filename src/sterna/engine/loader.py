@@ -13,10 +13,10 @@ from pathlib import Path
 
 from sterna.base.artifact import Manifest
 from sterna.base.errors import ArtifactError, RequestError
-from sterna.engine.chat_config import check_library, read_chat_config
+from sterna.engine.chat_config import ChatConfig, check_library, read_chat_config
 from sterna.engine.draft_model import DraftModel
 from sterna.engine.fingerprint import system_fingerprint
-from sterna.engine.limits import draft_limits, plan
+from sterna.engine.limits import Limits, draft_limits, embedding_limits, plan
 from sterna.engine.options import EngineOptions, KVDtype
 from sterna.engine.parts import Parts
 from sterna.runtime.devices import DeviceModule, choose_device, parse_device
@@ -28,6 +28,8 @@ from sterna.runtime.params import WeightReader
 from sterna.text.chat_template import ChatTemplate
 from sterna.text.tokenizer import Tokenizer
 
+# Options of what only a model that writes text does.
+_GENERATING = ("draft_model", "draft_tokens", "speculative", "prefix_cache_dir", "trace")
 _MEMORY_SHARE = 0.9  # of what is free, unless options say how much; the rest is for the process
 
 
@@ -51,10 +53,12 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
     Memory is left for `draft`, which `load_draft` loads. ArtifactError when folder and library
     differ, TokenizerError, OutOfMemory, and what the device raises.
     """
-    config = read_chat_config(located.folder)
-    manifest = read_manifest(located.library)
-    check_library(config, manifest, located.folder, located.library)
-    _check_kv_dtype(options, manifest, located.library)
+    config, manifest = _checked(located, options)
+    if manifest.model.pooling is not None:
+        raise RequestError(
+            f"the model {located.folder.name} makes embeddings and writes no text; serve it for "
+            "/v1/embeddings, or load it as sterna.Embedder"
+        )
     tokenizer = Tokenizer.load(located.folder)
     template = ChatTemplate.load(located.folder)
     device, index = choose_device(located.device, manifest)
@@ -74,6 +78,52 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
         conv_template=config.conv_template,
         fingerprint=system_fingerprint(identity(located)),
     )
+
+
+def embeds(located: Located) -> bool:
+    """Whether the model makes embeddings, so that `load_embedding_model` loads it."""
+    return read_manifest(located.library).model.pooling is not None
+
+
+def without_generating(options: EngineOptions) -> EngineOptions:
+    """The same but for what only a model that writes text does: for those beside it."""
+    usual = EngineOptions()
+    return replace(options, **{name: getattr(usual, name) for name in _GENERATING})
+
+
+def load_embedding_model(
+    located: Located, options: EngineOptions
+) -> tuple[Executable, Limits, Tokenizer]:
+    """As `load`, for a model that makes embeddings.
+
+    RequestError for one that writes text, and for options that only such models have.
+    """
+    _, manifest = _checked(located, options)
+    if manifest.model.pooling is None:
+        raise RequestError(
+            f"the model {located.folder.name} writes text and makes no embeddings; choose an "
+            "embedding model"
+        )
+    usual = without_generating(options)
+    if given := [name for name in _GENERATING if getattr(options, name) != getattr(usual, name)]:
+        raise RequestError(
+            f"{given[0]} belongs to models that write text; {located.folder.name} makes embeddings"
+        )
+    tokenizer = Tokenizer.load(located.folder)
+    device, index = choose_device(located.device, manifest)
+    memory = _memory(options, device.available_memory(index))
+    fitting = _fitting_pages(manifest, memory, options, None)
+    limits = embedding_limits(options, manifest, fitting)
+    return _load_on(device, index, located, limits.num_pages, options), limits, tokenizer
+
+
+def _checked(located: Located, options: EngineOptions) -> tuple[ChatConfig, Manifest]:
+    """What folder and library say of themselves; ArtifactError where they do not match."""
+    config = read_chat_config(located.folder)
+    manifest = read_manifest(located.library)
+    check_library(config, manifest, located.folder, located.library)
+    _check_kv_dtype(options, manifest, located.library)
+    return config, manifest
 
 
 def share_memory(models: Sequence[Located], options: EngineOptions) -> list[EngineOptions]:

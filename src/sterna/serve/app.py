@@ -19,13 +19,12 @@ from starlette.routing import Route
 
 from sterna.engine.api import ChatCompletion, ChatCompletionChunk, Completion
 from sterna.engine.api_request import ChatRequest, CompletionRequest
-from sterna.engine.engine import AsyncEngine
-from sterna.serve import generate, page, plain, responses, responses_schema, schema
+from sterna.serve import embeddings, generate, page, plain, responses, responses_schema, schema
 from sterna.serve.errors import HttpError, body_of, status_of
 from sterna.serve.exchange import Exchange, Gone, told
 from sterna.serve.guard import Guard
 from sterna.serve.metrics import Metrics
-from sterna.serve.models import Models
+from sterna.serve.models import Model, Models
 from sterna.serve.openapi import document
 from sterna.serve.options import ServeOptions
 from sterna.serve.reply import ENCODER, JSON, Application, Receive, Scope, Send
@@ -68,9 +67,11 @@ OPERATIONS = (
     Operation(
         "POST",
         "/v1/embeddings",
-        plain.embeddings,
-        "Refused: no model that is served makes embeddings.",
+        embeddings.embeddings,
+        "Vectors of one or more texts.",
         request=schema.EmbeddingsRequest,
+        result=schema.EmbeddingList,
+        generates=True,
     ),
     Operation("GET", "/v1/models", plain.list_models, "The models served.", schema.ModelList),
     Operation("GET", "/v1/models/{model}", plain.retrieve_model, "One of them.", schema.ModelCard),
@@ -101,7 +102,7 @@ OPERATIONS = (
 class App:
     """The whole server but its socket. `state.draining` may be set from outside."""
 
-    def __init__(self, engines: Mapping[str, AsyncEngine], options: ServeOptions) -> None:
+    def __init__(self, engines: Mapping[str, Model], options: ServeOptions) -> None:
         models = Models(engines)
         self.state = State(models, options, Metrics(), int(time.time()))
         self._app = Guard(_routes(self.state), options)

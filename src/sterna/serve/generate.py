@@ -41,14 +41,14 @@ _COMPLETION_FIELDS = frozenset({*CompletionRequest.__struct_fields__, *COMPLETIO
 async def chat_completions(exchange: Exchange, state: State) -> None:
     body = await exchange.read(OBJECT)
     _check_names(body, _CHAT_FIELDS, read_chat, "messages")
-    name, engine = state.models.choose(body.pop("model", None))
+    name, engine = state.models.writer(body.pop("model", None))
     await _answer(exchange, counting(state, name), engine.chat.completions.create, body)
 
 
 async def completions(exchange: Exchange, state: State) -> None:
     body = await exchange.read(OBJECT)
     _check_names(body, _COMPLETION_FIELDS, read_completion, "prompt")
-    name, engine = state.models.choose(body.pop("model", None))
+    name, engine = state.models.writer(body.pop("model", None))
     await _answer(exchange, counting(state, name), engine.completions.create, body)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from sterna.engine.engine import AsyncEngine
 from sterna.engine.metrics import Histogram
+from sterna.serve.models import Model
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -67,9 +68,13 @@ class Metrics:
         """An answer is complete."""
         self._finished[model, reason] += 1
 
-    def page(self, engines: Mapping[str, AsyncEngine]) -> str:
+    def page(self, engines: Mapping[str, Model]) -> str:
         counters = {model: engine.metrics() for model, engine in engines.items()}
-        histograms = {model: engine.histograms() for model, engine in engines.items()}
+        histograms = {
+            model: engine.histograms()
+            for model, engine in engines.items()
+            if isinstance(engine, AsyncEngine)
+        }
         lines = [*_counter_lines(counters), *_histogram_lines(histograms), *self._answer_lines()]
         return "\n".join(lines) + "\n"
 
@@ -89,9 +94,12 @@ def _counter_lines(found: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     for name, key, kind, text in _COUNTERS:
         yield from _head(name, kind, text)
         for model, values in found.items():
-            yield f"{name}{{{_labels(model)}}} {values[key]}"
+            if key in values:  # an embedding model has few of them
+                yield f"{name}{{{_labels(model)}}} {values[key]}"
     yield from _head("vllm:kv_cache_usage_perc", "gauge", "Share of the cache's pages in use.")
     for model, values in found.items():
+        if "pages_total" not in values:
+            continue
         used = 1 - values["pages_free"] / values["pages_total"]
         yield f"vllm:kv_cache_usage_perc{{{_labels(model)}}} {used}"
 

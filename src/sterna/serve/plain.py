@@ -13,10 +13,10 @@ from sterna.engine.engine import AsyncEngine
 from sterna.serve.errors import HttpError
 from sterna.serve.exchange import Exchange
 from sterna.serve.metrics import CONTENT_TYPE
+from sterna.serve.models import Model
 from sterna.serve.schema import (
     DetokenizeRequest,
     DetokenizeResult,
-    EmbeddingsRequest,
     Health,
     ModelCard,
     ModelList,
@@ -28,7 +28,6 @@ from sterna.serve.state import State
 
 _TOKENIZE = msgspec.json.Decoder(TokenizeRequest)
 _DETOKENIZE = msgspec.json.Decoder(DetokenizeRequest)
-_EMBEDDINGS = msgspec.json.Decoder(EmbeddingsRequest)
 
 
 async def list_models(exchange: Exchange, state: State) -> None:
@@ -37,17 +36,18 @@ async def list_models(exchange: Exchange, state: State) -> None:
 
 
 async def retrieve_model(exchange: Exchange, state: State) -> None:
-    name, engine = state.models.choose(exchange.scope["path_params"]["model"])
+    name, engine = state.models.any(exchange.scope["path_params"]["model"])
     await exchange.send_json(_card(name, engine, state))
 
 
-def _card(name: str, engine: AsyncEngine, state: State) -> ModelCard:
+def _card(name: str, engine: Model, state: State) -> ModelCard:
     return ModelCard(id=name, created=state.started, max_model_len=engine.context_window)
 
 
 async def tokenize(exchange: Exchange, state: State) -> None:
     request = await exchange.read(_TOKENIZE)
-    _, engine = state.models.choose(request.model)
+    choose = state.models.any if request.messages is None else state.models.writer
+    _, engine = choose(request.model)
     ids = await asyncio.to_thread(_ids, request, engine)
     pieces = [engine.tokenizer.id_to_token(i) or "" for i in ids]
     await exchange.send_json(
@@ -60,10 +60,11 @@ async def tokenize(exchange: Exchange, state: State) -> None:
     )
 
 
-def _ids(request: TokenizeRequest, engine: AsyncEngine) -> list[int]:
+def _ids(request: TokenizeRequest, engine: Model) -> list[int]:
     if (request.prompt is None) == (request.messages is None):
         raise HttpError(400, "give either prompt or messages", "prompt")
     if request.messages is not None:
+        assert isinstance(engine, AsyncEngine), "chosen among those that write"
         return engine.chat_ids(request.messages, request.tools)
     if request.tools is not None:
         raise HttpError(400, "tools belong to messages, not to a prompt", "tools")
@@ -78,7 +79,7 @@ def _ids(request: TokenizeRequest, engine: AsyncEngine) -> list[int]:
 
 async def detokenize(exchange: Exchange, state: State) -> None:
     request = await exchange.read(_DETOKENIZE)
-    _, engine = state.models.choose(request.model)
+    _, engine = state.models.any(request.model)
     size = engine.tokenizer.vocab_size
     for token in request.tokens:
         if token >= size:
@@ -86,16 +87,6 @@ async def detokenize(exchange: Exchange, state: State) -> None:
     decode = partial(engine.tokenizer.decode, request.tokens, skip_special_tokens=False)
     text = await asyncio.to_thread(decode)
     await exchange.send_json(DetokenizeResult(prompt=text))
-
-
-async def embeddings(exchange: Exchange, state: State) -> None:
-    name, _ = state.models.choose((await exchange.read(_EMBEDDINGS)).model)
-    raise HttpError(
-        400,
-        f"the model {name!r} writes text and makes no embeddings; serve an embedding model",
-        "model",
-        code="embeddings_not_supported",
-    )
 
 
 async def live(exchange: Exchange, state: State) -> None:

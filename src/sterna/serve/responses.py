@@ -51,7 +51,7 @@ _ECHOED = (
 
 async def responses(exchange: Exchange, state: State) -> None:
     request = read(await exchange.read(OBJECT))
-    name, engine = state.models.choose(request.model)
+    name, engine = state.models.writer(request.model)
     writer = Writer(empty(request, name))
     finished = counting(state, name)
     asked = {"stream": True, "stream_options": {"include_usage": True}, **chat_fields(request)}

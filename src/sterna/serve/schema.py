@@ -70,9 +70,29 @@ class Version(msgspec.Struct, kw_only=True):
 
 
 class EmbeddingsRequest(_Request):
-    """What OpenAI's clients send; every request is refused until a model embeds."""
+    """`input`: a text, its token ids, or a list of either. `user` is for OpenAI's own records."""
 
-    input: str | list[str | int | list[int]]
+    input: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
     dimensions: int | None = None
     encoding_format: Literal["float", "base64"] | None = None
     user: str | None = None
+
+
+class Embedding(msgspec.Struct, kw_only=True):
+    """`embedding` is a list of numbers or, where asked for, their float32 bytes in base64."""
+
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(msgspec.Struct, kw_only=True):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(msgspec.Struct, kw_only=True):
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"

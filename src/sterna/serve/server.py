@@ -25,9 +25,9 @@ except ImportError:  # Windows, which has no such limit
     resource = None  # type: ignore[assignment]
 
 from sterna.base.errors import Unavailable
-from sterna.engine.engine import AsyncEngine
 from sterna.serve.app import App
 from sterna.serve.connection import limited
+from sterna.serve.models import Model
 from sterna.serve.options import ServeOptions
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -127,7 +127,7 @@ def _waiting(listening: socket.socket) -> list[socket.socket]:
 
 
 def serve(
-    engines: Mapping[str, AsyncEngine],
+    engines: Mapping[str, Model],
     options: ServeOptions,
     ready: Callable[[str], None] = lambda url: None,
 ) -> None:
