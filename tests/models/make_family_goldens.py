@@ -137,13 +137,14 @@ def states(variant: str) -> dict[str, NDArray]:
     """What the npz of an embedding model holds."""
     model, weights = headless(tiny.EMBEDDING[variant])
     prompt, at = torch.tensor([tiny.PROMPT]), list(tiny.POSITIONS)
-    single = model(prompt).last_hidden_state[0, at].numpy()
-    double = model.double()(prompt).last_hidden_state[0, at].numpy()
+    every = model(prompt).last_hidden_state[0].numpy()
+    double = model.double()(prompt).last_hidden_state[0].numpy()
     return {
         "transformers": np.array(transformers.__version__),
         "weights_crc32": np.array(tiny.checksum(weights)),
-        "states": single.astype(np.float32),
-        "float64_gap": np.array(np.abs(single - double).max()),
+        "states": every[at].astype(np.float32),
+        "mean": every.mean(axis=0).astype(np.float32),
+        "float64_gap": np.array(np.abs(every - double).max()),
     }
 
 

@@ -358,6 +358,13 @@ def checksum(tensors: Weights) -> int:
     return value
 
 
+def mean_state(variant: str) -> NDArray[np.float32]:
+    """Of an embedding model's states at all positions."""
+    with np.load(GOLDENS / f"{variant}.npz") as stored:
+        mean: NDArray[np.float32] = stored["mean"]
+        return mean
+
+
 def golden(variant: str) -> tuple[NDArray[np.float32], int]:
     """(logits or states at POSITIONS, the checksum of the weights that gave them)."""
     with np.load(GOLDENS / f"{variant}.npz") as stored:

@@ -31,6 +31,14 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     return parse_json(read_bytes(path, max_bytes), str(path))
 
 
+def read_json_list(path: Path) -> list[Any]:
+    """Read the JSON list in the file `path`, under the same rules."""
+    value = _parse(read_bytes(path, MAX_JSON_BYTES), str(path))
+    if not isinstance(value, list):
+        raise CheckpointError(f"{path} must hold one JSON list, not a {type(value).__name__}")
+    return value
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Read `config.json` of a Hugging Face folder."""
     path = folder / "config.json"
@@ -73,6 +81,13 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 def parse_json(data: bytes, source: str) -> dict[str, Any]:
     """Parse one JSON object under the rules of `read_json`; `source` names it in errors."""
+    value = _parse(data, source)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{source} must hold one JSON object, not a {type(value).__name__}")
+    return value
+
+
+def _parse(data: bytes, source: str) -> Any:
     try:
         value = json.loads(
             data.decode("utf-8"),
@@ -86,8 +101,6 @@ def parse_json(data: bytes, source: str) -> dict[str, Any]:
         raise UnsafeFile(f"{source} nests deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:
         raise UnsafeFile(f"{source} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{source} must hold one JSON object, not a {type(value).__name__}")
     _check_nesting(value, source)
     return value
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sterna.base.errors import CheckpointError, UnsupportedModel
-from sterna.checkpoint.config import read_json
+from sterna.checkpoint.config import read_json, read_json_list
 
 MODULES = "modules.json"
 _POOLING = {
@@ -28,8 +28,8 @@ def read_pooling(folder: Path) -> dict[str, Any]:
     """
     if not (folder / MODULES).is_file():
         return {}
-    listed = read_json(folder / MODULES)
-    if not isinstance(listed, list) or not all(isinstance(m, dict) for m in listed):
+    listed = read_json_list(folder / MODULES)
+    if not all(isinstance(module, dict) for module in listed):
         raise CheckpointError(f"{folder / MODULES} must be a list of modules")
     found: dict[str, Any] = {}
     for module in listed:
@@ -53,8 +53,6 @@ def _pooling(folder: Path, path: object) -> str:
         raise CheckpointError(f"{MODULES} names no folder beside it for Pooling, but {path!r:.60}")
     file = folder / path / "config.json"
     config = read_json(file)
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} must be an object")
     modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
     named = config.get("pooling_mode")
     known = _NAMES.get(named) if isinstance(named, str) else None

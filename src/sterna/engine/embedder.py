@@ -191,29 +191,31 @@ class Embedder:
     def _pooled(
         self, group: list[list[int]], stop: threading.Event | None
     ) -> list[NDArray[np.float64]]:
-        """The sum, or the one, of the states that make each text's vector; means are divided."""
-        sums = [np.zeros(self.dimensions) for _ in group]
+        """The state that is each text's vector, or the mean of its states."""
+        found = [np.zeros(self.dimensions) for _ in group]
         for start in range(0, max(map(len, group)), self._limits.chunk):
             if stop is not None and stop.is_set():
                 raise RequestError("the request was cancelled")
             parts = [text[start : start + self._limits.chunk] for text in group]
-            rows = [self._rows(start, len(p), len(t)) for p, t in zip(parts, group, strict=True)]
+            rows = [self._rows(len(part)) for part in parts]
             states = self._step(parts, start, rows)
             at = 0
-            for own, wanted in zip(sums, rows, strict=True):
-                own += states[at : at + len(wanted)].sum(axis=0, dtype=np.float64)
+            for own, wanted in zip(found, rows, strict=True):
+                part = states[at : at + len(wanted)].sum(axis=0, dtype=np.float64)
                 at += len(wanted)
+                if self._model.pooling == "mean":
+                    own += part
+                elif self._model.pooling == "last" or start == 0:
+                    own[:] = part
         if self._model.pooling == "mean":
-            return [own / len(text) for own, text in zip(sums, group, strict=True)]
-        return sums
+            return [own / len(text) for own, text in zip(found, group, strict=True)]
+        return found
 
-    def _rows(self, start: int, count: int, total: int) -> range:
-        """Which of the `count` tokens from `start` on, of `total`, count for the vector."""
+    def _rows(self, count: int) -> range:
+        """Which of the next `count` tokens' states are pooled."""
         if self._model.pooling == "mean":
             return range(count)
-        if self._model.pooling == "cls":
-            return range(1 if start == 0 else 0)
-        return range(count - 1 if start + count == total else count, count)
+        return range(1) if self._model.pooling == "cls" else range(count - 1, count)
 
     def _step(self, parts: list[list[int]], start: int, rows: list[range]) -> NDArray[np.float32]:
         ends = np.cumsum([0, *map(len, parts)])
