@@ -55,6 +55,9 @@ def library_report(
     return Report(one_line(title), sections)
 
 
+_POOLED = {"cls": "the first token's state", "last": "the last token's", "mean": "states' mean"}
+
+
 def _facts(manifest: Manifest) -> Table:
     model, kv = manifest.model, manifest.kv_cache
     rows = [
@@ -69,6 +72,9 @@ def _facts(manifest: Manifest) -> Table:
     ]  # fmt: skip
     if manifest.carried:
         rows.append(("carries", f"{', '.join(manifest.carried)}; this machine is shown one"))
+    if model.pooling is not None:
+        length = ", made of length 1" if model.normalize else ""
+        rows.append(("embeddings", f"{_POOLED[model.pooling]}{length}"))
     if model.sliding_window_size > 0:
         sinks = max(0, model.attention_sink_size)
         rows.append(("sliding window", f"{model.sliding_window_size:,} tokens, {sinks} sinks"))
