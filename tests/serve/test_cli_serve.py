@@ -45,6 +45,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Served:
 
     monkeypatch.setattr(local, "locate", lambda model, *_, **__: model)
     monkeypatch.setattr(loader, "share_memory", lambda models, options: [options] * len(models))
+    monkeypatch.setattr(loader, "embeds", lambda model: model == "./embeds")
     monkeypatch.setattr(verb, "_load", load)
     monkeypatch.setattr(server, "serve", serve)
     return asked
@@ -62,6 +63,15 @@ def test_models_by_name(served: Served) -> None:
     assert command.main([*arguments[:4]]) == 0
     assert list(served.engines) == ["one", "own"]
     assert [model for _, model, _ in served.loaded] == ["./a", "HF://user/repo"]
+
+
+def test_what_is_for_models_that_write_does_not_trouble_one_beside_them(served: Served) -> None:
+    speculative = EngineOptions(mode=Mode.SERVER, speculative="ngram")
+    assert command.main(["serve", "a=./embeds", "b=./b", "--speculative", "ngram"]) == 0
+    assert served.loaded[0][2] == EngineOptions(mode=Mode.SERVER)
+    assert served.loaded[1][2] == speculative
+    assert command.main(["serve", "./embeds", "--speculative", "ngram"]) == 0
+    assert served.loaded[2][2] == speculative  # which it will refuse
 
 
 def test_a_path_may_have_an_equals_sign(served: Served) -> None:

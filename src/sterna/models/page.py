@@ -32,8 +32,8 @@ sequences in a batch give the bits of each alone (`tests/models/test_family_logi
 weight indexes of published models build their graphs with the right names and shapes
 (`tests/models/test_real_configs.py`). Quantized, each family converts and runs, and
 gives the logits of the weights as restored (`tests/models/test_family_schemes.py`). Models that
-embed are tested by their hidden states (`tests/models/test_embedding_families.py`) and by the vectors
-that come out (`tests/e2e/test_embeddings.py`).
+embed are tested by their hidden states (`tests/models/test_embedding_families.py`) and by the
+vectors that come out (`tests/e2e/test_embeddings.py`).
 """
 
 _SMALL: Config = {
