@@ -39,6 +39,7 @@ class Target:
     group_threads: int = 0  # most threads of a work group; 0: there are none
     subgroup: int = 0
     shared_bytes: int = 0  # of a work group
+    small_numbers: bool = True  # memory has numbers of 8 and 16 bits that a kernel can store
     most_buffers: int = 0  # that a kernel may take
     most_buffer_bytes: int = 0  # of one buffer; 0: no limit but memory
     buffer_align: int = 64  # of a tensor inside a larger buffer
@@ -83,6 +84,10 @@ _SYSTEMS = {
 }
 _HOST_SYSTEMS = {"linux": "linux", "darwin": "macos", "win32": "windows"}
 
+_VULKAN = Target("vulkan", renderer="spirv", device="vulkan", table="work_groups",
+                 suffix=".sterna", group_threads=256, shared_bytes=16384, most_buffers=16,
+                 most_buffer_bytes=2**31 - 4, buffer_align=256)  # fmt: skip
+
 # Kinds whose kernels run in work groups; the detail after the colon picks a row.
 _GROUPED = {
     "opencl": {
@@ -108,14 +113,17 @@ _GROUPED = {
     "webgpu": {
         "": Target("webgpu", renderer="wgsl", device="webgpu", table="work_groups",
                    suffix=".sterna", group_threads=256, shared_bytes=16384, most_buffers=10,
-                   most_buffer_bytes=128 << 20, buffer_align=256),
+                   most_buffer_bytes=128 << 20, buffer_align=256, small_numbers=False),
+    },
+    "vulkan": {
+        "": _VULKAN,
+        "f32": replace(_VULKAN, spec="vulkan:f32", small_numbers=False),
     },
 }  # fmt: skip
 
 # Kinds with a device to run on, and those for which code is made that runs elsewhere.
 KINDS = ("cpu", *(kind for kind, rows in _GROUPED.items() if rows[""].device))
 DEVICELESS_KINDS = tuple(kind for kind in _GROUPED if kind not in KINDS)
-UNSUPPORTED_KINDS = ("vulkan",)
 
 EXAMPLES = (
     "cpu",

@@ -45,7 +45,11 @@ class SourceRenderer:
     def build_library(self, parts: Sequence[LibraryParts], target: Target) -> bytes:
         """See Renderer; a bundle has one program."""
         (only,) = parts
-        return build_bundle(only, self.library_source(only).encode(), target)
+        return build_bundle(only, self.library_code(only), target)
+
+    def library_code(self, parts: LibraryParts) -> bytes:
+        """What the device's driver compiles at load."""
+        return self.library_source(parts).encode()
 
     def build_version(self, target: Target) -> str:
         """See Renderer: no outside tool takes part."""

@@ -39,6 +39,7 @@ from sterna.ir.expr import (
     Load,
     Var,
     const_value,
+    equals,
     wrap,
 )
 from sterna.ir.loop import Alloc, For, ForKind, If, Let, PrimFunc, Seq, Stmt, Store, Sync
@@ -92,6 +93,10 @@ class CStyle(ExprStyle):
         """The declaration of an array that a group's threads share."""
         raise NotImplementedError
 
+    def shared_bytes(self, dtype: DType) -> int:
+        """What an element of such an array takes."""
+        return dtype.bytes
+
     def group_index(self) -> str:
         raise NotImplementedError
 
@@ -109,10 +114,10 @@ class CStyle(ExprStyle):
             self.ranges[self.kernel.group] = (0, float("inf"))
             self.constant(I32, self.declare(self.kernel.group), self.group_index())
         if self.kernel.threads > 1:
-            self.constant(I32, "tid", self.thread_index())
+            self.constant(I32, self.declare(TID), self.thread_index())
         for buffer in self.kernel.shared:
-            title = self.buffers[buffer] = self.unique.new(buffer.name)
-            size = _elements(buffer.shape, buffer.name)
+            title = self.buffers[buffer] = self.identifier(buffer.name)
+            size = elements(buffer.shape, buffer.name)
             head += self.outside(self.shared(buffer.dtype, title, size))
         self.statement(self.kernel.body, last=True)
         head += ["    " + text for text in self.arrays]
@@ -133,9 +138,31 @@ class CStyle(ExprStyle):
         self.depth -= 1
         self.line(text)
 
+    # Blocks: each that is begun has an `end`.
+
+    def scope(self) -> None:
+        """Names declared from here on are known up to the end."""
+        self.open("{")
+
+    def when(self, cond: str) -> None:
+        self.open(f"if ({cond}) {{")
+
+    def otherwise(self) -> None:
+        self.close("} else {")
+        self.depth += 1
+
+    def count(self, var: str, end: str, kind: ForKind) -> None:
+        self.open(self.counting(var, end))
+
+    def end(self) -> None:
+        self.close()
+
+    def identifier(self, text: str) -> str:
+        """A new name like `text`, as it is written."""
+        return self.unique.new(text)
+
     def declare(self, var: Var) -> str:
-        text = self.unique.new(var.name)
-        self.names[var] = text
+        text = self.names[var] = self.identifier(var.name)
         return text
 
     def constant(self, dtype: DType, title: str, value: str) -> None:
@@ -151,11 +178,11 @@ class CStyle(ExprStyle):
         """A statement at group level, or inside a thread loop (`nest` is not empty)."""
         alone = not self.nest and self.kernel.threads > 1 and not _for_all(stmt)
         if alone and any(isinstance(n, Store) for n in visit(stmt)):
-            self.open("if (tid == 0) {")
+            self.when(self.text(equals(TID, 0)))
             self.nest = _ALONE
             self.inner(stmt, last=True)
             self.nest = ()
-            self.close()
+            self.end()
             return
         self.inner(stmt, last=last)
 
@@ -189,35 +216,36 @@ class CStyle(ExprStyle):
         for size in sizes:
             total *= size
         guarded = total < self.kernel.threads
-        self.open(f"if (tid < {total}) {{" if guarded else "{")
-        rest = "tid"
+        if guarded:
+            self.when(self.text(TID < total))
+        else:
+            self.scope()
+        self.ranges[TID] = (0, self.kernel.threads - 1)
+        rest: Expr = TID if self.kernel.threads > 1 else wrap(0)
         for each, size in zip(reversed(nest), reversed(sizes), strict=True):
             self.ranges[each.var] = (0, size - 1)
-            first = each is nest[0]
-            value = rest if first else f"{rest} % {size}"
-            if self.kernel.threads == 1:
-                value = "0"
+            value = self.text(rest if each is nest[0] else rest % size)
             self.constant(I32, self.declare(each.var), value)
-            rest = f"(tid / {size})" if rest == "tid" else f"({rest} / {size})"
+            rest = rest // size
         self.nest = nest
         self.inner(nest[-1].body, last=True)
         self.nest = ()
-        self.close()
+        self.end()
 
     def loop(self, loop: For) -> None:
         if loop.kind is ForKind.PARALLEL:
             raise CodegenError(f"parallel loop {loop.var.name} is not outermost")
         end = self.text(loop.extent)
         if const_value(loop.extent) is None and not isinstance(loop.extent, Var):
-            title = self.unique.new(f"{loop.var.name}_end")
+            title = self.identifier(f"{loop.var.name}_end")
             self.constant(I32, title, end)
             end = title
         _, most = Intervals(self.ranges)(loop.extent)
         self.ranges[loop.var] = (0, max(0, most - 1))
         var = self.declare(loop.var)
-        self.open(self.counting(var, end))
+        self.count(var, end, loop.kind)
         self.statement(loop.body, last=True)
-        self.close()
+        self.end()
 
     def counting(self, var: str, end: str) -> str:
         return f"for (i32 {var} = 0; {var} < {end}; {var}++) {{"
@@ -226,27 +254,26 @@ class CStyle(ExprStyle):
         text = self.text(stmt.value)
         self.ranges[stmt.var] = _narrowed(stmt.var, Intervals(self.ranges)(stmt.value))
         if not last:
-            self.open("{")
+            self.scope()
         self.constant(stmt.value.dtype, self.declare(stmt.var), text)
         self.statement(stmt.body, last=True)
         if not last:
-            self.close()
+            self.end()
 
     def branch(self, stmt: If) -> None:
-        self.open(f"if ({self.text(stmt.cond)}) {{")
+        self.when(self.text(stmt.cond))
         self.statement(stmt.then, last=True)
         if stmt.orelse is not None:
-            self.close("} else {")
-            self.depth += 1
+            self.otherwise()
             self.statement(stmt.orelse, last=True)
-        self.close()
+        self.end()
 
     def alloc(self, stmt: Alloc, last: bool) -> None:
         buffer = stmt.buffer
         if buffer not in self.kernel.private:
             self.statement(stmt.body, last=last)
             return
-        title = self.buffers[buffer] = self.unique.new(buffer.name)
+        title = self.buffers[buffer] = self.identifier(buffer.name)
         shape = tuple(_size(d, buffer.name) for d in buffer.shape)
         shape = private_shape(shape, self.kernel.private[buffer].shares)
         size = 1
@@ -294,6 +321,7 @@ class CStyle(ExprStyle):
         return f"(({self.WIDE}){text})" if wide and e.dtype == I32 else text
 
 
+TID = Var("tid", I32, 0)  # the number of a thread in its group
 _ALONE: Nest = (For(Var("one"), wrap(1), Seq(()), ForKind.THREAD),)  # one thread's statements
 
 
@@ -324,14 +352,14 @@ def _phase(symbol: str, func: PrimFunc, stmt: Stmt, style: type[CStyle]) -> tupl
     buffers, where = [], []
     for i, p in enumerate(func.params):
         if p in used:
-            title = writer.buffers[p] = writer.unique.new(p.name)
+            title = writer.buffers[p] = writer.identifier(p.name)
             buffers.append((p, title, p in stored))
             where.append(i)
     for d in func.dims:
         writer.ranges[d] = (d.lo or 0, float("inf"))
     dims = tuple(writer.declare(d) for d in func.dims)
     text = writer.function(Signature(symbol, tuple(buffers), dims, kernel.threads))
-    shared = sum(_elements(b.shape, b.name) * b.dtype.bytes for b in kernel.shared)
+    shared = sum(elements(b.shape, b.name) * writer.shared_bytes(b.dtype) for b in kernel.shared)
     writes = tuple(i for i, (_, _, writes) in zip(where, buffers, strict=True) if writes)
     groups = to_text(simplify(kernel.groups))
     return text, Phase(
@@ -359,7 +387,8 @@ def _size(e: Expr, title: str) -> int:
     return int(value)
 
 
-def _elements(shape: tuple[Expr, ...], title: str) -> int:
+def elements(shape: tuple[Expr, ...], title: str) -> int:
+    """How many a buffer has; CodegenError where that is not known at compile time."""
     size = 1
     for d in shape:
         size *= _size(d, title)

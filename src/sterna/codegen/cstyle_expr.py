@@ -77,9 +77,9 @@ class ExprStyle:
             case Cast(dtype=dtype, a=a):
                 return self.converted(self.text(a), a.dtype, dtype)
             case Select(cond=cond, a=a, b=b):
-                return self.choice(self.text(cond), self.text(a), self.text(b))
+                return self.choice(e.dtype, self.text(cond), self.text(a), self.text(b))
             case Intrin(name="fma", args=args) if e.dtype == F32:
-                return f"fma_f32({', '.join(map(self.text, args))})"
+                return self.fma(*map(self.text, args))
             case Unary(op=op, a=a):
                 return self.unary(op, self.text(a), a.dtype)
             case Binary():
@@ -94,7 +94,10 @@ class ExprStyle:
             return f"bits_f32({'0x7f' if c.value > 0 else '0xff'}800000u)"
         return literal(c)
 
-    def choice(self, cond: str, a: str, b: str) -> str:
+    def fma(self, a: str, b: str, c: str) -> str:
+        return f"fma_f32({a}, {b}, {c})"
+
+    def choice(self, dtype: DType, cond: str, a: str, b: str) -> str:
         return f"({cond} ? {a} : {b})"
 
     def cast(self, dtype: DType, text: str) -> str:
@@ -111,7 +114,7 @@ class ExprStyle:
         if op in ("min", "max"):
             if dtype == F32:
                 return f"{op}_f32({x}, {y})"
-            return self.choice(f"({x} {'<' if op == 'min' else '>'} {y})", x, y)
+            return self.choice(dtype, f"({x} {'<' if op == 'min' else '>'} {y})", x, y)
         text = self.shift(op, x, y, dtype) if op in ("<<", ">>") else f"({x} {op} {y})"
         small = dtype.is_int and dtype.bits < 32 and op not in ("<", "<=", "==", "!=")
         return self.cast(dtype, text) if small else text
@@ -131,8 +134,15 @@ class ExprStyle:
             return self.power_division(e.op, x, shift, mask, dtype)
         interval = Intervals(self.ranges)
         if dtype.kind == "uint" or (interval(e.a)[0] >= 0 and interval(e.b)[0] >= 0):
-            return f"({x} {'/' if e.op == '//' else '%'} {y})"
-        return f"{'floor_div' if e.op == '//' else 'floor_mod'}({x}, {y})"
+            return self.quotient(e.op, x, y, dtype)
+        return self.floored(e.op, x, y)
+
+    def quotient(self, op: str, x: str, y: str, dtype: DType) -> str:
+        """Of numbers that are not negative."""
+        return f"({x} {'/' if op == '//' else '%'} {y})"
+
+    def floored(self, op: str, x: str, y: str) -> str:
+        return f"{'floor_div' if op == '//' else 'floor_mod'}({x}, {y})"
 
     def power_division(self, op: str, x: str, shift: int, mask: int, dtype: DType) -> str:
         return f"({x} >> {shift})" if op == "//" else f"({x} & {mask})"
@@ -148,7 +158,7 @@ class ExprStyle:
             return self.cast(dtype, f"(~{x})")
         if op == "neg":
             return self.cast(dtype, f"(-{x})")
-        return x if dtype.kind == "uint" else self.choice(f"({x} < 0)", f"(-{x})", x)
+        return x if dtype.kind == "uint" else self.choice(dtype, f"({x} < 0)", f"(-{x})", x)
 
     def converted(self, text: str, source: DType, to: DType) -> str:
         """A Cast. Floats to integers go toward zero."""

@@ -100,6 +100,9 @@ class Wgsl(CStyle):
     def shared(self, dtype: DType, title: str, size: int) -> str:
         return f"var<workgroup> {title}: array<{self.TYPES[dtype]}, {size}>;"
 
+    def shared_bytes(self, dtype: DType) -> int:
+        return 4  # smaller numbers are words there
+
     def group_index(self) -> str:
         return "i32(group_number.x)"
 
@@ -135,7 +138,7 @@ class Wgsl(CStyle):
             return "true" if c.value else "false"
         return CStyle.literal(self, c)
 
-    def choice(self, cond: str, a: str, b: str) -> str:
+    def choice(self, dtype: DType, cond: str, a: str, b: str) -> str:
         return f"select({b}, {a}, {cond})"
 
     def cast(self, dtype: DType, text: str) -> str:
