@@ -25,7 +25,7 @@ from sterna.codegen.renderer import RenderedKernel, renderer_of
 from sterna.compiler import CompileOptions, compile_source
 from sterna.ir.equal import digest
 from sterna.ir.loop import PrimFunc
-from sterna.runtime import opencl, webgpu
+from sterna.runtime import opencl, vulkan, webgpu
 from sterna.runtime.work_groups import Device
 
 CONFIG = {
@@ -53,6 +53,13 @@ def driver_webgpu() -> Device:
         pytest.skip(str(error))
 
 
+def driver_vulkan() -> Device:
+    try:
+        return vulkan.open_device()
+    except Unavailable as error:
+        pytest.skip(str(error))
+
+
 # Target, and what runs its kernels here.
 TARGETS: dict[str, Callable[[], Device]] = {
     "opencl": driver_opencl,
@@ -60,6 +67,8 @@ TARGETS: dict[str, Callable[[], Device]] = {
     "rocm": SimtDevice,
     "metal": SimtDevice,
     "webgpu": driver_webgpu,
+    "vulkan": driver_vulkan,
+    "vulkan:f32": driver_vulkan,
 }
 
 

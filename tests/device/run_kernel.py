@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sterna.base.artifact import KVCache, Manifest, Model
 from sterna.base.sizes import evaluate
 from sterna.base.target import Target
+from sterna.codegen.bundle import SourceRenderer
 from sterna.codegen.renderer import LibraryParts, RenderedKernel, renderer_of
 from sterna.runtime.work_groups import Device
 
@@ -31,8 +32,10 @@ class RunningKernels:
     ) -> None:
         self.kernels, self.device = kernels, device
         phases = [p for k in kernels.values() for p in k.rendered.launches]
-        code = renderer_of(target).library_source(LibraryParts(NOTHING, kernels, {}))
-        self.functions = device.compile(code.encode(), phases)
+        renderer = renderer_of(target)
+        assert isinstance(renderer, SourceRenderer)
+        code = renderer.library_code(LibraryParts(NOTHING, kernels, {}))
+        self.functions = device.compile(code, phases)
 
     def run(
         self, name: str, arrays: Mapping[str, NDArray[Any]], dims: Mapping[str, int]

@@ -217,7 +217,7 @@ class CStyle(ExprStyle):
             total *= size
         guarded = total < self.kernel.threads
         if guarded:
-            self.when(self.text(TID < total))
+            self.when(self.text(total > TID))
         else:
             self.scope()
         self.ranges[TID] = (0, self.kernel.threads - 1)

@@ -187,9 +187,7 @@ class Spirv(CStyle):
         integer, zero, one = m.type("i32"), m.number("i32", 0), m.number("i32", 1)
         head, test, body, again, merge, more = (m.fresh() for _ in range(6))
         place = self.identifier(f"{var[1:]}_at")
-        self.arrays.append(
-            f"{place} = OpVariable {m.pointer('Function', 'i32', integer)} Function"
-        )
+        self.arrays.append(f"{place} = OpVariable {m.pointer('Function', 'i32', integer)} Function")
         control = "Unroll" if kind in (ForKind.UNROLL, ForKind.VECTOR) else "None"
         for text in (
             f"OpStore {place} {zero}",
@@ -251,7 +249,9 @@ class Spirv(CStyle):
         else:
             small = m.op("OpLoad", kind, self.pointer(e.buffer, kind, at))
             signed = kind.startswith("i")
-            found = m.op("OpSConvert" if signed else "OpUConvert", "i32" if signed else "u32", small)
+            found = m.op(
+                "OpSConvert" if signed else "OpUConvert", "i32" if signed else "u32", small
+            )
         return m.op("OpINotEqual", "bool", found, m.number("u32", 0)) if value == "bool" else found
 
     def cut(self, buffer: Buffer, at: str, kind: str) -> str:
@@ -329,7 +329,9 @@ class Spirv(CStyle):
 
     def quotient(self, op: str, x: str, y: str, dtype: DType) -> str:
         signed = self.TYPES[dtype] == "i32"
-        name = ("OpSDiv" if signed else "OpUDiv") if op == "//" else "OpSRem" if signed else "OpUMod"
+        name = (
+            ("OpSDiv" if signed else "OpUDiv") if op == "//" else "OpSRem" if signed else "OpUMod"
+        )
         return self.module.op(name, self.TYPES[dtype], x, y)
 
     def floored(self, op: str, x: str, y: str) -> str:

@@ -71,9 +71,7 @@ class Value:
 
     def where(self, cond: str, other: float | Value) -> Self:
         """This value where `cond`, else the other."""
-        return self.like(
-            self.module.op("OpSelect", self.type, cond, self.id, self.of(other).id)
-        )
+        return self.like(self.module.op("OpSelect", self.type, cond, self.id, self.of(other).id))
 
     def fma(self, a: float | Value, b: float | Value) -> Self:
         """This value * a + b."""

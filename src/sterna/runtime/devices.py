@@ -14,7 +14,7 @@ from typing import Protocol, cast
 
 from sterna.base.artifact import Manifest
 from sterna.base.errors import ArtifactError, Unavailable
-from sterna.base.target import DEVICELESS_KINDS, KINDS, UNSUPPORTED_KINDS, parse_target
+from sterna.base.target import DEVICELESS_KINDS, KINDS, parse_target
 from sterna.runtime.executable import Executable
 from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
@@ -47,8 +47,6 @@ def devices() -> list[DeviceReport]:
     found = [report for kind in KINDS for report in _module(kind).reports()]
     compiled = "models compile for it; running them is not in this version of Sterna"
     found += [DeviceReport(name, False, "", compiled) for name in DEVICELESS_KINDS]
-    missing = "not in this version of Sterna; use cpu"
-    found += [DeviceReport(name, False, "", missing) for name in UNSUPPORTED_KINDS]
     return sorted(found, key=lambda report: not report.present)
 
 

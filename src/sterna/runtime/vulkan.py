@@ -1,0 +1,586 @@
+"""Vulkan as a device: the calls of Vulkan 1.2 that a step needs, through ctypes.
+
+The driver is found by the system's loader, libvulkan; nothing is installed with Sterna. Kernels
+come as SPIR-V, a module for each launch. A step is one submission of one command buffer, which is
+recorded when the numbers of a step change and replayed while they are the same: what changes with
+every token lies in buffers. Memory that the processor reads at full speed is mapped; other memory
+is written and read by copies through a small buffer that is mapped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from ctypes import byref, c_float, c_int32, c_void_p
+from ctypes import c_uint32 as u32
+from ctypes import c_uint64 as u64
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.base.artifact import Phase
+from sterna.base.errors import ArtifactError, DeviceError, Unavailable
+from sterna.runtime import vulkan_api as vk
+from sterna.runtime.params import WeightReader
+from sterna.runtime.report import DeviceReport
+from sterna.runtime.work_groups import GroupExecutable, Limits, check_threads, load_on
+
+_COMPUTE, _STORAGE_BUFFER, _STAGE = 2, 7, 0x20
+_USAGE = 0x20 | 1 | 2  # storage, copied from and to
+_LOCAL, _MAPPED, _CACHED = 1, 2 | 4, 8  # kinds of memory: the device's, coherent, read fast
+_WRITTEN = 0x40 | 0x1000  # by kernels, by copies
+_ANYTHING = 0x20 | 0x40 | 0x800 | 0x1000 | 0x2000
+_FROM, _TO = 0x800 | 0x1000, 0x800 | 0x1000 | 0x4000  # kernels and copies; the processor besides
+_LARGEST = 2**31 - 4  # bytes of a buffer that 32-bit indices reach
+_SIZES_BYTES = 128  # of push constants: what every device has
+_SETS_OF_A_POOL = 256
+_STAGING = 1 << 22
+_PATIENCE = 600 * 10**9  # nanoseconds for one step; a driver stops a hung kernel sooner
+_MAGIC, _CAPABILITY, _ENTRY_POINT = 0x07230203, 17, 15
+_SMALL = {4433: "16-bit storage", 4448: "8-bit storage"}  # what modules may ask for
+
+
+def load(
+    library: Path,
+    weights: Mapping[str, WeightReader],
+    *,
+    num_pages: int,
+    threads: int | None = None,
+    index: int = 0,
+) -> GroupExecutable:
+    """Load an artifact on device `index`; see `load_on`. Unavailable where there is none."""
+    check_threads(threads)
+    return load_on(open_device(index), library, weights, num_pages=num_pages)
+
+
+def available_memory(index: int = 0) -> int | None:
+    """See DeviceModule: all of the device's, for drivers need not tell what is taken."""
+    instance = _Instance()
+    try:
+        return _memory_bytes(instance.memory(instance.chosen(index)))
+    finally:
+        instance.close()
+
+
+def reports() -> list[DeviceReport]:
+    """See DeviceModule."""
+    try:
+        instance = _Instance()
+    except Unavailable as error:
+        return [DeviceReport("vulkan", False, "", str(error))]
+    try:
+        instance.chosen(0)
+        return [
+            DeviceReport(f"vulkan:{i}" if i else "vulkan", True, instance.told(device), "")
+            for i, device in enumerate(instance.devices)
+        ]
+    except Unavailable as error:
+        return [DeviceReport("vulkan", False, "", str(error))]
+    finally:
+        instance.close()
+
+
+def open_device(index: int = 0) -> VulkanDevice:
+    """The device with that number; Unavailable says what is missing."""
+    instance = _Instance()
+    try:
+        return VulkanDevice(instance, instance.chosen(index))
+    except BaseException:
+        instance.close()
+        raise
+
+
+class _Instance:
+    """The loader and the devices that can compute: Vulkan 1.2, with a queue for kernels."""
+
+    def __init__(self) -> None:
+        self.driver = vk.loader()
+        application = vk.record(vk.ApplicationInfo, 0, apiVersion=vk.VERSION_1_2)
+        wanted = vk.record(vk.InstanceCreateInfo, 1, pApplicationInfo=ctypes.pointer(application))
+        self.handle = c_void_p()
+        if self.driver.vkCreateInstance(byref(wanted), None, byref(self.handle)):
+            raise Unavailable(
+                "no Vulkan device is here: the loader was found, but no driver; install the one of "
+                "the hardware's maker, or mesa-vulkan-drivers to run on the CPU"
+            )
+        self.devices = [d for d in self._all() if self._computes(d)]
+
+    def _all(self) -> list[c_void_p]:
+        count = u32()
+        self.driver.vkEnumeratePhysicalDevices(self.handle, byref(count), None)
+        found = (c_void_p * count.value)()
+        if count.value:
+            code = self.driver.vkEnumeratePhysicalDevices(self.handle, byref(count), found)
+            vk.check(code, "listing devices")
+        return [c_void_p(device) for device in found]
+
+    def _computes(self, device: c_void_p) -> bool:
+        new_enough = self.properties(device).apiVersion >= vk.VERSION_1_2
+        return new_enough and self.queue_family(device) is not None
+
+    def chosen(self, index: int) -> c_void_p:
+        if not self.devices:
+            raise Unavailable(
+                "no Vulkan device is here: no driver offers one with Vulkan 1.2 that computes; "
+                "install the one of the hardware's maker, or mesa-vulkan-drivers to run on the CPU"
+            )
+        if not 0 <= index < len(self.devices):
+            raise Unavailable(
+                f"Vulkan device {index} was asked for; there are {len(self.devices)}, from 0 on"
+            )
+        return self.devices[index]
+
+    def properties(self, device: c_void_p) -> vk.Properties:
+        found = vk.Properties()
+        self.driver.vkGetPhysicalDeviceProperties(device, byref(found))
+        return found
+
+    def memory(self, device: c_void_p) -> vk.MemoryProperties:
+        found = vk.MemoryProperties()
+        self.driver.vkGetPhysicalDeviceMemoryProperties(device, byref(found))
+        return found
+
+    def queue_family(self, device: c_void_p) -> int | None:
+        count = u32()
+        ask = self.driver.vkGetPhysicalDeviceQueueFamilyProperties
+        ask(device, byref(count), None)
+        found = (vk.QueueFamily * count.value)()
+        ask(device, byref(count), found)
+        return next((i for i, f in enumerate(found) if f.queueFlags & _COMPUTE), None)
+
+    def told(self, device: c_void_p) -> str:
+        properties = self.properties(device)
+        version = f"{properties.apiVersion >> 22 & 0x7F}.{properties.apiVersion >> 12 & 0x3FF}"
+        size = _memory_bytes(self.memory(device)) / 2**30
+        return f"{_name(properties)}, Vulkan {version}, {size:.1f} GiB memory"
+
+    def close(self) -> None:
+        self.driver.vkDestroyInstance(self.handle, None)
+
+
+def _name(properties: vk.Properties) -> str:
+    return properties.deviceName.decode(errors="replace").strip()
+
+
+def _heap(memory: vk.MemoryProperties) -> int:
+    """The number of the device's largest own heap."""
+    heaps = memory.memoryHeaps[: memory.memoryHeapCount]
+    return max(range(len(heaps)), key=lambda i: (heaps[i].flags & _LOCAL, heaps[i].size))
+
+
+def _memory_bytes(memory: vk.MemoryProperties) -> int:
+    return int(memory.memoryHeaps[_heap(memory)].size)
+
+
+def _modules(code: bytes) -> Iterator[bytes]:
+    """The modules of an artifact; ArtifactError where they are none."""
+    at = 0
+    while at < len(code):
+        (size,) = struct.unpack_from("<I", code.ljust(at + 4, b"\0"), at)
+        module = code[at + 4 : at + 4 + size]
+        if len(module) != size or size < 20 or size % 4 or module[:4] != struct.pack("<I", _MAGIC):
+            raise ArtifactError("the library's kernels are not SPIR-V: compile the model again")
+        yield module
+        at += 4 + size
+
+
+def _entry(module: bytes) -> tuple[str, set[int]]:
+    """A module's entry point, and the capabilities that it asks for."""
+    asked: set[int] = set()
+    words = np.frombuffer(module, "<u4")
+    at = 5
+    while at < len(words):
+        size, name = int(words[at] >> 16), int(words[at] & 0xFFFF)
+        if name == _CAPABILITY and at + 1 < len(words):
+            asked.add(int(words[at + 1]))
+        if name == _ENTRY_POINT:
+            return words[at + 3 : at + size].tobytes().split(b"\0")[0].decode(), asked
+        at += max(1, size)
+    raise ArtifactError("a kernel of the library has no entry point: compile the model again")
+
+
+@dataclass(frozen=True, slots=True)
+class _Buffer:
+    """A buffer, or a part of one. `mapped`: its first byte's address, None where it has none."""
+
+    handle: u64
+    offset: int
+    size: int
+    mapped: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Function:
+    pipeline: u64
+    layout: u64
+    set_layout: u64
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    function: _Function
+    bindings: u64  # a descriptor set
+
+
+class VulkanDevice:
+    """See work_groups.Device. Owns the instance, a device with one queue, and all made in it."""
+
+    def __init__(self, instance: _Instance, physical: c_void_p) -> None:
+        self._instance, self._driver = instance, instance.driver
+        self._made: list[tuple[str, u64]] = []
+        self._memory = instance.memory(physical)
+        properties = instance.properties(physical)
+        self.name, found = _name(properties), properties.limits
+        self.limits = Limits(
+            memory=_memory_bytes(self._memory),
+            buffer_bytes=min(found.maxStorageBufferRange, _LARGEST),
+            group_threads=min(
+                found.maxComputeWorkGroupInvocations, found.maxComputeWorkGroupSize[0]
+            ),
+            shared_bytes=found.maxComputeSharedMemorySize,
+            buffers=min(
+                found.maxPerStageDescriptorStorageBuffers, found.maxDescriptorSetStorageBuffers
+            ),
+        )
+        self._align = int(found.minStorageBufferOffsetAlignment)
+        self._most_groups = int(found.maxComputeWorkGroupCount[0])
+        family = instance.queue_family(physical)
+        assert family is not None  # such devices are not offered
+        self._device = self._opened(physical, family)
+        self._queue = c_void_p()
+        self._driver.vkGetDeviceQueue(self._device, u32(family), u32(0), byref(self._queue))
+        self._direct = self._memory_type(_LOCAL | _MAPPED | _CACHED, own=True)
+        pool = vk.record(vk.CommandPoolCreateInfo, 39, flags=2, queueFamilyIndex=family)
+        self._commands = self._new("CommandPool", pool, "a command pool")
+        self._step, self._copies = self._command_buffer(), self._command_buffer()
+        self._fence = self._new("Fence", vk.record(vk.FenceCreateInfo, 8), "a fence")
+        self._busy = False
+        self._recorded: list[tuple[int, int, tuple[int, ...]]] = []
+        self._layouts: dict[int, tuple[u64, u64]] = {}
+        self._sets_left, self._set_pool = 0, u64()
+        self._staging = None if self._direct is not None else self._staging_buffer()
+
+    def _opened(self, physical: c_void_p, family: int) -> c_void_p:
+        """The device, with what it has of storage for small numbers."""
+        found12 = vk.record(vk.Features12, 51)
+        found11 = vk.record(vk.Features11, 49, pNext=_address(found12))
+        found = vk.record(vk.Features2, 1000059000, pNext=_address(found11))
+        self._driver.vkGetPhysicalDeviceFeatures2(physical, byref(found))
+        has16, has8 = found11.storageBuffer16BitAccess, found12.storageBuffer8BitAccess
+        self._small = {code for code, has in zip(_SMALL, (has16, has8), strict=True) if has}
+        asked12 = vk.record(vk.Features12, 51, storageBuffer8BitAccess=has8)
+        asked11 = vk.record(
+            vk.Features11, 49, storageBuffer16BitAccess=has16, pNext=_address(asked12)
+        )
+        asked = vk.record(vk.Features2, 1000059000, pNext=_address(asked11))
+        first = c_float(1.0)
+        queue = vk.record(
+            vk.QueueCreateInfo, 2, queueFamilyIndex=family, queueCount=1,
+            pQueuePriorities=ctypes.pointer(first),
+        )  # fmt: skip
+        wanted = vk.record(
+            vk.DeviceCreateInfo, 3, queues=1, pQueues=ctypes.pointer(queue), pNext=_address(asked)
+        )
+        device = c_void_p()
+        code = self._driver.vkCreateDevice(physical, byref(wanted), None, byref(device))
+        vk.check(code, f"opening {self.name}")
+        return device
+
+    def _new(self, kind: str, wanted: Any, what: str) -> u64:
+        """Call vkCreate<kind> and remember to destroy what it made."""
+        made = u64()
+        create = getattr(self._driver, f"vkCreate{kind}")
+        vk.check(create(self._device, byref(wanted), None, byref(made)), what)
+        self._made.append((f"vkDestroy{kind}", made))
+        return made
+
+    def _command_buffer(self) -> c_void_p:
+        wanted = vk.record(
+            vk.CommandBufferAllocateInfo, 40, pool=self._commands.value, level=0, count=1
+        )
+        found = c_void_p()
+        code = self._driver.vkAllocateCommandBuffers(self._device, byref(wanted), byref(found))
+        vk.check(code, "a command buffer")
+        return found
+
+    # Memory.
+
+    def _memory_type(self, flags: int, *, own: bool, bits: int = 0xFFFFFFFF) -> int | None:
+        """The first kind of memory with all these flags, in the device's own heap if so asked."""
+        heap = _heap(self._memory)
+        types = self._memory.memoryTypes[: self._memory.memoryTypeCount]
+        for i, kind in enumerate(types):
+            fits = kind.propertyFlags & flags == flags and bits >> i & 1
+            if fits and (kind.heapIndex == heap or not own):
+                return i
+        return None
+
+    def _buffer(self, size: int, kinds: Sequence[int]) -> _Buffer:
+        """A buffer in the first of these kinds of memory that can hold it."""
+        size = -(-size // 16) * 16
+        what = f"a buffer of {size} bytes"
+        wanted = vk.record(vk.BufferCreateInfo, 12, size=size, usage=_USAGE)
+        handle, needs = self._new("Buffer", wanted, what), vk.MemoryRequirements()
+        self._driver.vkGetBufferMemoryRequirements(self._device, handle, byref(needs))
+        bits = needs.memoryTypeBits
+        found = [t for k in kinds if (t := self._memory_type(k, own=False, bits=bits)) is not None]
+        if not found:
+            raise DeviceError(f"{self.name} has no memory of the kind that {what} needs")
+        taken = vk.record(
+            vk.MemoryAllocateInfo, 5, allocationSize=needs.size, memoryTypeIndex=found[0]
+        )
+        memory = u64()
+        code = self._driver.vkAllocateMemory(self._device, byref(taken), None, byref(memory))
+        vk.check(code, what)
+        self._made.append(("vkFreeMemory", memory))
+        code = self._driver.vkBindBufferMemory(self._device, handle, memory, u64(0))
+        vk.check(code, what)
+        if kinds[0] & _MAPPED != _MAPPED:
+            return _Buffer(handle, 0, size, None)
+        address = c_void_p()
+        code = self._driver.vkMapMemory(
+            self._device, memory, u64(0), u64(size), u32(0), byref(address)
+        )
+        vk.check(code, f"mapping {what}")
+        return _Buffer(handle, 0, size, address.value)
+
+    def _staging_buffer(self) -> _Buffer:
+        return self._buffer(_STAGING, (_MAPPED | _CACHED, _MAPPED))
+
+    def allocate(self, size: int) -> _Buffer:
+        mapped = self._direct is not None
+        return self._buffer(size, (_LOCAL | _MAPPED | _CACHED,) if mapped else (_LOCAL,))
+
+    def view(self, buffer: _Buffer, offset: int, size: int) -> _Buffer:
+        if offset % self._align:
+            raise ArtifactError(
+                f"the library places tensors at multiples it was compiled for, and {self.name} "
+                f"wants multiples of {self._align} bytes; compile the model for this device"
+            )
+        mapped = None if buffer.mapped is None else buffer.mapped + offset
+        return _Buffer(buffer.handle, buffer.offset + offset, -(-size // 4) * 4, mapped)
+
+    def write(self, buffer: _Buffer, data: NDArray[Any], offset: int = 0) -> None:
+        held = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        self._wait()
+        for at, part, address in self._parts(buffer, offset, held):
+            ctypes.memmove(address, part.ctypes.data, len(part))
+            if buffer.mapped is None:
+                self._copy(self._mapped_buffer(), 0, buffer, at, len(part))
+
+    def read(self, buffer: _Buffer, out: NDArray[Any], offset: int = 0) -> None:
+        self._wait()
+        for at, part, address in self._parts(buffer, offset, out.reshape(-1).view(np.uint8)):
+            if buffer.mapped is None:
+                self._copy(buffer, at, self._mapped_buffer(), 0, len(part))
+            ctypes.memmove(part.ctypes.data, address, len(part))
+
+    def _mapped_buffer(self) -> _Buffer:
+        """Through which memory that is not mapped is reached."""
+        assert self._staging is not None
+        return self._staging
+
+    def _parts(
+        self, buffer: _Buffer, offset: int, data: NDArray[np.uint8]
+    ) -> Iterator[tuple[int, NDArray[np.uint8], int]]:
+        """Where pieces of data belong in the buffer, and where the processor reaches them."""
+        if buffer.mapped is not None:
+            yield offset, data, buffer.mapped + offset
+            return
+        address = self._mapped_buffer().mapped or 0
+        for at in range(0, len(data), _STAGING):
+            yield offset + at, data[at : at + _STAGING], address
+
+    def copy(self, buffer: _Buffer, source: int, destination: int, size: int) -> None:
+        self._wait()
+        self._copy(buffer, source, buffer, destination, size)
+
+    def _copy(self, source: _Buffer, begin: int, to: _Buffer, at: int, size: int) -> None:
+        region = vk.BufferCopy(source.offset + begin, to.offset + at, size)
+        with_copy = self._driver.vkCmdCopyBuffer
+        self._record(
+            self._copies,
+            lambda c: with_copy(c, source.handle, to.handle, u32(1), byref(region)),
+        )
+        self._submit(self._copies, "copying")
+        self._wait()
+
+    # Kernels.
+
+    def compile(self, code: bytes, phases: Sequence[Phase]) -> dict[str, Any]:
+        """See Device: the driver makes a pipeline of each module."""
+        modules = {}
+        for module in _modules(code):
+            symbol, asked = _entry(module)
+            modules[symbol] = module
+            lacks = [what for c, what in _SMALL.items() if c in asked and c not in self._small]
+            if lacks:
+                raise DeviceError(
+                    f"kernel {symbol} wants {' and '.join(lacks)}, which {self.name} does not "
+                    "have; compile a model in f32, such as q4f32_1, for target vulkan:f32"
+                )
+        result = {}
+        for phase in phases:
+            if phase.symbol not in modules:
+                raise ArtifactError(f"the library has no module {phase.symbol!r}")
+            module = modules[phase.symbol]
+            result[phase.symbol] = self._function(phase, module)
+        return result
+
+    def _function(self, phase: Phase, code: bytes) -> _Function:
+        wanted = vk.record(vk.ShaderModuleCreateInfo, 16, codeSize=len(code), pCode=code)
+        module = self._new("ShaderModule", wanted, phase.symbol)
+        layout, set_layout = self._layout(len(phase.buffers))
+        stage = vk.record(
+            vk.StageCreateInfo, 18, stage=_STAGE, module=module.value, pName=phase.symbol.encode()
+        )
+        made = u64()
+        pipeline = vk.record(vk.PipelineCreateInfo, 29, stage=stage, layout=layout.value)
+        failed = self._driver.vkCreateComputePipelines(
+            self._device, u64(0), u32(1), byref(pipeline), None, byref(made)
+        )
+        if failed:
+            raise ArtifactError(
+                f"the Vulkan driver of {self.name} refused kernel {phase.symbol} (code {failed})"
+            )
+        self._made.append(("vkDestroyPipeline", made))
+        return _Function(made, layout, set_layout)
+
+    def _layout(self, buffers: int) -> tuple[u64, u64]:
+        """How launches with so many buffers are bound; the same for all of them."""
+        if buffers not in self._layouts:
+            bindings = (vk.SetLayoutBinding * max(1, buffers))()
+            for i in range(buffers):
+                bindings[i] = vk.SetLayoutBinding(i, _STORAGE_BUFFER, 1, _STAGE, None)
+            wanted = vk.record(vk.SetLayoutCreateInfo, 32, count=buffers, pBindings=bindings)
+            one = self._new("DescriptorSetLayout", wanted, "a layout")
+            sizes = vk.PushConstantRange(_STAGE, 0, _SIZES_BYTES)
+            whole = vk.record(
+                vk.PipelineLayoutCreateInfo, 30, sets=1, pSets=ctypes.pointer(one), ranges=1,
+                pRanges=ctypes.pointer(sizes),
+            )  # fmt: skip
+            self._layouts[buffers] = self._new("PipelineLayout", whole, "a layout"), one
+        return self._layouts[buffers]
+
+    def _descriptor_set(self, layout: u64) -> u64:
+        if not self._sets_left:
+            size = vk.PoolSize(_STORAGE_BUFFER, _SETS_OF_A_POOL * 16)
+            wanted = vk.record(
+                vk.DescriptorPoolCreateInfo, 33, maxSets=_SETS_OF_A_POOL, sizes=1,
+                pSizes=ctypes.pointer(size),
+            )  # fmt: skip
+            self._set_pool = self._new("DescriptorPool", wanted, "bindings")
+            self._sets_left = _SETS_OF_A_POOL
+        asked = vk.record(
+            vk.SetAllocateInfo, 34, pool=self._set_pool.value, count=1,
+            pLayouts=ctypes.pointer(layout),
+        )  # fmt: skip
+        found = u64()
+        code = self._driver.vkAllocateDescriptorSets(self._device, byref(asked), byref(found))
+        vk.check(code, "bindings")
+        self._sets_left -= 1
+        return found
+
+    def prepare(
+        self, function: _Function, phase: Phase, buffers: Sequence[_Buffer], dims: Sequence[str]
+    ) -> _Launch:
+        if 4 * len(dims) > _SIZES_BYTES:
+            raise ArtifactError(f"{phase.symbol} takes {len(dims)} sizes, which are too many")
+        found = self._descriptor_set(function.set_layout)
+        infos = [vk.BufferInfo(b.handle.value, b.offset, b.size) for b in buffers]
+        writes = (vk.WriteSet * max(1, len(infos)))()
+        for i, info in enumerate(infos):
+            writes[i] = vk.record(
+                vk.WriteSet, 35, dstSet=found.value, dstBinding=i, count=1,
+                descriptorType=_STORAGE_BUFFER, pBuffers=ctypes.pointer(info),
+            )  # fmt: skip
+        update = self._driver.vkUpdateDescriptorSets
+        update(self._device, u32(len(infos)), writes, u32(0), None)
+        return _Launch(function, found)
+
+    def run(self, launches: Sequence[tuple[_Launch, int, Sequence[int]]]) -> None:
+        self._wait()
+        wanted = [(launch.bindings.value, n, tuple(values)) for launch, n, values in launches]
+        if wanted != self._recorded:
+            self._recorded = []  # until the new ones are there
+            self._check_groups(launches)
+            self._record(self._step, *(_dispatch(self._driver, *each) for each in launches))
+            self._recorded = wanted
+        self._submit(self._step, "a step")
+
+    def _check_groups(self, launches: Sequence[tuple[_Launch, int, Sequence[int]]]) -> None:
+        most = max((groups for _, groups, _ in launches), default=0)
+        if most > self._most_groups:
+            raise DeviceError(
+                f"a launch wants {most} work groups, and {self.name} has {self._most_groups}; use "
+                "a smaller prefill_chunk_size"
+            )
+
+    def _record(self, commands: c_void_p, *calls: Callable[[c_void_p], None]) -> None:
+        """Write calls into a command buffer, each done and seen before the next begins."""
+        driver = self._driver
+        begin = vk.record(vk.CommandBufferBeginInfo, 42)
+        vk.check(driver.vkBeginCommandBuffer(commands, byref(begin)), "recording a step")
+        barrier = vk.record(vk.MemoryBarrier, 46, srcAccessMask=_WRITTEN, dstAccessMask=_ANYTHING)
+        for call in calls:
+            call(commands)
+            driver.vkCmdPipelineBarrier(
+                commands, u32(_FROM), u32(_TO), u32(0), u32(1), byref(barrier), u32(0), None,
+                u32(0), None,
+            )  # fmt: skip
+        vk.check(driver.vkEndCommandBuffer(commands), "recording a step")
+
+    def _submit(self, commands: c_void_p, what: str) -> None:
+        one = vk.record(vk.SubmitInfo, 4, buffers=1, pBuffers=ctypes.pointer(commands))
+        code = self._driver.vkQueueSubmit(self._queue, u32(1), byref(one), self._fence)
+        vk.check(code, what)
+        self._busy = True
+
+    def _wait(self) -> None:
+        """Until what was submitted is done."""
+        if not self._busy:
+            return
+        self._busy = False
+        fence = byref(self._fence)
+        code = self._driver.vkWaitForFences(self._device, u32(1), fence, u32(1), u64(_PATIENCE))
+        vk.check(code, "a step")
+        vk.check(self._driver.vkResetFences(self._device, u32(1), fence), "a step")
+
+    def close(self) -> None:
+        if not self._made:
+            return
+        self._driver.vkDeviceWaitIdle(self._device)
+        while self._made:
+            destroy, handle = self._made.pop()
+            getattr(self._driver, destroy)(self._device, handle, None)
+        self._driver.vkDestroyDevice(self._device, None)
+        self._instance.close()
+
+
+def _dispatch(
+    driver: ctypes.CDLL, launch: _Launch, groups: int, values: Sequence[int]
+) -> Callable[[c_void_p], None]:
+    """The calls of one launch."""
+    sizes = (c_int32 * len(values))(*values)
+
+    def record(commands: c_void_p) -> None:
+        function = launch.function
+        driver.vkCmdBindPipeline(commands, u32(1), function.pipeline)
+        driver.vkCmdBindDescriptorSets(
+            commands, u32(1), function.layout, u32(0), u32(1), byref(launch.bindings), u32(0), None
+        )
+        if values:
+            size = u32(ctypes.sizeof(sizes))
+            driver.vkCmdPushConstants(commands, function.layout, u32(_STAGE), u32(0), size, sizes)
+        driver.vkCmdDispatch(commands, u32(groups), u32(1), u32(1))
+
+    return record
+
+
+def _address(made: Any) -> int:
+    """Of a record, which the caller keeps."""
+    return ctypes.addressof(made)
