@@ -82,6 +82,11 @@ def some_steps(executable: Executable) -> list[Logits]:
         ("metal", "q4f32_1"),
         pytest.param("opencl", "q4f16_1", marks=pytest.mark.slow),
         pytest.param("webgpu", "q4f32_1", marks=pytest.mark.slow),
+        ("vulkan", "q4f16_1"),
+        pytest.param("vulkan", "q4bf16_1", marks=pytest.mark.slow),
+        pytest.param("vulkan", "q3f16_1", marks=pytest.mark.slow),
+        pytest.param("vulkan", "q8f16_1z", marks=pytest.mark.slow),
+        pytest.param("vulkan:f32", "q4f32_1", marks=pytest.mark.slow),
     ],
 )
 def test_the_cpus_logits(

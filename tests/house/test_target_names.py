@@ -18,6 +18,10 @@ ALLOWED = (
     "codegen/",  # the renderers and the compilers that they feed
     "runtime/cpu_report.py",  # what `sterna devices` says of the processor
     "runtime/opencl.py",
+    "runtime/vulkan.py",
+    "runtime/vulkan_api.py",
+    "runtime/vulkan_code.py",
+    "runtime/vulkan_instance.py",
     "runtime/webgpu.py",
     "runtime/host.py",  # what this machine's processor can do
     "runtime/library.py",  # which machine a library file was made for

@@ -9,7 +9,7 @@ import pytest
 
 from sterna.base.errors import ArtifactError, Unavailable, UsageError
 from sterna.base.target import KINDS, parse_target
-from sterna.runtime import cpu, opencl, webgpu
+from sterna.runtime import cpu, opencl, vulkan, webgpu
 from sterna.runtime.devices import choose_device, devices, parse_device, target_of
 from sterna.runtime.work_groups import check_threads
 
@@ -49,6 +49,18 @@ def test_no_loader_of_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "install" in report.missing
 
 
+def test_no_loader_of_graphics_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(Unavailable, match="Vulkan is not on this machine: .* is missing; install"):
+        vulkan.open_device()
+    (report,) = vulkan.reports()
+    assert not report.present
+    assert "install" in report.missing
+
+
 def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise ImportError(name)
@@ -62,7 +74,7 @@ def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_library_for_another_kind() -> None:
     with pytest.raises(ArtifactError, match="was compiled for opencl and cannot run on cpu"):
         choose_device("cpu", _Manifest("opencl"))  # type: ignore[arg-type]
-    with pytest.raises(Unavailable, match="runs models on cpu, opencl, webgpu only"):
+    with pytest.raises(Unavailable, match="runs models on cpu, opencl, webgpu, vulkan only"):
         choose_device("auto", _Manifest("cuda"))  # type: ignore[arg-type]
 
 

@@ -38,6 +38,7 @@ _IN_MEMORY = {F16: "u16", BF16: "u16", U16: "u16", I16: "i16", U8: "u8", I8: "i8
 _ARITHMETIC = {"+": "Add", "-": "Sub", "*": "Mul"}
 _BITWISE = {"&": "OpBitwiseAnd", "|": "OpBitwiseOr", "^": "OpBitwiseXor",
             "<<": "OpShiftLeftLogical", "and": "OpLogicalAnd", "or": "OpLogicalOr"}  # fmt: skip
+_DIVISIONS = {"i32": ("OpSDiv", "OpSRem"), "u32": ("OpUDiv", "OpUMod")}
 _ORDER = {"<": "LessThan", "<=": "LessThanEqual"}
 _EQUAL = {
     ("==", "float"): "OpFOrdEqual", ("!=", "float"): "OpFUnordNotEqual",
@@ -248,11 +249,9 @@ class Spirv(CStyle):
             found = self.cut(e.buffer, at, kind)
         else:
             small = m.op("OpLoad", kind, self.pointer(e.buffer, kind, at))
-            signed = kind.startswith("i")
-            found = m.op(
-                "OpSConvert" if signed else "OpUConvert", "i32" if signed else "u32", small
-            )
-        return m.op("OpINotEqual", "bool", found, m.number("u32", 0)) if value == "bool" else found
+            name, to = ("OpSConvert", "i32") if kind.startswith("i") else ("OpUConvert", "u32")
+            found = m.op(name, to, small)
+        return self.converted(found, U32, BOOL) if value == "bool" else found
 
     def cut(self, buffer: Buffer, at: str, kind: str) -> str:
         """A number of 8 or 16 bits out of the word that it lies in."""
@@ -284,8 +283,7 @@ class Spirv(CStyle):
     def literal(self, c: Const) -> str:
         m, value = self.module, c.value
         if c.dtype in _HALF:
-            bits = np.asarray(value, c.dtype.numpy).view(np.uint16)
-            return m.number("u32", int(bits))
+            return m.number("u32", int(np.asarray(value, c.dtype.numpy).view(np.uint16)))
         if c.dtype == F32 and not isfinite(value):
             bits = 0x7FC00000 if isnan(value) else 0x7F800000 if value > 0 else 0xFF800000
             return m.op("OpBitcast", "f32", m.number("u32", bits))
@@ -328,11 +326,8 @@ class Spirv(CStyle):
         return self.module.op(_operation(">>", dtype), kind, x, self.module.number(kind, shift))
 
     def quotient(self, op: str, x: str, y: str, dtype: DType) -> str:
-        signed = self.TYPES[dtype] == "i32"
-        name = (
-            ("OpSDiv" if signed else "OpUDiv") if op == "//" else "OpSRem" if signed else "OpUMod"
-        )
-        return self.module.op(name, self.TYPES[dtype], x, y)
+        division, rest = _DIVISIONS[self.TYPES[dtype]]
+        return self.module.op(division if op == "//" else rest, self.TYPES[dtype], x, y)
 
     def floored(self, op: str, x: str, y: str) -> str:
         # By hand: what OpSRem and OpSMod give of negative numbers, Vulkan leaves open.

@@ -10,7 +10,6 @@ is written and read by copies through a small buffer that is mapped.
 from __future__ import annotations
 
 import ctypes
-import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from ctypes import byref, c_float, c_int32, c_void_p
 from ctypes import c_uint32 as u32
@@ -27,9 +26,11 @@ from sterna.base.errors import ArtifactError, DeviceError, Unavailable
 from sterna.runtime import vulkan_api as vk
 from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
+from sterna.runtime.vulkan_code import entry_of, modules_of
+from sterna.runtime.vulkan_instance import Instance, memory_bytes, name_of, own_heap
 from sterna.runtime.work_groups import GroupExecutable, Limits, check_threads, load_on
 
-_COMPUTE, _STORAGE_BUFFER, _STAGE = 2, 7, 0x20
+_STORAGE_BUFFER, _STAGE = 7, 0x20
 _USAGE = 0x20 | 1 | 2  # storage, copied from and to
 _LOCAL, _MAPPED, _CACHED = 1, 2 | 4, 8  # kinds of memory: the device's, coherent, read fast
 _WRITTEN = 0x40 | 0x1000  # by kernels, by copies
@@ -40,7 +41,6 @@ _SIZES_BYTES = 128  # of push constants: what every device has
 _SETS_OF_A_POOL = 256
 _STAGING = 1 << 22
 _PATIENCE = 600 * 10**9  # nanoseconds for one step; a driver stops a hung kernel sooner
-_MAGIC, _CAPABILITY, _ENTRY_POINT = 0x07230203, 17, 15
 _SMALL = {4433: "16-bit storage", 4448: "8-bit storage"}  # what modules may ask for
 
 
@@ -59,9 +59,9 @@ def load(
 
 def available_memory(index: int = 0) -> int | None:
     """See DeviceModule: all of the device's, for drivers need not tell what is taken."""
-    instance = _Instance()
+    instance = Instance()
     try:
-        return _memory_bytes(instance.memory(instance.chosen(index)))
+        return memory_bytes(instance.memory(instance.chosen(index)))
     finally:
         instance.close()
 
@@ -69,7 +69,7 @@ def available_memory(index: int = 0) -> int | None:
 def reports() -> list[DeviceReport]:
     """See DeviceModule."""
     try:
-        instance = _Instance()
+        instance = Instance()
     except Unavailable as error:
         return [DeviceReport("vulkan", False, "", str(error))]
     try:
@@ -86,121 +86,12 @@ def reports() -> list[DeviceReport]:
 
 def open_device(index: int = 0) -> VulkanDevice:
     """The device with that number; Unavailable says what is missing."""
-    instance = _Instance()
+    instance = Instance()
     try:
         return VulkanDevice(instance, instance.chosen(index))
     except BaseException:
         instance.close()
         raise
-
-
-class _Instance:
-    """The loader and the devices that can compute: Vulkan 1.2, with a queue for kernels."""
-
-    def __init__(self) -> None:
-        self.driver = vk.loader()
-        application = vk.record(vk.ApplicationInfo, 0, apiVersion=vk.VERSION_1_2)
-        wanted = vk.record(vk.InstanceCreateInfo, 1, pApplicationInfo=ctypes.pointer(application))
-        self.handle = c_void_p()
-        if self.driver.vkCreateInstance(byref(wanted), None, byref(self.handle)):
-            raise Unavailable(
-                "no Vulkan device is here: the loader was found, but no driver; install the one of "
-                "the hardware's maker, or mesa-vulkan-drivers to run on the CPU"
-            )
-        self.devices = [d for d in self._all() if self._computes(d)]
-
-    def _all(self) -> list[c_void_p]:
-        count = u32()
-        self.driver.vkEnumeratePhysicalDevices(self.handle, byref(count), None)
-        found = (c_void_p * count.value)()
-        if count.value:
-            code = self.driver.vkEnumeratePhysicalDevices(self.handle, byref(count), found)
-            vk.check(code, "listing devices")
-        return [c_void_p(device) for device in found]
-
-    def _computes(self, device: c_void_p) -> bool:
-        new_enough = self.properties(device).apiVersion >= vk.VERSION_1_2
-        return new_enough and self.queue_family(device) is not None
-
-    def chosen(self, index: int) -> c_void_p:
-        if not self.devices:
-            raise Unavailable(
-                "no Vulkan device is here: no driver offers one with Vulkan 1.2 that computes; "
-                "install the one of the hardware's maker, or mesa-vulkan-drivers to run on the CPU"
-            )
-        if not 0 <= index < len(self.devices):
-            raise Unavailable(
-                f"Vulkan device {index} was asked for; there are {len(self.devices)}, from 0 on"
-            )
-        return self.devices[index]
-
-    def properties(self, device: c_void_p) -> vk.Properties:
-        found = vk.Properties()
-        self.driver.vkGetPhysicalDeviceProperties(device, byref(found))
-        return found
-
-    def memory(self, device: c_void_p) -> vk.MemoryProperties:
-        found = vk.MemoryProperties()
-        self.driver.vkGetPhysicalDeviceMemoryProperties(device, byref(found))
-        return found
-
-    def queue_family(self, device: c_void_p) -> int | None:
-        count = u32()
-        ask = self.driver.vkGetPhysicalDeviceQueueFamilyProperties
-        ask(device, byref(count), None)
-        found = (vk.QueueFamily * count.value)()
-        ask(device, byref(count), found)
-        return next((i for i, f in enumerate(found) if f.queueFlags & _COMPUTE), None)
-
-    def told(self, device: c_void_p) -> str:
-        properties = self.properties(device)
-        version = f"{properties.apiVersion >> 22 & 0x7F}.{properties.apiVersion >> 12 & 0x3FF}"
-        size = _memory_bytes(self.memory(device)) / 2**30
-        return f"{_name(properties)}, Vulkan {version}, {size:.1f} GiB memory"
-
-    def close(self) -> None:
-        self.driver.vkDestroyInstance(self.handle, None)
-
-
-def _name(properties: vk.Properties) -> str:
-    return properties.deviceName.decode(errors="replace").strip()
-
-
-def _heap(memory: vk.MemoryProperties) -> int:
-    """The number of the device's largest own heap."""
-    heaps = memory.memoryHeaps[: memory.memoryHeapCount]
-    return max(range(len(heaps)), key=lambda i: (heaps[i].flags & _LOCAL, heaps[i].size))
-
-
-def _memory_bytes(memory: vk.MemoryProperties) -> int:
-    return int(memory.memoryHeaps[_heap(memory)].size)
-
-
-def _modules(code: bytes) -> Iterator[bytes]:
-    """The modules of an artifact; ArtifactError where they are none."""
-    at = 0
-    while at < len(code):
-        (size,) = struct.unpack_from("<I", code.ljust(at + 4, b"\0"), at)
-        module = code[at + 4 : at + 4 + size]
-        if len(module) != size or size < 20 or size % 4 or module[:4] != struct.pack("<I", _MAGIC):
-            raise ArtifactError("the library's kernels are not SPIR-V: compile the model again")
-        yield module
-        at += 4 + size
-
-
-def _entry(module: bytes) -> tuple[str, set[int]]:
-    """A module's entry point, and the capabilities that it asks for."""
-    asked: set[int] = set()
-    words = np.frombuffer(module, "<u4")
-    at = 5
-    while at < len(words):
-        size, name = int(words[at] >> 16), int(words[at] & 0xFFFF)
-        if name == _CAPABILITY and at + 1 < len(words):
-            asked.add(int(words[at + 1]))
-        if name == _ENTRY_POINT:
-            return words[at + 3 : at + size].tobytes().split(b"\0")[0].decode(), asked
-        at += max(1, size)
-    raise ArtifactError("a kernel of the library has no entry point: compile the model again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,14 +120,14 @@ class _Launch:
 class VulkanDevice:
     """See work_groups.Device. Owns the instance, a device with one queue, and all made in it."""
 
-    def __init__(self, instance: _Instance, physical: c_void_p) -> None:
+    def __init__(self, instance: Instance, physical: c_void_p) -> None:
         self._instance, self._driver = instance, instance.driver
         self._made: list[tuple[str, u64]] = []
         self._memory = instance.memory(physical)
         properties = instance.properties(physical)
-        self.name, found = _name(properties), properties.limits
+        self.name, found = name_of(properties), properties.limits
         self.limits = Limits(
-            memory=_memory_bytes(self._memory),
+            memory=memory_bytes(self._memory),
             buffer_bytes=min(found.maxStorageBufferRange, _LARGEST),
             group_threads=min(
                 found.maxComputeWorkGroupInvocations, found.maxComputeWorkGroupSize[0]
@@ -311,7 +202,7 @@ class VulkanDevice:
 
     def _memory_type(self, flags: int, *, own: bool, bits: int = 0xFFFFFFFF) -> int | None:
         """The first kind of memory with all these flags, in the device's own heap if so asked."""
-        heap = _heap(self._memory)
+        heap = own_heap(self._memory)
         types = self._memory.memoryTypes[: self._memory.memoryTypeCount]
         for i, kind in enumerate(types):
             fits = kind.propertyFlags & flags == flags and bits >> i & 1
@@ -414,8 +305,8 @@ class VulkanDevice:
     def compile(self, code: bytes, phases: Sequence[Phase]) -> dict[str, Any]:
         """See Device: the driver makes a pipeline of each module."""
         modules = {}
-        for module in _modules(code):
-            symbol, asked = _entry(module)
+        for module in modules_of(code):
+            symbol, asked = entry_of(module)
             modules[symbol] = module
             lacks = [what for c, what in _SMALL.items() if c in asked and c not in self._small]
             if lacks:
