@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from compiled import Compiled, Logits, Part, build_tiny, step_input, tiny
 from conformance import CONFIG, TARGETS
 from simt_device import SimtDevice
 
+from sterna.base.dtype import dtype
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, RequestError, UsageError
 from sterna.base.target import parse_target
 from sterna.checkpoint.mlc import read_mlc_folder
@@ -107,11 +109,25 @@ def test_the_cpus_logits(
         if target.fma:
             np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))
         else:
-            np.testing.assert_allclose(got, wanted, atol=1e-4)
+            check_close(got, wanted, ours.manifest.kv_cache.dtype)
     np.testing.assert_array_equal(pairs[-1][0], pairs[-2][0])
     ours.close()
     ours.close()
     theirs.close()
+
+
+def check_close(got: Logits, wanted: Logits, stored: str) -> None:
+    """Logits of a target that rounds otherwise, and the tokens that they choose.
+
+    A difference in the last bit of an f32 may turn the rounding of a 16-bit activation, so the
+    bound is two units of what activations are stored in, at the largest logit.
+    """
+    unit = float(ml_dtypes.finfo(dtype(stored).numpy).eps)
+    bound = max(1e-4, 2 * unit * float(np.abs(wanted).max()))
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=bound)
+    second, first = np.sort(wanted, axis=-1)[:, -2:].T
+    same = got.argmax(-1) == wanted.argmax(-1)
+    assert (same | (first - second < 1e-3)).all()
 
 
 def test_what_a_device_refuses(models: dict[str, Compiled], tmp_path: Path) -> None:

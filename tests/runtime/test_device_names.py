@@ -54,7 +54,7 @@ def test_no_loader_of_graphics_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    with pytest.raises(Unavailable, match="Vulkan is not on this machine: .* is missing; install"):
+    with pytest.raises(Unavailable, match=r"Vulkan is not on this machine: .* is missing; install"):
         vulkan.open_device()
     (report,) = vulkan.reports()
     assert not report.present

@@ -37,8 +37,8 @@ _OPCODES = {
     "OpFOrdLessThanEqual": 188, "OpShiftRightLogical": 194, "OpShiftRightArithmetic": 195,
     "OpShiftLeftLogical": 196, "OpBitwiseOr": 197, "OpBitwiseXor": 198, "OpBitwiseAnd": 199,
     "OpNot": 200, "OpBitFieldSExtract": 202, "OpBitFieldUExtract": 203,
-    "OpControlBarrier": 224, "OpLoopMerge": 246,    "OpSelectionMerge": 247, "OpLabel": 248, "OpBranch": 249, "OpBranchConditional": 250,
-    "OpReturn": 253, "OpReturnValue": 254,
+    "OpControlBarrier": 224, "OpLoopMerge": 246, "OpSelectionMerge": 247, "OpLabel": 248,
+    "OpBranch": 249, "OpBranchConditional": 250, "OpReturn": 253, "OpReturnValue": 254,
 }  # fmt: skip
 _FLOAT = re.compile(r"-?0x[01]\.[0-9a-f]*p[+-]\d+")  # as float.hex writes it
 _UNTYPED = {"OpExtInstImport", "OpLabel"}  # have a result without a type, as all OpType... do

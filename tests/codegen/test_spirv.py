@@ -1,0 +1,135 @@
+"""SPIR-V as it is written: valid, the same words as the Khronos assembler's, and refusals."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "device"))
+
+from conformance import cases, rendered, target_named
+
+from sterna.base.dtype import BF16, BOOL, F16, F32, I8, I16, I32, I64, U8, U16, U32
+from sterna.base.errors import CodegenError
+from sterna.base.target import parse_target
+from sterna.codegen.renderer import RenderedKernel, renderer_of
+from sterna.codegen.spirv import MODULE
+from sterna.codegen.spirv_assembly import assemble
+from sterna.ir.expr import UNARY, Buffer, Const, Expr, Unary, Var, binary, cast, fma, select, wrap
+from sterna.ir.loop import For, ForKind, PrimFunc, seq, store
+
+TARGETS = ("vulkan", "vulkan:f32")
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[str, dict[str, RenderedKernel]]:
+    """Every kernel of the conformance matrix, for each target."""
+    found = cases(target_named("vulkan"))
+    return {name: rendered(found, target_named(name)) for name in TARGETS}
+
+
+def modules(kernels: dict[str, RenderedKernel]) -> list[str]:
+    """The text of each module, without the line that separates them."""
+    texts = (k.rendered.text.split(MODULE)[1:] for k in kernels.values())
+    return [module.split("\n", 1)[1] for text in texts for module in text]
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"needs {name}: apt-get install spirv-tools")
+    return found
+
+
+def validate(module: bytes, where: Path) -> None:
+    path = where / "module.spv"
+    path.write_bytes(module)
+    command = [tool("spirv-val"), "--target-env", "vulkan1.2", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_module_is_valid(
+    name: str, kernels: dict[str, dict[str, RenderedKernel]], tmp_path: Path
+) -> None:
+    texts = modules(kernels[name])
+    assert len(texts) > 20
+    for text in texts:
+        validate(assemble(text), tmp_path)
+
+
+def test_the_same_words_as_the_khronos_assembler(
+    kernels: dict[str, dict[str, RenderedKernel]], tmp_path: Path
+) -> None:
+    """People and other tools may take the text for what it is; only generator's number differs."""
+    source, made = tmp_path / "module.spvasm", tmp_path / "module.spv"
+    for text in modules(kernels["vulkan"])[::7]:
+        source.write_text(text)
+        command = [tool("spirv-as"), "--target-env", "spv1.5", str(source), "-o", str(made)]
+        subprocess.run(command, check=True)
+        ours, theirs = assemble(text), made.read_bytes()
+        assert ours[:8] + ours[12:] == theirs[:8] + theirs[12:]
+
+
+def elementwise(name: str, value: Expr, to: Buffer, at: Var) -> PrimFunc:
+    """A kernel that stores a value of x[i] and y[i] for each i."""
+    body = For(at, wrap(64), store(to, (at,), value), ForKind.PARALLEL)
+    return PrimFunc(name, (*PLACES.values(), to), (), body)
+
+
+PLACES = {d: Buffer(f"x_{d}", d, (wrap(64),)) for d in (F32, I32, U32, I16, U16, I8, U8)}
+
+
+@pytest.mark.parametrize("dtype", list(PLACES))
+def test_every_operator(dtype: object, tmp_path: Path) -> None:
+    at = Var("i", I32, 0, 63)
+    x = PLACES[dtype][at]  # type: ignore[index]
+    numbers = ["+", "-", "*", "min", "max"]
+    whole = ["//", "%", "&", "|", "^", "<<", ">>"]
+    compares = ["<", "<=", "==", "!="]
+    found = x
+    for op in numbers + (["/"] if dtype == F32 else whole):
+        found = binary(op, found, PLACES[dtype][63 - at])  # type: ignore[index]
+    for op in UNARY.keys() - {"not", "invert"} if dtype == F32 else ("neg", "invert", "abs"):
+        found = Unary(op, found)
+    for op in compares:
+        found = select(binary(op, found, x), found, x)
+    if dtype == F32:
+        found = fma(found, x, Const(float("inf"), F32)) + Const(float("nan"), F32)
+        for half in (F16, BF16):
+            found = cast(F32, cast(half, found))
+    both = binary("and", binary("<", x, found), binary("or", Const(True, BOOL), cast(BOOL, at)))
+    found = select(Unary("not", both), found, x)
+    to = Buffer("out", dtype, (wrap(64),))  # type: ignore[arg-type]
+    target = parse_target("vulkan")
+    kernel = elementwise("every", found, to, at)
+    text = renderer_of(target).render_kernel(kernel, target).text
+    validate(assemble(text.split("\n", 1)[1]), tmp_path)
+
+
+def test_what_it_refuses() -> None:
+    target, words = parse_target("vulkan"), parse_target("vulkan:f32")
+    at = Var("i", I32, 0, 63)
+    out, small = Buffer("out", I32, (wrap(64),)), Buffer("out", U8, (wrap(64),))
+    wide = elementwise("wide", cast(I32, cast(I64, PLACES[I32][at])), out, at)
+    with pytest.raises(CodegenError, match="do not convert i32 to i64"):
+        renderer_of(target).render_kernel(wide, target)
+    stores = elementwise("stores", PLACES[U8][at], small, at)
+    with pytest.raises(CodegenError, match="stores u8, and memory has no such numbers there"):
+        renderer_of(words).render_kernel(stores, words)
+    unknown = PrimFunc("unknown", (), (), seq(store(out, (wrap(0),), 1)))
+    with pytest.raises(CodegenError, match="out is used where it is not known"):
+        renderer_of(target).render_kernel(unknown, target)
+
+
+def test_lines_that_the_assembler_does_not_know() -> None:
+    for line in ("OpNothing %a", "OpStore %a nowhere", "%a = OpImageSample %b"):
+        with pytest.raises(CodegenError, match="that this assembler knows"):
+            assemble(line)
+    assert assemble("; a comment\n\n") == struct.pack("<5I", 0x07230203, 0x00010500, 0, 1, 0)
