@@ -88,10 +88,11 @@ def open_device(index: int = 0) -> VulkanDevice:
     """The device with that number; Unavailable says what is missing."""
     instance = Instance()
     try:
-        return VulkanDevice(instance, instance.chosen(index))
-    except BaseException:
+        physical = instance.chosen(index)
+    except Unavailable:
         instance.close()
         raise
+    return VulkanDevice(instance, physical)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,20 +140,27 @@ class VulkanDevice:
         )
         self._align = int(found.minStorageBufferOffsetAlignment)
         self._most_groups = int(found.maxComputeWorkGroupCount[0])
-        family = instance.queue_family(physical)
+        self._device, self._queue = c_void_p(), c_void_p()
+        self._busy = False
+        self._recorded: list[tuple[int, int, tuple[int, ...]]] = []
+        self._layouts: dict[int, tuple[u64, u64]] = {}
+        self._sets_left, self._set_pool = 0, u64()
+        try:
+            self._open(physical)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, physical: c_void_p) -> None:
+        family = self._instance.queue_family(physical)
         assert family is not None  # such devices are not offered
         self._device = self._opened(physical, family)
-        self._queue = c_void_p()
         self._driver.vkGetDeviceQueue(self._device, u32(family), u32(0), byref(self._queue))
         self._direct = self._memory_type(_LOCAL | _MAPPED | _CACHED, own=True)
         pool = vk.record(vk.CommandPoolCreateInfo, 39, flags=2, queueFamilyIndex=family)
         self._commands = self._new("CommandPool", pool, "a command pool")
         self._step, self._copies = self._command_buffer(), self._command_buffer()
         self._fence = self._new("Fence", vk.record(vk.FenceCreateInfo, 8), "a fence")
-        self._busy = False
-        self._recorded: list[tuple[int, int, tuple[int, ...]]] = []
-        self._layouts: dict[int, tuple[u64, u64]] = {}
-        self._sets_left, self._set_pool = 0, u64()
         self._staging = None if self._direct is not None else self._staging_buffer()
 
     def _opened(self, physical: c_void_p, family: int) -> c_void_p:
@@ -442,13 +450,13 @@ class VulkanDevice:
         vk.check(self._driver.vkResetFences(self._device, u32(1), fence), "a step")
 
     def close(self) -> None:
-        if not self._made:
-            return
-        self._driver.vkDeviceWaitIdle(self._device)
-        while self._made:
-            destroy, handle = self._made.pop()
-            getattr(self._driver, destroy)(self._device, handle, None)
-        self._driver.vkDestroyDevice(self._device, None)
+        if self._device:
+            self._driver.vkDeviceWaitIdle(self._device)
+            while self._made:
+                destroy, handle = self._made.pop()
+                getattr(self._driver, destroy)(self._device, handle, None)
+            self._driver.vkDestroyDevice(self._device, None)
+            self._device = c_void_p()
         self._instance.close()
 
 

@@ -82,6 +82,7 @@ class Instance:
 
     def close(self) -> None:
         self.driver.vkDestroyInstance(self.handle, None)
+        self.handle = c_void_p()  # to destroy nothing is allowed
 
 
 def name_of(properties: vk.Properties) -> str:
