@@ -15,10 +15,11 @@ from compiled import greedy, greedy_logits
 from host_free import run_under_qemu
 
 from sterna import demo
+from sterna.base.errors import Unavailable
 from sterna.base.target import host_target, parse_target
 from sterna.checkpoint.mlc import read_mlc_folder
 from sterna.compiler import CompileOptions, compile_model
-from sterna.runtime import cpu
+from sterna.runtime import cpu, vulkan
 
 SRC = Path(demo.FOLDER).parents[1]
 QUESTION = "What is 12 + 30?"
@@ -95,6 +96,19 @@ def test_inspect_shows_library_and_folder(sterna: Sterna, made: Made) -> None:
     for word in ("prefill", "decode", "verify", "q4f16_1", host_target().spec):
         assert word in library
     assert "model.layers.0.mlp.down_proj" in sterna("inspect", made.folder).stdout
+
+
+@pytest.mark.slow
+def test_the_demo_says_the_same_on_another_device(sterna: Sterna) -> None:
+    try:
+        vulkan.open_device().close()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    words = ("--prompt", "The tern flies", "--temperature", 0, "--max-tokens", 24, "--json")
+    both = [sterna("generate", *words, "--device", name).stdout for name in ("cpu", "vulkan")]
+    ours, theirs = (json.loads(text)["token_ids"] for text in both)
+    assert ours == theirs
+    assert len(ours) == 24
 
 
 def test_devices_lists_the_cpu(sterna: Sterna) -> None:
