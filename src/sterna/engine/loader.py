@@ -7,12 +7,15 @@ Finding them, compiling a missing library and opening the weights is the busines
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sterna.base.artifact import Manifest
-from sterna.base.errors import ArtifactError, RequestError
+from sterna.base.cache import cache_dir, key
+from sterna.base.errors import ArtifactError, RequestError, UsageError
+from sterna.base.version import file_state
 from sterna.engine.chat_config import ChatConfig, check_library, read_chat_config
 from sterna.engine.draft_model import DraftModel
 from sterna.engine.fingerprint import system_fingerprint
@@ -24,10 +27,12 @@ from sterna.runtime.executable import Executable
 from sterna.runtime.host import usable_cores
 from sterna.runtime.library import read_manifest
 from sterna.runtime.memory import memory_plan, pages_that_fit
+from sterna.runtime.packed import layout
 from sterna.runtime.params import WeightReader
 from sterna.text.chat_template import ChatTemplate
 from sterna.text.tokenizer import Tokenizer
 
+_LOG = logging.getLogger("sterna")
 # Options of what only a model that writes text does.
 _GENERATING = ("draft_model", "draft_tokens", "speculative", "prefix_cache_dir", "trace")
 _MEMORY_SHARE = 0.9  # of what is free, unless options say how much; the rest is for the process
@@ -65,7 +70,7 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
     guesser = None if draft is None else read_manifest(draft.library)
     memory = _memory(options, device.available_memory(index))
     limits = plan(options, manifest, _fitting_pages(manifest, memory, options, guesser))
-    executable = _load_on(device, index, located, limits.num_pages, options)
+    executable = _load_on(device, index, located, manifest, limits.num_pages, options)
     return Parts(
         executable=executable,
         limits=limits,
@@ -114,7 +119,7 @@ def load_embedding_model(
     memory = _memory(options, device.available_memory(index))
     fitting = _fitting_pages(manifest, memory, options, None)
     limits = embedding_limits(options, manifest, fitting)
-    return _load_on(device, index, located, limits.num_pages, options), limits, tokenizer
+    return _load_on(device, index, located, manifest, limits.num_pages, options), limits, tokenizer
 
 
 def _checked(located: Located, options: EngineOptions) -> tuple[ChatConfig, Manifest]:
@@ -175,7 +180,12 @@ def check_device(device: str) -> None:
 
 
 def _load_on(
-    device: DeviceModule, index: int, located: Located, num_pages: int, options: EngineOptions
+    device: DeviceModule,
+    index: int,
+    located: Located,
+    manifest: Manifest,
+    num_pages: int,
+    options: EngineOptions,
 ) -> Executable:
     return device.load(
         located.library,
@@ -183,7 +193,29 @@ def _load_on(
         num_pages=num_pages,
         threads=options.threads,
         index=index,
+        packed=_packed(located, manifest, options),
     )
+
+
+def _packed(located: Located, manifest: Manifest, options: EngineOptions) -> Path | None:
+    """Where the cache keeps these weights as this library reads them."""
+    if not options.keep_packed:
+        return None
+    try:
+        folder = cache_dir("weights")
+    except UsageError as error:
+        _LOG.warning("packed weights are not kept: %s", error)
+        return None
+    shards = sorted(located.folder.glob("params_shard_*.bin"))
+    files = [file_state(path, path.name) for path in shards]
+    name = key(layout(manifest), str(located.folder.resolve()), _listed(located), *files)
+    return folder / f"{located.folder.resolve().name[:80]}-{name[:16]}.bin"
+
+
+def _listed(located: Located) -> bytes:
+    """The list of the weights, with a checksum of each file."""
+    weights = located.folder / "tensor-cache.json"
+    return weights.read_bytes() if weights.is_file() else b""
 
 
 def identity(located: Located) -> str:
@@ -192,9 +224,7 @@ def identity(located: Located) -> str:
     The list has a checksum of every file of weights.
     """
     library = hashlib.sha256(located.library.read_bytes()).hexdigest()
-    weights = located.folder / "tensor-cache.json"
-    listed = weights.read_bytes() if weights.is_file() else b""
-    return f"{library} {hashlib.sha256(listed).hexdigest()}"
+    return f"{library} {hashlib.sha256(_listed(located)).hexdigest()}"
 
 
 def load_draft(located: Located, options: EngineOptions, parts: Parts) -> DraftModel:
@@ -210,7 +240,7 @@ def load_draft(located: Located, options: EngineOptions, parts: Parts) -> DraftM
     tokens = own.num_pages * own.page_size
     limits = draft_limits(own, manifest, -(-tokens // manifest.kv_cache.page_size))
     device, index = choose_device(located.device, manifest)
-    executable = _load_on(device, index, located, limits.num_pages, options)
+    executable = _load_on(device, index, located, manifest, limits.num_pages, options)
     return DraftModel(executable, limits, parts.vocabulary)
 
 

@@ -130,6 +130,9 @@ class EngineOptions:
         1,
     )
     threads: int | None = _option(None, int, "threads of a CPU device (default: all cores)", 1)
+    keep_packed: bool = _option(
+        True, bool, "keep weights in the cache as kernels read them, for the next start to map"
+    )
     kv_dtype: KVDtype | str = field(
         default=KVDtype.AUTO,
         metadata={

@@ -50,6 +50,7 @@ from sterna.runtime.memory import (
     packed_bytes,
     padded,
 )
+from sterna.runtime.packed import packed_params
 from sterna.runtime.params import WeightReader, check_names, read_param
 from sterna.runtime.report import DeviceReport
 from sterna.runtime.sampling import SampleInput, check_sample, sample_rows
@@ -78,8 +79,9 @@ def load(
     num_pages: int,
     threads: int | None = None,
     index: int = 0,
+    packed: Path | None = None,
 ) -> CpuExecutable:
-    """Load a compiled library with its weights, one tensor at a time.
+    """Load a compiled library with its weights, one tensor at a time, or from the file `packed`.
 
     `threads` None: one for each processor this process may use. Raises ArtifactError for a
     library that is damaged or for another machine, Unavailable for one that wants a newer CPU,
@@ -99,7 +101,8 @@ def load(
     check_fits(memory_plan(manifest, num_pages, count), available_memory())
     handle = _open(library, data)
     try:
-        return CpuExecutable(handle, manifest, weights, num_pages, count)
+        mapped = packed_params(manifest, weights, packed)
+        return CpuExecutable(handle, manifest, weights, num_pages, count, mapped)
     except BaseException:
         _unload(handle)  # or the same path, compiled again, would give the old library
         raise
@@ -131,16 +134,19 @@ class CpuExecutable:
         weights: Mapping[str, WeightReader],
         num_pages: int,
         threads: int,
+        mapped: list[NDArray[np.uint8]] | None = None,
     ) -> None:
         plan = memory_plan(manifest, num_pages, threads)
         page_bytes = manifest.kv_cache.page_bytes
-        large = Region(plan.weights + plan.kv_cache + plan.arena + plan.scratch)
+        own = plan.weights if mapped is None else 0
+        large = Region(own + plan.kv_cache + plan.arena + plan.scratch)
         small = Region(plan.io + padded(POOL_BYTES))  # lives on while logits are in use
         pool = small.take(POOL_BYTES)
         io = {name: small.take(size) for name, size in io_bytes(manifest.entries).items()}
         scratch, arena = large.take(plan.scratch - SLACK), large.take(plan.arena - SLACK)
         self._cache = large.take(num_pages * page_bytes).reshape(num_pages, page_bytes)
-        params = _load_params(manifest, weights, large)
+        params = _load_params(manifest, weights, large) if mapped is None else mapped
+        self._params = params  # kept alive: C reads them
         shared = [self._cache.ctypes.data, *(param.ctypes.data for param in params)]
         ends = (pool.ctypes.data, arena.ctypes.data)
         self._calls = {
@@ -221,6 +227,7 @@ class CpuExecutable:
         with self._one_step:
             self._release()
             self._calls = {}
+            self._params = []
             self._sampler = None
             self._cache = self._cache[:0].copy()
 

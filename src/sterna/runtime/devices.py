@@ -33,7 +33,13 @@ class DeviceModule(Protocol):
         num_pages: int,
         threads: int | None,
         index: int,
-    ) -> Executable: ...
+        packed: Path | None = None,
+    ) -> Executable:
+        """`packed`: where to keep the weights as kernels read them, for the next load to map.
+
+        A device with memory of its own copies them there and has no use for it.
+        """
+        ...
 
     def available_memory(self, index: int) -> int | None:
         """Bytes that can still be allocated; Unavailable where the device is not here."""

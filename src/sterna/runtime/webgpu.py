@@ -42,6 +42,7 @@ def load(
     num_pages: int,
     threads: int | None = None,
     index: int = 0,
+    packed: Path | None = None,
 ) -> GroupExecutable:
     """Load an artifact; see `load_on`. Unavailable where there is no adapter or no package."""
     check_threads(threads)

@@ -1,0 +1,119 @@
+"""Weights as a library's kernels read them, in a file that a later load maps and has at once.
+
+In: a manifest, the model folder's tensors and the file's path, whose name stands for both. Out: an
+array a param. A file that is not whole, or of another layout, is made again; where none can be
+kept, weights are packed into memory at each load. It does not know where the cache is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sterna.base.artifact import Manifest
+from sterna.base.cache import key
+from sterna.runtime.memory import packed_bytes, padded
+from sterna.runtime.params import WeightReader, read_param
+
+Arrays = list[NDArray[np.uint8]]
+
+SMALLEST = 32 << 20  # bytes of weights; fewer are packed before a file is found
+_HEAD = 4096
+_LOG = logging.getLogger("sterna")
+
+
+def layout(manifest: Manifest) -> str:
+    """A hash of how the library wants its weights to lie."""
+    params = [(p.name, p.dtype, tuple(p.shape), p.row_tile) for p in manifest.params]
+    return key("packed weights 1", sys.byteorder, repr(params))
+
+
+def packed_params(
+    manifest: Manifest, weights: Mapping[str, WeightReader], path: Path | None
+) -> Arrays | None:
+    """The weights of every param, in a mapped file at `path`, which is made if it is not there.
+
+    None without a path, for a small model, and where no file can be kept. Raises MissingTensor and
+    ShapeMismatch as `read_param` does.
+    """
+    total = _HEAD + sum(padded(packed_bytes(param)) for param in manifest.params)
+    if path is None or total < SMALLEST or not hasattr(os, "posix_fallocate"):
+        return None
+    try:
+        return _found(path, manifest, total) or _made(path, manifest, weights, total)
+    except OSError as error:
+        _LOG.warning("packed weights are not kept in %s: %s", path, error.strerror or error)
+        return None
+
+
+def _head(manifest: Manifest, total: int) -> bytes:
+    """What a whole file begins with."""
+    text = f"Sterna's packed weights\n{layout(manifest)}\n{total} bytes\n"
+    return text.encode().ljust(_HEAD, b"\0")
+
+
+def _found(path: Path, manifest: Manifest, total: int) -> Arrays | None:
+    try:
+        with path.open("rb") as file:
+            whole = os.fstat(file.fileno()).st_size == total
+            if not whole or file.read(_HEAD) != _head(manifest, total):
+                return None
+            memory = mmap.mmap(file.fileno(), total, prot=mmap.PROT_READ)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(OSError):  # advice
+        memory.madvise(mmap.MADV_WILLNEED)
+    return _cut(memory, manifest)
+
+
+def _made(
+    path: Path, manifest: Manifest, weights: Mapping[str, WeightReader], total: int
+) -> Arrays:
+    """Pack into a file beside `path`, which takes its place once all of it is on the disk."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    file = beside.open("xb+")
+    try:
+        os.posix_fallocate(file.fileno(), 0, total)  # a full disk must not end in a bus error
+        memory = mmap.mmap(file.fileno(), total)
+        arrays = _cut(memory, manifest)
+        for param, array in zip(manifest.params, arrays, strict=True):
+            read_param(param, weights, array)
+        memory[:_HEAD] = _head(manifest, total)
+    except BaseException:
+        file.close()
+        beside.unlink(missing_ok=True)
+        raise
+    # The disk takes its time, and the weights can be used meanwhile.
+    threading.Thread(target=_keep, args=(file, beside, path)).start()
+    return arrays
+
+
+def _keep(file: BinaryIO, beside: Path, path: Path) -> None:
+    try:
+        with file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        _LOG.warning("packed weights are not kept in %s: %s", path, error.strerror or error)
+
+
+def _cut(memory: mmap.mmap, manifest: Manifest) -> Arrays:
+    data = np.frombuffer(memory, np.uint8)
+    arrays, at = [], _HEAD
+    for param in manifest.params:
+        size = packed_bytes(param)
+        arrays.append(data[at : at + size])
+        at += padded(size)
+    return arrays
