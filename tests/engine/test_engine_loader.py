@@ -47,7 +47,7 @@ def located(tmp_path, monkeypatch):
     data = encode(manifest())
     library.write_bytes(MANIFEST_MARK + len(data).to_bytes(8, "little") + data)
 
-    def load(path, weights, *, num_pages, threads, index):
+    def load(path, weights, *, num_pages, threads, index, packed):
         assert path == library
         return NullExecutable(manifest(), num_pages)
 

@@ -27,7 +27,7 @@ from sterna.runtime.executable import Executable
 from sterna.runtime.host import usable_cores
 from sterna.runtime.library import read_manifest
 from sterna.runtime.memory import memory_plan, pages_that_fit
-from sterna.runtime.packed import layout
+from sterna.runtime.packed import layout, worth_keeping
 from sterna.runtime.params import WeightReader
 from sterna.text.chat_template import ChatTemplate
 from sterna.text.tokenizer import Tokenizer
@@ -199,7 +199,7 @@ def _load_on(
 
 def _packed(located: Located, manifest: Manifest, options: EngineOptions) -> Path | None:
     """Where the cache keeps these weights as this library reads them."""
-    if not options.keep_packed:
+    if not options.keep_packed or not worth_keeping(manifest):
         return None
     try:
         folder = cache_dir("weights")

@@ -28,7 +28,7 @@ from sterna.runtime.params import WeightReader, read_param
 
 Arrays = list[NDArray[np.uint8]]
 
-SMALLEST = 32 << 20  # bytes of weights; fewer are packed before a file is found
+SMALLEST = 32 << 20  # bytes of weights
 _HEAD = 4096
 _LOG = logging.getLogger("sterna")
 
@@ -39,17 +39,26 @@ def layout(manifest: Manifest) -> str:
     return key("packed weights 1", sys.byteorder, repr(params))
 
 
+def worth_keeping(manifest: Manifest) -> bool:
+    """Whether mapping the weights saves more than looking for the file takes."""
+    return _bytes(manifest) >= SMALLEST
+
+
+def _bytes(manifest: Manifest) -> int:
+    return sum(padded(packed_bytes(param)) for param in manifest.params)
+
+
 def packed_params(
     manifest: Manifest, weights: Mapping[str, WeightReader], path: Path | None
 ) -> Arrays | None:
     """The weights of every param, in a mapped file at `path`, which is made if it is not there.
 
-    None without a path, for a small model, and where no file can be kept. Raises MissingTensor and
+    None without a path, and where no file can be kept. Raises MissingTensor and
     ShapeMismatch as `read_param` does.
     """
-    total = _HEAD + sum(padded(packed_bytes(param)) for param in manifest.params)
-    if path is None or total < SMALLEST or not hasattr(os, "posix_fallocate"):
+    if path is None or not hasattr(os, "posix_fallocate"):
         return None
+    total = _HEAD + _bytes(manifest)
     try:
         return _found(path, manifest, total) or _made(path, manifest, weights, total)
     except OSError as error:
