@@ -51,6 +51,7 @@ def load(
     num_pages: int,
     threads: int | None = None,
     index: int = 0,
+    packed: Path | None = None,
 ) -> GroupExecutable:
     """Load an artifact on device `index`; see `load_on`. Unavailable where there is none."""
     check_threads(threads)
