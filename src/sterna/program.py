@@ -109,7 +109,7 @@ class KernelTable:
                 flops=k.cost.flops,
                 bytes=k.cost.bytes,
                 items=" + ".join(k.source.items),
-                dims=tuple(d.name for d in k.func.dims),
+                dims=k.source.dims,
                 phases=k.source.launches,
             )
             for title, k in self.kernels.items()

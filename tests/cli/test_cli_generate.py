@@ -80,7 +80,7 @@ def test_a_terminal_without_a_prompt(model, stdin, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--device", "cuda"], "device is 'cuda', possible are"),
+        (["--device", "abacus"], "device is 'abacus', possible are"),
         (["--threads", "0"], "threads is 0, possible is an integer of at least 1"),
         (["--top-p", "2"], "top_p is 2.0, possible is a number from 0 to 1"),
     ],

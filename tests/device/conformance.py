@@ -16,6 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
 
+from fake_drivers import simulated_cuda, simulated_hip
 from simt_device import SimtDevice
 
 from sterna.base.errors import CodegenError, Unavailable
@@ -25,7 +26,7 @@ from sterna.codegen.renderer import RenderedKernel, renderer_of
 from sterna.compiler import CompileOptions, compile_source
 from sterna.ir.equal import digest
 from sterna.ir.loop import PrimFunc
-from sterna.runtime import opencl, vulkan, webgpu
+from sterna.runtime import cuda, hip, opencl, vulkan, webgpu
 from sterna.runtime.work_groups import Device
 
 CONFIG = {
@@ -60,11 +61,27 @@ def driver_vulkan() -> Device:
         pytest.skip(str(error))
 
 
+def driver_cuda() -> Device:
+    try:
+        return cuda.open_device()
+    except Unavailable as error:
+        pytest.skip(str(error))
+
+
+def driver_rocm() -> Device:
+    try:
+        return hip.open_device()
+    except Unavailable as error:
+        pytest.skip(str(error))
+
+
 # Target, and what runs its kernels here.
 TARGETS: dict[str, Callable[[], Device]] = {
     "opencl": driver_opencl,
-    "cuda": SimtDevice,
-    "rocm": SimtDevice,
+    "cuda": driver_cuda,
+    "cuda:source": simulated_cuda,
+    "rocm": driver_rocm,
+    "rocm:source": simulated_hip,
     "metal": SimtDevice,
     "webgpu": driver_webgpu,
     "vulkan": driver_vulkan,

@@ -34,7 +34,7 @@ class RunningKernels:
         phases = [p for k in kernels.values() for p in k.rendered.launches]
         renderer = renderer_of(target)
         assert isinstance(renderer, SourceRenderer)
-        code = renderer.library_code(LibraryParts(NOTHING, kernels, {}))
+        code = renderer.library_code(LibraryParts(NOTHING, kernels, {}), target)
         self.functions = device.compile(code, phases)
 
     def run(
@@ -46,7 +46,7 @@ class RunningKernels:
         for title, array in arrays.items():
             buffers[title] = device.allocate(_padded(array.nbytes))
             device.write(buffers[title], _with_tail(array))
-        titles = [d.name for d in kernel.func.dims]
+        titles = kernel.rendered.dims
         for phase in kernel.rendered.launches:
             bound = [buffers[kernel.func.params[i].name] for i in phase.buffers]
             launch = device.prepare(self.functions[phase.symbol], phase, bound, titles)

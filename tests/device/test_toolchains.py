@@ -1,12 +1,17 @@
-"""Generated kernels are accepted by the makers' own compilers, where one is installed.
+"""Machine code for GPUs is made without a toolkit, and the makers' own tools accept it.
 
-NVRTC needs no GPU and no driver: `pip install nvidia-cuda-nvrtc`.
+The compiler is the one that makes CPU libraries. Where ptxas is installed it finishes the PTX and
+says what each kernel takes. NVRTC needs no GPU and no driver: `pip install nvidia-cuda-nvrtc`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
+import re
+import shutil
+import struct
+import subprocess
 from ctypes import byref, c_char_p, c_size_t, c_void_p
 from pathlib import Path
 
@@ -14,7 +19,109 @@ import pytest
 from conformance import cases, rendered, target_named
 from run_kernel import NOTHING
 
+from sterna.base.errors import ToolchainError
+from sterna.codegen import gpu_code, toolchain
 from sterna.codegen.renderer import LibraryParts, renderer_of
+
+
+@pytest.fixture(scope="module")
+def parts() -> LibraryParts:
+    """Every kernel of the conformance matrix, as source."""
+    target = target_named("cuda:source")
+    return LibraryParts(NOTHING, rendered(cases(target), target), {})
+
+
+def launches(parts: LibraryParts) -> int:
+    return sum(len(k.rendered.launches) for k in parts.kernels.values())
+
+
+@pytest.fixture(scope="module")
+def ptx(parts: LibraryParts, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The PTX of all kernels, made where no tool of CUDA's is found."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_code.shutil, "which", lambda name: None)
+        target = target_named("cuda")
+        code = renderer_of(target).library_code(parts, target)  # type: ignore[attr-defined]
+    assert code.endswith(b"\0")
+    return str(code[:-1].decode())
+
+
+@pytest.mark.slow
+def test_ptx_without_a_toolkit(parts: LibraryParts, ptx: str) -> None:
+    assert ptx.count(".visible .entry") == launches(parts)
+    assert ptx.count(".maxntid") == launches(parts)  # so that every group size can be launched
+    assert ".version 6.3\n.target sm_75" in ptx  # taken by drivers since CUDA 10
+    assert "fma.rn.f32" in ptx
+    assert ".ftz" not in ptx
+    assert ".approx" not in ptx
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "sm_120"])
+def test_decode_kernels_do_not_spill(ptx: str, architecture: str, tmp_path: Path) -> None:
+    prefill = {c.name for c in cases(target_named("cuda")) if c.op == "attention" and not c.single}
+    ptxas = shutil.which("ptxas")
+    if ptxas is None:
+        pytest.skip("needs ptxas, of CUDA's toolkit")
+    (tmp_path / "kernels.ptx").write_text(ptx)
+    line = [ptxas, f"-arch={architecture}", "-v", "kernels.ptx", "-o", "kernels.cubin"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    if f"'{architecture}' is not defined" in done.stderr:
+        pytest.skip(f"this ptxas does not know {architecture}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = re.findall(r"properties for (\w+)\n.*?(\d+) bytes spill stores", done.stderr)
+    assert len(told) == ptx.count(".visible .entry")
+    spilled = {title for title, size in told if size != "0"}
+    assert spilled <= prefill, f"kernels of a decode step spill: {spilled - prefill}"
+
+
+@pytest.mark.slow
+def test_finished_code_beside_ptx(parts: LibraryParts) -> None:
+    if shutil.which("ptxas") is None or shutil.which("fatbinary") is None:
+        pytest.skip("needs ptxas and fatbinary, of CUDA's toolkit")
+    target = target_named("cuda:sm_80")
+    code = renderer_of(target).library_code(parts, target)  # type: ignore[attr-defined]
+    assert code[:4] == struct.pack("<I", 0xBA55ED50)  # the mark of CUDA's own container
+    assert b"\x7fELF" in code
+
+
+@pytest.mark.slow
+def test_amd_code_objects_without_a_toolkit(parts: LibraryParts) -> None:
+    target = target_named("rocm")
+    rows = LibraryParts(NOTHING, rendered(cases(target), target), {})
+    code = renderer_of(target).library_code(rows, target)  # type: ignore[attr-defined]
+    assert code.startswith(b"__CLANG_OFFLOAD_BUNDLE__")
+    (count,) = struct.unpack_from("<Q", code, 24)
+    at, found = 32, {}
+    for _ in range(count):
+        offset, size, length = struct.unpack_from("<QQQ", code, at)
+        found[code[at + 24 : at + 24 + length].decode()] = code[offset : offset + size]
+        at += 24 + length
+    assert found.pop("host-x86_64-unknown-linux-gnu-") == b""
+    assert list(found) == [f"hipv4-amdgcn-amd-amdhsa--{a}" for a in target.architectures]
+    for binary in found.values():
+        assert binary[:4] == b"\x7fELF"
+        assert struct.unpack_from("<H", binary, 18) == (224,)  # AMD's GPUs
+        # In the notes, in MessagePack: a kernel's name, and what it spills.
+        assert binary.count(b".vgpr_spill_count\x00") == launches(rows)
+        assert binary.count(b".sgpr_spill_count\x00") == launches(rows)
+
+
+def test_no_compiler_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "_zig_binary", lambda: None)
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
+    toolchain.find_clang.cache_clear()
+    with pytest.raises(ToolchainError, match="no compiler for GPUs was found: `pip install zig"):
+        gpu_code.ptx_or_fatbin("", ["sm_75"])
+    toolchain.find_clang.cache_clear()
+
+
+def test_source_that_does_not_compile_is_kept() -> None:
+    with pytest.raises(ToolchainError, match=r"ended with code 1: .*error") as caught:
+        gpu_code.ptx_or_fatbin("nothing of the kind;", ["sm_75"])
+    assert caught.value.source is not None
+    assert caught.value.source.read_text() == "nothing of the kind;"
+    assert "repro: cd " in str(caught.value)
 
 
 def nvrtc() -> ctypes.CDLL:
@@ -28,10 +135,8 @@ def nvrtc() -> ctypes.CDLL:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["compute_75", "compute_90"])
-def test_nvrtc_makes_ptx(architecture: str) -> None:
-    library, target = nvrtc(), target_named("cuda")
-    found = cases(target)
-    parts = LibraryParts(NOTHING, rendered(found, target), {})
+def test_nvrtc_makes_ptx(architecture: str, parts: LibraryParts) -> None:
+    library, target = nvrtc(), target_named("cuda:source")
     text = renderer_of(target).library_source(parts)
     program = c_void_p()
     code = c_char_p(text.encode())
@@ -46,6 +151,5 @@ def test_nvrtc_makes_ptx(architecture: str) -> None:
     library.nvrtcGetPTXSize(program, byref(size))
     ptx = ctypes.create_string_buffer(size.value)
     library.nvrtcGetPTX(program, ptx)
-    entries = ptx.value.decode().count(".visible .entry")
-    assert entries == sum(len(k.rendered.launches) for k in rendered(found, target).values())
+    assert ptx.value.decode().count(".visible .entry") == launches(parts)
     assert "fma.rn.f32" in ptx.value.decode()

@@ -76,11 +76,13 @@ def some_steps(executable: Executable) -> list[Logits]:
 @pytest.mark.parametrize(
     ("name", "scheme"),
     [
+        ("cuda:source", "q4f16_1"),
         ("cuda", "q4f16_1"),
-        pytest.param("cuda", "q3f16_1", marks=pytest.mark.slow),
-        pytest.param("cuda", "q4f16_0", marks=pytest.mark.slow),
-        pytest.param("cuda", "q8f16_1z", marks=pytest.mark.slow),
-        ("rocm", "q4bf16_1"),
+        ("rocm", "q4f16_1"),
+        pytest.param("cuda:source", "q3f16_1", marks=pytest.mark.slow),
+        pytest.param("cuda:source", "q4f16_0", marks=pytest.mark.slow),
+        pytest.param("cuda:source", "q8f16_1z", marks=pytest.mark.slow),
+        ("rocm:source", "q4bf16_1"),
         ("metal", "q4f32_1"),
         pytest.param("opencl", "q4f16_1", marks=pytest.mark.slow),
         pytest.param("webgpu", "q4f32_1", marks=pytest.mark.slow),
@@ -132,7 +134,7 @@ def check_close(got: Logits, wanted: Logits, stored: str) -> None:
 
 def test_what_a_device_refuses(models: dict[str, Compiled], tmp_path: Path) -> None:
     found = model(models, "q4f16_1", tmp_path)
-    ours = on_target(found, "cuda", SimtDevice(), tmp_path)
+    ours = on_target(found, "cuda:source", SimtDevice(), tmp_path)
     with pytest.raises(RequestError, match="page 40 is not one of the cache's 40"):
         ours.copy_page(40, 0)
     with pytest.raises(RequestError):
@@ -140,7 +142,7 @@ def test_what_a_device_refuses(models: dict[str, Compiled], tmp_path: Path) -> N
     ours.close()
     with pytest.raises(DeviceError, match="was closed"):
         ours.copy_page(1, 0)
-    library = tmp_path / "model-cuda.sterna"
+    library = tmp_path / "model-cuda:source.sterna"
     tensors = read_mlc_folder(found.folder).tensors
     with pytest.raises(UsageError, match="a KV cache of 0 pages"):
         load_on(SimtDevice(), library, tensors, num_pages=0)
@@ -187,7 +189,7 @@ def test_other_caches_rows_and_windows(
     both = []
     tensors = read_mlc_folder(found.folder).tensors
     asked = CompileOptions(**OPTIONS, activations="f32", **options)
-    for name in ("cpu", "cuda"):
+    for name in ("cpu", "cuda:source"):
         target = parse_target(name)
         library = tmp_path / f"other-{name}{target.suffix}"
         compile_model(found.folder, target, library, options=asked, cached=False)

@@ -17,6 +17,8 @@ ALLOWED = (
     "base/target.py",  # the rows
     "codegen/",  # the renderers and the compilers that they feed
     "runtime/cpu_report.py",  # what `sterna devices` says of the processor
+    "runtime/cuda.py",
+    "runtime/hip.py",
     "runtime/opencl.py",
     "runtime/vulkan.py",
     "runtime/vulkan_api.py",

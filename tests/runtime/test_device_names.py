@@ -74,8 +74,8 @@ def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_library_for_another_kind() -> None:
     with pytest.raises(ArtifactError, match="was compiled for opencl and cannot run on cpu"):
         choose_device("cpu", _Manifest("opencl"))  # type: ignore[arg-type]
-    with pytest.raises(Unavailable, match="runs models on cpu, opencl, webgpu, vulkan only"):
-        choose_device("auto", _Manifest("cuda"))  # type: ignore[arg-type]
+    with pytest.raises(Unavailable, match="runs models on cpu, opencl, cuda, rocm, webgpu, vulkan"):
+        choose_device("auto", _Manifest("metal"))  # type: ignore[arg-type]
 
 
 def test_every_kind_is_reported() -> None:

@@ -77,7 +77,7 @@ def compiled() -> tuple[bytes, Phase]:
     renderer = renderer_of(target)
     assert isinstance(renderer, SourceRenderer)
     kernel = RenderedKernel(func, renderer.render_kernel(func, target))
-    code = renderer.library_code(LibraryParts(NOTHING, {"add": kernel}, {}))
+    code = renderer.library_code(LibraryParts(NOTHING, {"add": kernel}, {}), target)
     return code, kernel.rendered.launches[0]
 
 

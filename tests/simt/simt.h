@@ -125,16 +125,22 @@ struct Launch {
     }
 };
 
-template <class... A> const char *launch(void (*kernel)(A...), unsigned groups, unsigned threads,
-                                         void **buffers, int *dims) {
+// What a driver of streams hands to a kernel: the address of each argument.
+struct Values {
+    void **arguments;
+    int at = 0;
+    template <class A> A next() { return *(A *)arguments[at++]; }
+};
+
+template <class Given, class... A>
+const char *launch(void (*kernel)(A...), unsigned groups, unsigned threads, Given given) {
     struct Call {
         void (*kernel)(A...);
-        void **buffers;
-        int *dims;
-    } call = {kernel, buffers, dims};
+        Given given;
+    } call = {kernel, given};
     auto body = [](void *argument) {
         Call &c = *(Call *)argument;
-        Launch next = {c.buffers, c.dims};
+        Given next = c.given;
         struct Apply { // braces fix the order in which arguments are taken
             Apply(void (*kernel)(A...), A... a) { kernel(std::forward<A>(a)...); }
         };

@@ -27,12 +27,24 @@ HERE = Path(__file__).parent
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-w", "-march=native")
 
 
+def compiled(text: str) -> ctypes.CDLL:
+    """C++ as a library of this process."""
+    if shutil.which("g++") is None:
+        pytest.skip("needs g++ to run kernels on the CPU")
+    with tempfile.TemporaryDirectory() as name:
+        library = Path(name) / "kernels.so"
+        line = ["g++", *FLAGS, f"-I{HERE}", "-x", "c++", "-", "-o", str(library)]
+        done = subprocess.run(line, input=text, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[:3000]
+        return ctypes.CDLL(str(library))
+
+
 def source_of(code: bytes, phases: Sequence[Phase]) -> str:
     """The C++ of kernels: attributes in double brackets gone, an entry for each function."""
     text = re.sub(r"\[\[.*?\]\]", "", code.decode())
     entries = [
-        f'extern "C" const char *run_{p.symbol}(unsigned groups, void **buffers, int *dims) {{\n'
-        f"    return simt::launch({p.symbol}, groups, {p.threads}, buffers, dims);\n}}"
+        f'extern "C" const char *run_{p.symbol}(unsigned groups, void **buffers, int *dims) {{'
+        f" return simt::launch({p.symbol}, groups, {p.threads}, simt::Launch{{buffers, dims}}); }}"
         for p in phases
     ]
     return "\n".join(['#include "languages.h"', text, *entries])
@@ -46,18 +58,8 @@ class SimtDevice:
         memory=None, buffer_bytes=1 << 40, group_threads=1024, shared_bytes=65536, buffers=64
     )
 
-    def __init__(self) -> None:
-        if shutil.which("g++") is None:
-            pytest.skip("needs g++ to run kernels on the CPU")
-
     def compile(self, code: bytes, phases: Sequence[Phase]) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as name:
-            library = Path(name) / "kernels.so"
-            text = source_of(code, phases)
-            line = ["g++", *FLAGS, f"-I{HERE}", "-x", "c++", "-", "-o", str(library)]
-            done = subprocess.run(line, input=text, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr[:3000]
-            loaded = ctypes.CDLL(str(library))
+        loaded = compiled(source_of(code, phases))
         functions = {p.symbol: loaded[f"run_{p.symbol}"] for p in phases}
         for function in functions.values():
             function.restype = ctypes.c_char_p

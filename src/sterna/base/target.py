@@ -28,6 +28,7 @@ class Target:
     table: str
     triple: str = ""  # of the toolchain, e.g. "x86_64-linux-gnu"
     mcpu: str = ""
+    architectures: tuple[str, ...] = ()  # of GPUs, for which machine code is made; none: source
     features: tuple[str, ...] = ()  # what the machine must have before a library is loaded
     suffix: str = ".so"
     vector_bytes: int = 0  # width of one SIMD register
@@ -88,7 +89,26 @@ _VULKAN = Target("vulkan", renderer="spirv", device="vulkan", table="work_groups
                  suffix=".sterna", group_threads=256, shared_bytes=16384, most_buffers=16,
                  most_buffer_bytes=2**31 - 4, buffer_align=256)  # fmt: skip
 
-# Kinds whose kernels run in work groups; the detail after the colon picks a row.
+_CUDA = Target("cuda", renderer="cuda", device="cuda", table="work_groups", suffix=".sterna",
+               fma=True, float16=True, group_threads=1024, shared_bytes=49152, most_buffers=256,
+               buffer_align=256, subgroup=32)  # fmt: skip
+_SM = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120")
+_ROCM = replace(_CUDA, spec="rocm", renderer="hip", device="hip", shared_bytes=65536)
+_WAVE64, _WAVE32 = ("gfx90a", "gfx942"), ("gfx1030", "gfx1100", "gfx1101", "gfx1151", "gfx1201")
+_COMMON = (*_WAVE64, "gfx1030", "gfx1100", "gfx1201")
+
+
+def _machines(row: Target, names: tuple[str, ...], subgroup: int) -> dict[str, Target]:
+    """A row for each architecture of a kind of GPU."""
+    return {
+        name: replace(row, spec=f"{row.spec}:{name}", architectures=(name,), subgroup=subgroup)
+        for name in names
+    }
+
+
+# Kinds whose kernels run in work groups; the detail after the colon picks a row. Without a detail
+# CUDA's code is PTX, which every later GPU takes, and ROCm's is for several at once; "source" is
+# compiled by the device's own machine.
 _GROUPED = {
     "opencl": {
         "": Target("opencl", renderer="opencl", device="opencl", table="work_groups",
@@ -96,14 +116,15 @@ _GROUPED = {
                    most_buffers=64, buffer_align=1024),
     },
     "cuda": {
-        "": Target("cuda", renderer="cuda", device="", table="work_groups",
-                   suffix=".sterna", fma=True, float16=True, group_threads=1024,
-                   shared_bytes=49152, most_buffers=256, buffer_align=256, subgroup=32),
+        "": replace(_CUDA, architectures=("sm_75",)),
+        "source": replace(_CUDA, spec="cuda:source"),
+        **_machines(_CUDA, _SM, 32),
     },
     "rocm": {
-        "": Target("rocm", renderer="hip", device="", table="work_groups",
-                   suffix=".sterna", fma=True, float16=True, group_threads=1024,
-                   shared_bytes=65536, most_buffers=256, buffer_align=256, subgroup=32),
+        "": replace(_ROCM, architectures=_COMMON, subgroup=0),
+        "source": replace(_ROCM, spec="rocm:source", subgroup=0),
+        **_machines(_ROCM, _WAVE64, 64),
+        **_machines(_ROCM, _WAVE32, 32),
     },
     "metal": {
         "": Target("metal", renderer="metal", device="", table="work_groups",

@@ -45,10 +45,10 @@ class SourceRenderer:
     def build_library(self, parts: Sequence[LibraryParts], target: Target) -> bytes:
         """See Renderer; a bundle has one program."""
         (only,) = parts
-        return build_bundle(only, self.library_code(only), target)
+        return build_bundle(only, self.library_code(only, target), target)
 
-    def library_code(self, parts: LibraryParts) -> bytes:
-        """What the device's driver compiles at load."""
+    def library_code(self, parts: LibraryParts, target: Target) -> bytes:
+        """What the device's driver compiles or loads."""
         return self.library_source(parts).encode()
 
     def build_version(self, target: Target) -> str:

@@ -43,6 +43,7 @@ class CSource:
     items: tuple[str, ...]  # work items of each phase, in C over the dims
     scratch_bytes: int  # for each thread
     widths: frozenset[int]  # lane counts, for the prelude
+    dims: tuple[str, ...]
     launches: tuple[Phase, ...] = ()  # an entry point is one function
 
 
@@ -66,7 +67,9 @@ def render(func: PrimFunc) -> CSource:
         items.append(count)
         scratch = max(scratch, writer.most_scratch)
         widths |= writer.widths
-    return CSource(title, "\n".join(parts), tuple(phases), tuple(items), scratch, frozenset(widths))
+    called = tuple(d.name for d in func.dims)
+    text = "\n".join(parts)
+    return CSource(title, text, tuple(phases), tuple(items), scratch, frozenset(widths), called)
 
 
 @dataclass(slots=True)

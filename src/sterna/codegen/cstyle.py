@@ -55,6 +55,7 @@ class GroupSource:
     text: str
     items: tuple[str, ...]
     launches: tuple[Phase, ...]
+    dims: tuple[str, ...]
     scratch_bytes: int = 0
 
 
@@ -337,7 +338,14 @@ def render_groups(func: PrimFunc, style: type[CStyle]) -> GroupSource:
         launches.append(launch)
         many = stmt.extent if isinstance(stmt, For) and stmt.kind is ForKind.PARALLEL else wrap(1)
         items.append(to_text(simplify(many)))
-    return GroupSource("\n\n".join(texts), tuple(items), tuple(launches))
+    dims = tuple(d.name for d in launch_dims(func))
+    return GroupSource("\n\n".join(texts), tuple(items), tuple(launches), dims)
+
+
+def launch_dims(func: PrimFunc) -> tuple[Var, ...]:
+    """The dims that the loops need; a step whose other sizes change launches the same."""
+    needed = free_vars(func.body)
+    return tuple(d for d in func.dims if d in needed)
 
 
 def _phase(symbol: str, func: PrimFunc, stmt: Stmt, style: type[CStyle]) -> tuple[str, Phase]:
@@ -355,9 +363,10 @@ def _phase(symbol: str, func: PrimFunc, stmt: Stmt, style: type[CStyle]) -> tupl
             title = writer.buffers[p] = writer.identifier(p.name)
             buffers.append((p, title, p in stored))
             where.append(i)
-    for d in func.dims:
+    needed = launch_dims(func)
+    for d in needed:
         writer.ranges[d] = (d.lo or 0, float("inf"))
-    dims = tuple(writer.declare(d) for d in func.dims)
+    dims = tuple(writer.declare(d) for d in needed)
     text = writer.function(Signature(symbol, tuple(buffers), dims, kernel.threads))
     shared = sum(elements(b.shape, b.name) * writer.shared_bytes(b.dtype) for b in kernel.shared)
     writes = tuple(i for i, (_, _, writes) in zip(where, buffers, strict=True) if writes)

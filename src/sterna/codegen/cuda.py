@@ -1,15 +1,16 @@
 """The renderer of CUDA: kernels in CUDA C++ that includes no header.
 
-What wants inline PTX stands in the prelude behind STERNA_SIMT, where the tests' simulator brings
-its own. Compile with -fmad=false: contraction would change results.
+One text for three compilers: the clang that makes PTX of it (STERNA_BARE: it is given no header of
+CUDA's, so the prelude says what the words mean), NVRTC with -fmad=false, as contraction would
+change results, and the tests' simulator (STERNA_SIMT), which brings its own prelude.
 """
 
 from __future__ import annotations
 
 from sterna.base.dtype import DType
-from sterna.codegen.bundle import SourceRenderer
 from sterna.codegen.c_math import group_math
 from sterna.codegen.cstyle import CStyle, Signature
+from sterna.codegen.gpu_code import MachineCodeRenderer, ptx_or_fatbin
 
 _PRELUDE = r"""
 typedef float f32;
@@ -21,6 +22,21 @@ typedef int i32;
 typedef unsigned int u32;
 typedef long long i64;
 typedef unsigned long long u64;
+#ifdef STERNA_BARE
+#define __global__ __attribute__((global))
+#define __device__ __attribute__((device))
+#define __shared__ __attribute__((shared))
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(n) __attribute__((launch_bounds(n)))
+#define __restrict__ __restrict
+#define __uint_as_float(x) __builtin_bit_cast(f32, (u32)(x))
+#define __float_as_uint(x) __builtin_bit_cast(u32, (f32)(x))
+#define __fmaf_rn(a, b, c) __builtin_fmaf(a, b, c)
+#define __fsqrt_rn(x) __builtin_sqrtf(x)
+struct Index { u32 x; };
+#define blockIdx (Index{(u32)__nvvm_read_ptx_sreg_ctaid_x()})
+#define threadIdx (Index{(u32)__nvvm_read_ptx_sreg_tid_x()})
+#endif
 #define STERNA_MAYBE static __device__ __forceinline__
 #ifndef STERNA_SIMT
 STERNA_MAYBE f32 bits_f32(u32 x) { return __uint_as_float(x); }
@@ -67,4 +83,6 @@ class Cuda(CStyle):
         return "__syncthreads();"
 
 
-RENDERER = SourceRenderer(".cu", Cuda, _PRELUDE + group_math())
+RENDERER = MachineCodeRenderer(
+    ".cu", Cuda, _PRELUDE + group_math(), ptx_or_fatbin, ("ptxas", "fatbinary")
+)

@@ -37,6 +37,11 @@ class Rendered(Protocol):
         ...
 
     @property
+    def dims(self) -> tuple[str, ...]:
+        """The dims whose values a launch brings, in order."""
+        ...
+
+    @property
     def launches(self) -> tuple[Phase, ...]:
         """How a runtime launches the phases one by one; empty where an entry is one function."""
         ...

@@ -424,7 +424,7 @@ class SpirvRenderer(SourceRenderer):
         """See Renderer."""
         return render_groups(func, Spirv if target.small_numbers else WordSpirv)
 
-    def library_code(self, parts: LibraryParts) -> bytes:
+    def library_code(self, parts: LibraryParts, target: Target) -> bytes:
         """Every module behind its size in bytes, as a little-endian u32."""
         texts = self.library_source(parts).split(MODULE)[1:]
         modules = [assemble(text.split("\n", 1)[1]) for text in texts]

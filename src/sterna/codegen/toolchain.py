@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sterna.base.cache import cache_dir, key, write_atomic
@@ -37,6 +37,7 @@ _OUTPUT = (
     "-O3", "-fPIC", "-fvisibility=hidden", "-fomit-frame-pointer", "-fno-stack-protector",
     "-fno-asynchronous-unwind-tables", "-g0",
 )  # fmt: skip
+_KEPT = ("unit*.c", "unit*.o", "kernels*")  # of a failure
 _TIMEOUT_SECONDS = 900
 
 
@@ -96,6 +97,38 @@ def find_compiler(cc: str | None = None) -> Compiler:
             [], "", None,
         )  # fmt: skip
     return _identify((zig, "cc"))
+
+
+@dataclass(frozen=True, slots=True)
+class Clang:
+    """A plain clang, which compiles for GPUs as well, and the linker of ELF beside it."""
+
+    command: tuple[str, ...]
+    linker: tuple[str, ...]
+    version: str
+
+
+@functools.cache
+def find_clang() -> Clang:
+    """The clang inside the ziglang wheel, or those of the PATH; ToolchainError without any."""
+    zig, clang, linker = _zig_binary(), shutil.which("clang"), shutil.which("ld.lld")
+    if zig is not None:
+        found = Clang((zig, "clang"), (zig, "ld.lld"), "")
+    elif clang is not None and linker is not None:
+        found = Clang((clang,), (linker,), "")
+    else:
+        raise ToolchainError(
+            "no compiler for GPUs was found: `pip install ziglang`, or put clang and ld.lld on the "
+            "PATH",
+            [], "", None,
+        )  # fmt: skip
+    version = _run([*found.command, "--version"], None).strip().splitlines()[0]
+    return replace(found, version=version)
+
+
+def run_tool(command: list[str], folder: Path) -> str:
+    """What a tool printed that was run in a folder; ToolchainError, with the sources kept."""
+    return _run(command, folder)
 
 
 def _zig_binary() -> str | None:
@@ -223,7 +256,7 @@ def _run(command: list[str], folder: Path | None) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ToolchainError(
-            f"the C compiler {command[0]!r} cannot be run: {error}; "
+            f"the compiler {command[0]!r} cannot be run: {error}; "
             "set STERNA_CC to one that can, or `pip install ziglang`",
             command, str(error), None,
         ) from None  # fmt: skip
@@ -246,11 +279,12 @@ def _failure(command: list[str], log: str, code: int, folder: Path | None) -> To
     message = f"the C compiler ended with code {code}: {first}"
     if folder is None:
         return ToolchainError(f"{message} ({shlex.join(command)})", command, log, None)
-    files = sorted([*folder.glob("unit*.c"), *folder.glob("unit*.o")])
+    files = sorted(f for pattern in _KEPT for f in folder.glob(pattern))
     kept = cache_dir("failures") / key(*(file.read_bytes() for file in files))[:16]
     kept.mkdir(exist_ok=True)
     for file in files:
         write_atomic(kept / file.name, file.read_bytes())
-    source = kept / next((part for part in command if part.endswith(".c")), "unit0.c")
+    named = [part for part in command if (folder / part) in files]
+    source = kept / (named[0] if named else "unit0.c")
     repro = f"cd {shlex.quote(str(kept))} && {shlex.join(command)}"
     return ToolchainError(f"{message}\nrepro: {repro}", command, log, source)

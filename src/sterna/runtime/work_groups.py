@@ -9,6 +9,7 @@ every kernel in order, and reads the logits: one wait a step. Knows no driver.
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,10 @@ from sterna.runtime.params import WeightReader, check_names, read_param
 from sterna.runtime.sampling import SampleInput, check_sample, sample_rows
 
 Handle = Any  # a driver's own buffer or function
+# A step's launches with their groups and the values of their dims, in order.
+Sized = Sequence[tuple[Handle, int, Sequence[int]]]
 LAYER = "layer"
+_STEPS_KEPT = 16  # sizes whose launches are kept ready
 _PAGES_AT_ONCE = 1 << 24  # bytes of the cache that are zeroed together
 
 
@@ -82,8 +86,8 @@ class Device(Protocol):
         """A launch with its buffers; `dims` names the numbers that each run brings."""
         ...
 
-    def run(self, launches: Sequence[tuple[Handle, int, Sequence[int]]]) -> None:
-        """Enqueue (launch, groups, values of its dims) in order."""
+    def run(self, launches: Sized) -> None:
+        """Enqueue launches in order; for equal sizes of a step it may be the same object."""
         ...
 
     def close(self) -> None: ...
@@ -165,6 +169,7 @@ class GroupExecutable:
         arena = device.allocate(max(4, max((e.arena_bytes for e in manifest.entries), default=0)))
         self._entries = {entry.name: entry for entry in manifest.entries}
         self._calls = {entry.name: self._program(entry, arena) for entry in manifest.entries}
+        self._sized: OrderedDict[tuple[object, ...], Sized] = OrderedDict()
         self._one_step = threading.Lock()
         self._open = True
         self._logits = np.zeros((0, manifest.model.vocab_size), np.float32)  # of the last step
@@ -187,7 +192,7 @@ class GroupExecutable:
                 values = prepared.inputs[buffer.name]
                 if len(values):
                     self._device.write(self._io[buffer.name], values)
-            self._device.run(_sized(self._calls[entry.name], prepared.dims))
+            self._device.run(self._launches_of(entry, prepared.dims))
             (output,) = entry.outputs
             width = largest_shape(output, entry)[1]
             logits = np.empty((prepared.dims["r"], width), np.float32)
@@ -235,6 +240,7 @@ class GroupExecutable:
             if self._open:
                 self._open = False
                 self._calls = {}
+                self._sized.clear()
                 self._device.close()
 
     def _check_open(self) -> None:
@@ -242,6 +248,17 @@ class GroupExecutable:
             raise DeviceError("the model was closed; load it again")
 
     # The launch program.
+
+    def _launches_of(self, entry: Entry, dims: Mapping[str, int]) -> Sized:
+        """An entry's launches at some sizes, the same object while the sizes are remembered."""
+        key = (entry.name, *dims.items())
+        found = self._sized.get(key)
+        if found is None:
+            found = self._sized[key] = _sized(self._calls[entry.name], dims)
+            if len(self._sized) > _STEPS_KEPT:
+                self._sized.popitem(last=False)
+        self._sized.move_to_end(key)
+        return found
 
     def _program(self, entry: Entry, arena: Handle) -> list[_Call]:
         places = {b.name: self._view(arena, b, entry) for b in entry.arena}
@@ -286,9 +303,7 @@ class GroupExecutable:
         return _Call(prepared, phase.groups, kernel.dims, layer)
 
 
-def _sized(
-    calls: Sequence[_Call], dims: Mapping[str, int]
-) -> list[tuple[Handle, int, Sequence[int]]]:
+def _sized(calls: Sequence[_Call], dims: Mapping[str, int]) -> Sized:
     """Launches with their numbers of groups; those without any are left out."""
     known: dict[str, int] = {}
     result: list[tuple[Handle, int, Sequence[int]]] = []
