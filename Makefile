@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Other people's clients, which the server is tested with. LangChain's lie apart, as they bring
-# pytest plugins; what cannot be had makes its tests skip.
+# Other people's clients, which the server is tested with, and what builds the package for browsers.
+# LangChain's lie apart, as they bring pytest plugins; what cannot be had makes its tests skip.
 define CLIENTS
 $(BIN)/python -m pip install --quiet --upgrade --target .venv/langchain \
   langchain-openai langchain-tests || echo "no LangChain: its tests will skip" >&2
 npm install --silent --no-audit --no-fund --prefix .venv/node openai || \
   echo "no npm: tests of OpenAI's Node client will skip" >&2
+npm ci --silent --no-audit --no-fund --prefix web || \
+  echo "no npm: tests of the package for browsers will skip" >&2
 endef
 
 .PHONY: demo test
@@ -34,7 +36,7 @@ $(BIN)/python:
 	test -e .venv/installed-for-tests || $(BIN)/python -m pip install --quiet .
 	touch $@
 
-.venv/installed-for-tests: $(BIN)/python pyproject.toml
+.venv/installed-for-tests: $(BIN)/python pyproject.toml web/package-lock.json
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	$(CLIENTS)
 	touch $@
