@@ -17,6 +17,7 @@ from sterna.checkpoint.model_folder import open_model
 from sterna.engine import embedder, engine
 from sterna.engine.loader import Located, Resolve
 from sterna.engine.options import EngineOptions, KVDtype, Mode
+from sterna.found import identity, recall, remember
 
 
 def locate(
@@ -37,13 +38,19 @@ def locate(
         folder = Path(model).expanduser()
         if (folder / CONFIG).is_file():
             return Located(folder, Path(model_lib), open_model(folder).tensors, device)
+    asked: Any = None if kv_dtype == KVDtype.AUTO else str(kv_dtype)
+    known = None if model_lib is not None else identity(model, device, (quantization, asked))
+    if known is not None and (before := recall(known)) is not None:
+        return Located(*before, open_model(before[0]).tensors, device)
     from sterna import jit  # the compile wing, see above
 
     report = progress or jit.log
-    asked: Any = None if kv_dtype == KVDtype.AUTO else str(kv_dtype)
-    return jit.locate(
+    found = jit.locate(
         model, model_lib, device, quantization=quantization, kv_dtype=asked, progress=report
     )
+    if known is not None:
+        remember(known, found.folder, found.library)
+    return found
 
 
 def _locate_for(options: EngineOptions | None) -> Resolve:

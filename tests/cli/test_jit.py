@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_source import write_source
 
-from sterna import compiler, demo, jit, local
+from sterna import compiler, demo, found, jit, local
 from sterna.base.errors import CheckpointError, CompileError, UsageError
 from sterna.checkpoint.model_folder import open_model
 
@@ -135,3 +135,49 @@ def test_a_folder_with_its_library_never_asks_the_compile_wing(source, monkeypat
     located = local.locate(folder, "M.so")
     assert (located.folder, located.library) == (folder, Path("M.so"))
     assert set(located.weights) == set(open_model(folder).tensors)
+
+
+def test_a_model_that_was_found_is_found_without_the_compile_wing(source, compiled, monkeypatch):
+    first = local.locate(source)
+    with monkeypatch.context() as serving:
+        serving.setitem(sys.modules, "sterna.jit", None)  # an import of it would fail now
+        serving.delattr("sterna.jit")
+        again = local.locate(source)
+        with pytest.raises(ImportError):
+            local.locate(source, quantization="q8f16_1")
+        with pytest.raises(ImportError):
+            local.locate(source, kv_dtype="q8")
+    assert (again.folder, again.library) == (first.folder, first.library)
+    assert set(again.weights) == set(first.weights)
+
+
+@pytest.mark.parametrize("what", ["weights", "compiler", "plans", "Sterna", "library", "entry"])
+def test_what_was_found_is_looked_for_again(what, source, compiled, own_cache, monkeypatch):
+    first = local.locate(source)
+    assert local.locate(source).library == first.library
+    before = found.identity(source, "auto", (None, None))
+    if what == "weights":
+        os.utime(source / "model.safetensors", ns=(1, 1))
+    elif what == "compiler":
+        monkeypatch.setenv("STERNA_CC", sys.executable)
+    elif what == "plans":
+        (own_cache / "tuning").mkdir()
+        (own_cache / "tuning" / "plans.sqlite").write_bytes(b"")
+    elif what == "Sterna":
+        monkeypatch.setattr(found, "source_state", lambda *rooms: ("0.0.0",))
+    elif what == "library":
+        first.library.unlink()
+    else:
+        (own_cache / "found" / before).write_bytes(b"[1, 2")
+    if what in ("library", "entry"):
+        assert found.recall(before) is None
+    else:
+        assert found.identity(source, "auto", (None, None)) != before
+    if what != "compiler":  # this one would be asked for its version
+        assert local.locate(source).library.is_file()
+
+
+def test_only_folders_of_this_machine_are_remembered(source):
+    for model in ("HF://user/repo", "ollama:llama3", source / "nowhere", source / "config.json"):
+        assert found.identity(model, "auto", (None, None)) is None
+    assert found.identity(source, "nothing", (None, None)) is None

@@ -24,7 +24,7 @@ from sterna.engine.options import EngineOptions, KVDtype
 from sterna.engine.parts import Parts
 from sterna.runtime.devices import DeviceModule, choose_device, parse_device
 from sterna.runtime.executable import Executable
-from sterna.runtime.host import usable_cores
+from sterna.runtime.host import give_back_memory, usable_cores
 from sterna.runtime.library import read_manifest
 from sterna.runtime.memory import memory_plan, pages_that_fit
 from sterna.runtime.packed import layout, worth_keeping
@@ -71,6 +71,7 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
     memory = _memory(options, device.available_memory(index))
     limits = plan(options, manifest, _fitting_pages(manifest, memory, options, guesser))
     executable = _load_on(device, index, located, manifest, limits.num_pages, options)
+    give_back_memory()  # reading a large vocabulary takes more than the vocabulary
     return Parts(
         executable=executable,
         limits=limits,

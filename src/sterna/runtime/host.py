@@ -6,6 +6,7 @@ system does not tell is None, never a guess.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 import os
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
+_C_LIBRARY = None if sys.platform == "win32" else ctypes.CDLL(None)
 
 
 @functools.cache
@@ -52,6 +54,13 @@ def available_memory() -> int | None:
     limits = [_system_memory(), *(_cgroup_memory(folder) for folder in _cgroup_folders())]
     known = [limit for limit in limits if limit is not None]
     return max(0, min(known)) if known else None
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system, where the C library would keep it."""
+    trim = getattr(_C_LIBRARY, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def total_memory() -> int | None:
