@@ -22,7 +22,7 @@ from sterna.base.artifact import FORMAT, Entry, Manifest, Param, Pooling
 from sterna.base.artifact import KVCache as ManifestCache
 from sterna.base.artifact import Model as ManifestModel
 from sterna.base.cache import key, lookup, store, write_atomic
-from sterna.base.dtype import F16, I8, DType
+from sterna.base.dtype import F16, F32, I8, DType
 from sterna.base.errors import UsageError
 from sterna.base.target import Target, targets_of
 from sterna.base.version import __version__, source_state
@@ -208,8 +208,7 @@ def compile_source(
     config = folder.config | _attention_overrides(options)
     sizes = _sizes(folder, config, options)
     model = models.build(config, quantization, sizes.context)
-    if options.kv_dtype is not None:
-        model.cache = replace(model.cache, dtype=_kv_dtype(options.kv_dtype))
+    model.cache = replace(model.cache, dtype=_cache_dtype(target, options, model.cache.dtype))
     module = trace_causal_lm(model, _limits(model, sizes))
     passes = graph_passes(
         models.family(config).FUSED,
@@ -253,9 +252,18 @@ def _sampler(target: Target, sizes: Sizes, table: KernelTable) -> Entry | None:
     return build_sampler(sizes.vocabulary, max(VERIFY_TOKENS, sizes.batch), table)
 
 
-def _kv_dtype(asked: str) -> DType:
+def _cache_dtype(target: Target, options: CompileOptions, usual: DType) -> DType:
+    """What the KV cache keeps: what was asked for, else the scheme's, else what can be stored."""
+    asked = options.kv_dtype
+    if asked is None:
+        return usual if target.small_numbers else F32
     if asked not in _KV_DTYPES:
         raise UsageError(f"kv_dtype is {asked!r}, possible are {', '.join(_KV_DTYPES)}")
+    if not target.small_numbers:
+        raise UsageError(
+            f"kv_dtype {asked} was asked for, but {target.spec} stores numbers of 32 bits only; "
+            "leave the option out, or choose another target"
+        )
     return _KV_DTYPES[asked]
 
 

@@ -34,7 +34,7 @@ from sterna.convert import (
 )
 from sterna.engine.loader import Located
 from sterna.quantize.scheme import scheme
-from sterna.runtime.devices import AUTO, target_of
+from sterna.runtime.devices import AUTO, library_in, target_of
 from sterna.runtime.library import read_manifest
 from sterna.tune.database import tuned_plans
 
@@ -75,7 +75,7 @@ def locate(
             progress=progress,
         )
     else:
-        library = Path(model_lib)
+        library = library_in(Path(model_lib).expanduser(), device)
         wanted = read_manifest(library).model.quantization
         folder = model_folder(model, quantization or wanted, progress)
     return Located(folder, library, open_model(folder).tensors, device)

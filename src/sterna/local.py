@@ -12,12 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sterna.base.target import parse_target
 from sterna.checkpoint.mlc import CONFIG
 from sterna.checkpoint.model_folder import open_model
 from sterna.engine import embedder, engine
 from sterna.engine.loader import Located, Resolve
 from sterna.engine.options import EngineOptions, KVDtype, Mode
 from sterna.found import identity, recall, remember
+from sterna.runtime.devices import AUTO, library_in, parse_device
+from sterna.runtime.web_folder import is_web_folder, read_index
 
 
 def locate(
@@ -34,10 +37,12 @@ def locate(
     `quantization` is for a source that is not converted yet, `kv_dtype` for a library that is not
     compiled yet; `progress` is a `jit.Report`.
     """
+    if model_lib is None and model is not None and _holds_programs(Path(model), device):
+        model_lib = model
     if quantization is None and model is not None and model_lib is not None:
-        folder = Path(model).expanduser()
+        folder, library = Path(model).expanduser(), library_in(Path(model_lib).expanduser(), device)
         if (folder / CONFIG).is_file():
-            return Located(folder, Path(model_lib), open_model(folder).tensors, device)
+            return Located(folder, library, open_model(folder).tensors, device)
     asked: Any = None if kv_dtype == KVDtype.AUTO else str(kv_dtype)
     known = None if model_lib is not None else identity(model, device, (quantization, asked))
     if known is not None and (before := recall(known)) is not None:
@@ -51,6 +56,14 @@ def locate(
     if known is not None:
         remember(known, found.folder, found.library)
     return found
+
+
+def _holds_programs(model: Path, device: str) -> bool:
+    """Whether a model's folder, made for browsers, has programs for the device that was named."""
+    folder, (kind, _) = model.expanduser(), parse_device(device)
+    if kind == AUTO or not is_web_folder(folder):
+        return False
+    return kind in {parse_target(p.target).kind for p in read_index(folder).programs}
 
 
 def _locate_for(options: EngineOptions | None) -> Resolve:

@@ -24,7 +24,9 @@ COMPILE = floors(
     "compiler",
 )
 RUN = floors("runtime text", "engine quality", "serve")
-ABOVE = floors("inspection quality", "tune", "jit found", "local", "cli", "__init__ __main__")
+ABOVE = floors(
+    "inspection quality web_folder", "tune", "jit found", "local", "cli", "__init__ __main__"
+)
 GROUND = {"base", "demo"}  # demo is data: the model that ships with the package
 # The converter checks the tokenizer and chat template that the run wing will read.
 BRIDGES = {("convert", "text")}

@@ -46,6 +46,8 @@ class Target:
     buffer_align: int = 64  # of a tensor inside a larger buffer
     page_bytes: int = 4096
     carried: tuple[str, ...] = ()  # targets whose programs share one library, least demanding first
+    packaged: tuple[str, ...] = ()  # targets whose programs share a folder for browsers, best first
+    barriers: bool = True  # threads of a group may wait for each other
 
     @property
     def kind(self) -> str:
@@ -134,7 +136,8 @@ _GROUPED = {
     "webgpu": {
         "": Target("webgpu", renderer="wgsl", device="webgpu", table="work_groups",
                    suffix=".sterna", group_threads=256, shared_bytes=16384, most_buffers=10,
-                   most_buffer_bytes=128 << 20, buffer_align=256, small_numbers=False),
+                   most_buffer_bytes=128 << 20, buffer_align=256, small_numbers=False,
+                   packaged=("webgpu",)),
     },
     "vulkan": {
         "": _VULKAN,

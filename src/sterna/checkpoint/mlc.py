@@ -227,7 +227,7 @@ class MlcWriter:
             self._flush(folder)
             self._write_indexes(folder, dict(metadata or {}))
             if self.folder.is_dir():
-                carry_over(self.folder, folder, _is_model_file)
+                carry_over(self.folder, folder, is_model_file)
             self._partial.swap_in()
             self._partial = None
 
@@ -330,7 +330,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
         sync(file)
 
 
-def _is_model_file(name: str) -> bool:
+def is_model_file(name: str) -> bool:
     return name in _MODEL_FILES or _WEIGHT_FILE.fullmatch(name) is not None
 
 

@@ -15,6 +15,7 @@ from sterna.cli.say import note, size
 from sterna.cli.source import CONFIG, one_of, output_of
 
 if TYPE_CHECKING:
+    from sterna.base.web import WebIndex
     from sterna.jit import Report
     from sterna.schedule.choose import Plan
 
@@ -29,7 +30,8 @@ _EXAMPLE = """\
   sterna compile --model ./dist/M --target cpu --output ./dist/libs/M-cpu.so
   sterna compile --model ./dist/M --target cpu:aarch64-macos --output ./dist/libs/M-mac.dylib
   sterna compile --model ./dist/M --target cpu --output ./M.so --debug-dump ./dump \\
-      --overrides "context_window_size=4096;prefill_chunk_size=512\""""
+      --overrides "context_window_size=4096;prefill_chunk_size=512"
+  sterna compile --model ./dist/M --target webgpu --output ./dist/M-webgpu/"""
 
 
 def add(verbs: Subparsers) -> None:
@@ -56,7 +58,12 @@ def add(verbs: Subparsers) -> None:
         "weights; 8-bit codes, faster and coarser; or f32 (default: i16, and f32 for schemes that "
         "compute in f32)",
     )
-    parser.add_argument("-o", "--output", metavar="LIB", help="the library to write")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="LIB",
+        help="the library to write; or DIR/, a folder that browsers fetch",
+    )
     parser.add_argument(
         "--kv-dtype",
         choices=("f16", "q8"),
@@ -81,8 +88,7 @@ def add(verbs: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     folder = model_folder(one_of(args.bare, args.model, "--model"))
     output, target = output_of(args), parse_target(args.target)
-    if output.is_dir():
-        raise UsageError(f"--output {output} is a folder; name the library to write")
+    whole = args.output.endswith(("/", "\\")) or output.is_dir()
     settings: dict[str, Any] = {
         **parse_overrides(args.overrides),
         "kv_dtype": args.kv_dtype,
@@ -90,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     }
     from sterna.checkpoint.model_folder import open_model
     from sterna.compiler import CompileOptions, compile_model
+    from sterna.web_folder import compile_folder
 
     found = open_model(folder, weights=False).quantization
     if args.quantization not in (None, found):
@@ -100,19 +107,26 @@ def run(args: argparse.Namespace) -> int:
     dump = Path(args.debug_dump).expanduser() if args.debug_dump else None
     with shown() as report:
         tuned = None if args.no_tuned else _tuned(target, report)
-        library = compile_model(
-            folder,
-            target,
-            output,
-            options=CompileOptions(**settings),
-            debug_dump=dump,
-            tuned=tuned,
-            progress=lambda text: report("compile", text, 0, 0),
-        )
+        common: dict[str, Any] = {
+            "options": CompileOptions(**settings),
+            "debug_dump": dump,
+            "tuned": tuned,
+            "progress": lambda text: report("compile", text, 0, 0),
+        }
+        if whole:
+            index = compile_folder(folder, target, output, **common)
+            told = f"{size(sum(f.size for f in index.files))}, {_programs(index)}"
+        else:
+            library = compile_model(folder, target, output, **common)
+            told = f"{size(library.stat().st_size)}, {target.spec}"
     if dump is not None:
         note(f"every phase is in {dump}")
-    print(f"{library} ({size(library.stat().st_size)}, {target.spec})")
+    print(f"{output} ({told})")
     return 0
+
+
+def _programs(index: WebIndex) -> str:
+    return "programs " + ", ".join(program.target for program in index.programs)
 
 
 def _tuned(target: Target, report: Report) -> Mapping[str, Plan]:

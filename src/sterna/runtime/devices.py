@@ -18,6 +18,7 @@ from sterna.base.target import DEVICELESS_KINDS, KINDS, parse_target
 from sterna.runtime.executable import Executable
 from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
+from sterna.runtime.web_folder import Offer, choose_program, is_web_folder, read_index
 
 AUTO = "auto"
 
@@ -48,6 +49,12 @@ class DeviceModule(Protocol):
     def reports(self) -> list[DeviceReport]: ...
 
 
+class ChoosingModule(DeviceModule, Protocol):
+    """A device whose programs come in folders, one for each set of features and limits."""
+
+    def offer(self, index: int) -> Offer: ...
+
+
 def devices() -> list[DeviceReport]:
     """A report on every device Sterna knows by name, the usable ones first."""
     found = [report for kind in KINDS for report in _module(kind).reports()]
@@ -76,6 +83,25 @@ def target_of(device: str) -> str:
     """The target to compile for where nothing but the device is named."""
     kind, _ = parse_device(device)
     return KINDS[0] if kind == AUTO else kind
+
+
+def library_in(library: Path, device: str) -> Path:
+    """The library itself; of a folder for browsers, the program in it that the device runs.
+
+    Unavailable where it runs none, ArtifactError where the folder is damaged.
+    """
+    if not is_web_folder(library):
+        return library
+    index = read_index(library)
+    kind, number = parse_device(device)
+    found = parse_target(index.programs[0].target).kind
+    if kind not in (AUTO, found):
+        raise ArtifactError(
+            f"{library} was compiled for {found} and cannot run on {kind}; compile the model with "
+            f"--target {kind}"
+        )
+    module = cast(ChoosingModule, _module(found))
+    return library / choose_program(index, module.offer(number)).file
 
 
 def choose_device(device: str, manifest: Manifest) -> tuple[DeviceModule, int]:

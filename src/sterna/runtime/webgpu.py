@@ -19,12 +19,14 @@ from sterna.base.artifact import Phase
 from sterna.base.errors import ArtifactError, DeviceError, Unavailable
 from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
+from sterna.runtime.web_folder import Offer
 from sterna.runtime.work_groups import GroupExecutable, Limits, check_threads, load_on
 
 _MODULE = "//// module "  # as the renderer writes it
 _STORAGE = 0x80 | 0x08 | 0x04  # storage, copied to and from
 _UNIFORM = 0x40 | 0x08
 _MOST_GROUPS = 65535
+_FEATURES = {"subgroup": "subgroups"}  # what browsers call otherwise
 _LIMITS = {
     "max-storage-buffers-per-shader-stage": "buffers",
     "max-compute-workgroup-storage-size": "shared",
@@ -66,6 +68,20 @@ def reports() -> list[DeviceReport]:
         DeviceReport(f"webgpu:{i}" if i else "webgpu", True, _told(adapter), "")
         for i, adapter in enumerate(found)
     ]
+
+
+def offer(index: int = 0) -> Offer:
+    """What the adapter has, in the words of browsers; see web_folder."""
+    adapter = _adapter(index)
+    limits = {_in_browsers(name): int(value) for name, value in adapter.limits.items()}
+    features = {_FEATURES.get(name, name) for name in adapter.features}
+    imitated = str(adapter.info.get("adapter_type", "")).lower() == "cpu"
+    return Offer(str(adapter.info.get("device", "")), frozenset(features), limits, imitated)
+
+
+def _in_browsers(name: str) -> str:
+    first, *rest = name.split("-")
+    return first + "".join(word.capitalize() for word in rest)
 
 
 def open_device(index: int = 0) -> WebGpuDevice:
