@@ -389,7 +389,7 @@ def _manifest(
 ) -> Manifest:
     cache = model.cache
     slot = slot_elements(cache.dtype, cache.head_dim) * cache.dtype.bytes
-    token = 2 * cache.layers * cache.kv_heads * slot
+    token = cache.planes * cache.layers * cache.kv_heads * slot
     return Manifest(
         format=FORMAT,
         sterna=__version__,

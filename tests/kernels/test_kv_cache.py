@@ -50,7 +50,7 @@ def rows(name: str, heads: int, case: Case) -> Buffer:
 def append(case: Case) -> PrimFunc:
     k, v = rows("k", case.kv_heads, case), rows("v", case.kv_heads, case)
     layout = CacheLayout.over(cache_buffer(case), PAGE, case.dim)
-    return kv_append(f"append_{case.name}", k, v, layout, index(case), DIMS)
+    return kv_append(f"append_{case.name}", (k, v), layout, index(case), DIMS)
 
 
 def rope(case: Case) -> PrimFunc:

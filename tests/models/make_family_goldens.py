@@ -29,8 +29,34 @@ EXPERTS = {"mixtral": ("block_sparse_moe", "w1", "w3", "w2")}
 USUAL = ("mlp", "gate_proj", "up_proj", "down_proj")
 
 
+# Stacks of experts whose matrices are [in, out], gate and up row by row in turn.
+TURNED = {"gpt_oss": True}
+
+
+def parts_of_stack(name: str, shape: torch.Size, turns: bool) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of one expert's parts, as they are named where they lie apart."""
+    prefix, _, own = name.rpartition(".")
+    leaf, rows = ("bias", shape[1]) if own.endswith("_bias") else ("weight", shape[-1])
+    parts = ("gate_proj", "up_proj") if own.startswith("gate_up") else ("down_proj",)
+    one = (rows // len(parts), *((shape[1],) if leaf == "weight" else ()))
+    return {f"{prefix}.{e}.{p}.{leaf}": one for e in range(shape[0]) for p in parts}
+
+
+def stack_in_memory(
+    parts: list[NDArray[np.float32]], name: str, shape: torch.Size, turns: bool
+) -> NDArray[np.float32]:
+    """The stack of those parts, in the order of parts_of_stack."""
+    count = 2 if "gate_up" in name else 1
+    experts = np.stack(parts).reshape(shape[0], count, *parts[0].shape)  # [E, part, out, ...]
+    joined = experts.swapaxes(1, 2) if turns else experts
+    flat = joined.reshape(shape[0], -1, *parts[0].shape[1:])
+    return np.ascontiguousarray(flat.swapaxes(1, 2) if flat.ndim == 3 else flat).reshape(shape)
+
+
 def parts_on_disk(kind: str, name: str, shape: torch.Size) -> dict[str, tuple[int, ...]]:
     """Names and shapes in a file of what transformers 5 holds as one tensor for all experts."""
+    if kind in TURNED and ".experts." in name:
+        return parts_of_stack(name, shape, TURNED[kind])
     block, gate, up, down = EXPERTS.get(kind, USUAL)
     name = name.replace(".mlp.", f".{block}.") if kind in EXPERTS else name
     if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
@@ -46,13 +72,26 @@ def in_memory(
     weights: Tensors, config: dict[str, object], name: str, shape: torch.Size
 ) -> NDArray[np.float32]:
     """The tensor that transformers 5 makes of those parts."""
-    parts = [weights[p] for p in parts_on_disk(str(config["model_type"]), name, shape)]
+    kind = str(config["model_type"])
+    parts = [weights[p] for p in parts_on_disk(kind, name, shape)]
+    if kind in TURNED and ".experts." in name:
+        return stack_in_memory(parts, name, shape, TURNED[kind])
     return parts[0] if len(parts) == 1 else np.concatenate(parts).reshape(shape)
+
+
+# Model types that transformers knows by another's.
+SAME_AS = {"kimi_k2": "deepseek_v3"}
+
+
+def renamed(config: dict[str, object]) -> dict[str, object]:
+    """The config of the model type that transformers has."""
+    kind = str(config["model_type"])
+    return {**config, "model_type": SAME_AS.get(kind, kind)}
 
 
 def build(config: dict[str, object], weights: Tensors | None) -> tuple[torch.nn.Module, Tensors]:
     """The model and its weights by checkpoint names, drawn here if not given."""
-    given = copy.deepcopy(config)
+    given = renamed(copy.deepcopy(config))
     parsed = transformers.CONFIG_MAPPING[str(given["model_type"])].from_dict(given)
     parsed._attn_implementation = "eager"
     parsed._experts_implementation = "eager"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sterna import models
 from sterna.base.errors import UsageError
-from sterna.convert.forward import Documents, all_logits
+from sterna.convert.forward import Documents, WeightOf, all_logits
 from sterna.convert.source import Source
 from sterna.convert.stored import StoredTensor
 from sterna.convert.tensors import Plan
@@ -86,7 +86,9 @@ def corrected(
             done[name] = quantize_corrected(values, seen.of(x), scheme)
         return dequantize(done[name], scheme, values.shape)
 
-    all_logits(models.build(source.effective, SCHEMES["q0f32"]), documents, weight_of)
+    all_logits(
+        models.build(source.effective, SCHEMES["q0f32"]), documents, with_experts(plan, weight_of)
+    )
     return done
 
 
@@ -112,6 +114,19 @@ def sources_of(plan: Plan) -> dict[str, StoredTensor]:
     }
 
 
+def with_experts(plan: Plan, weight_of: WeightOf) -> WeightOf:
+    """`weight_of` the checkpoint's names, for the names of weights that hold all experts too."""
+    own = sources_of(plan)
+    stacks = {planned.weight.name: planned.weight.sources for planned in plan.weights}
+
+    def found(name: str, x: Array | None) -> Array:
+        if name in own:
+            return weight_of(name, x)
+        return np.concatenate([weight_of(source, None) for source in stacks[name]])
+
+    return found
+
+
 def within_budget(
     source: Source, plan: Plan, documents: Documents, bits: float, progress: Progress
 ) -> Recipe:
@@ -135,7 +150,9 @@ def within_budget(
             harm[name] = tuple(_harm(values, seen.of(x), scheme) for scheme in candidates)
         return values
 
-    all_logits(models.build(source.effective, SCHEMES["q0f32"]), documents, weight_of)
+    all_logits(
+        models.build(source.effective, SCHEMES["q0f32"]), documents, with_experts(plan, weight_of)
+    )
     groups = [_group(weight, harm) for weight in linear if set(weight.sources) <= set(harm)]
     chosen = _chosen(groups, [scheme.bits_per_weight for scheme in candidates], bits)
     own = {

@@ -91,24 +91,22 @@ class _Forward:
         if call.op == "matmul" and call.args[1] in names:
             x = values[call.args[0]]
             return [x @ self.weight_of(names[call.args[1]], x).T]
-        if call.op == "expert_matmul":
-            raise UnsupportedModel(
-                "products with chosen experts are not computed in numpy, so this model can be "
-                "neither calibrated nor measured at conversion; convert it without"
-            )
         args = [self.weight(names[a]) if a in names else values[a] for a in call.args]
         callee = self.module.functions.get(call.op)
         if callee is not None:
             return self.repeated(callee, call, args, layer)
+        if call.op == "expert_matmul":
+            return [_of_experts(_integer(call, "experts"), *args)]
         if call.op == "take":
             return [args[0][args[1]]]
         if op(call.op).compute is not None:
             return self.computed(binding, args)
         if call.op == "kv_append":
             dim = _integer(call, "head_dim")
-            return [_Cache(*(a.reshape(len(a), -1, dim) for a in args[:2]))]
+            rows = [a.reshape(len(a), -1, dim) for a in args[:-5]]
+            return [_Cache(rows[0], rows[-1])]
         if call.op == "attention":
-            return [self.attention(call, args[0], args[1])]
+            return [self.attention(call, args[0], args[1], *args[8:])]
         raise UnsupportedModel(
             f"the operator {call.op} is not computed in numpy, so this model can be neither "
             "calibrated nor measured at conversion; convert it without"
@@ -139,10 +137,11 @@ class _Forward:
         by_name = {buffer.name: array for buffer, array in known.items()}
         return [by_name[name] for name in result_names("out", len(binding.outs))]
 
-    def attention(self, call: Call, q: Array, cache: Any) -> Array:
+    def attention(self, call: Call, q: Array, cache: Any, sink: Array | None = None) -> Array:
         """softmax(scale * q k^T) v within each document, causal, windowed, bent."""
         attrs: dict[str, Any] = dict(call.attrs)
-        known = {"head_dim", "scale", "window", "sinks", "softcap", "causal"}
+        known = {"head_dim", "scale", "window", "sinks", "softcap", "causal", "chunk",
+                 "value_dim"}  # fmt: skip
         if set(attrs) - known:
             raise UnsupportedModel(
                 f"attention with {sorted(set(attrs) - known)[0]} is not computed in numpy, so this "
@@ -151,7 +150,8 @@ class _Forward:
         dim = _integer(call, "head_dim")
         queries = q.reshape(len(q), -1, dim)
         group = queries.shape[1] // cache.keys.shape[1]
-        out = np.empty_like(queries)
+        cache = _Cache(cache.keys, cache.values[..., : attrs.get("value_dim", dim)])
+        out = np.empty((*queries.shape[:2], cache.values.shape[-1]), q.dtype)
         start = 0
         for end in self.ends:
             keys, values = (
@@ -163,11 +163,28 @@ class _Forward:
             if cap:
                 scores = cap * np.tanh(scores / cap)
             scores = np.where(_seen(end - start, attrs), scores, -np.inf)
+            if sink is not None:
+                own = np.broadcast_to(sink.reshape(-1, 1, 1), (*scores.shape[:2], 1))
+                scores = np.concatenate((scores, own.astype(scores.dtype)), axis=-1)
             shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
             shares /= shares.sum(axis=-1, keepdims=True)
+            shares = shares[..., : end - start]
             out[start:end] = (shares @ values.transpose(0, 2, 1)).transpose(1, 0, 2)
             start = end
-        return out.reshape(q.shape)
+        return out.reshape(len(q), -1)
+
+
+def _of_experts(
+    experts: int, x: Array, index: Array, weight: Array, bias: Array | None = None
+) -> Array:
+    """The operator expert_matmul, expert by expert."""
+    size, depth = len(weight) // experts, weight.shape[1]
+    given = np.broadcast_to(x.reshape(len(x), -1, depth), (*index.shape, depth))
+    out = np.empty((*index.shape, size), np.float32)
+    for e in np.unique(index):
+        own, at = slice(e * size, (e + 1) * size), index == e
+        out[at] = given[at] @ weight[own].T + (0 if bias is None else bias[own])
+    return out.reshape(len(x), -1)
 
 
 def _seen(count: int, attrs: dict[str, Any]) -> Array:
@@ -175,8 +192,9 @@ def _seen(count: int, attrs: dict[str, Any]) -> Array:
     query, key = np.arange(count)[:, None], np.arange(count)[None, :]
     window, sinks = int(attrs.get("window", -1)), int(attrs.get("sinks", 0))
     recent = (query - key < window) | (key < sinks) if window > 0 else True
+    chunk = int(attrs.get("chunk", 0)) or count
     before = key <= query if attrs.get("causal", True) else key < count
-    seen: Array = before & recent
+    seen: Array = before & recent & (key // chunk == query // chunk)
     return seen
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna import models
-from sterna.convert.calibrate import Parts, source_values, sources_of
+from sterna.convert.calibrate import Parts, source_values, sources_of, with_experts
 from sterna.convert.forward import Documents, all_logits
 from sterna.convert.source import Source
 from sterna.convert.tensors import Plan
@@ -44,7 +44,8 @@ def source_logits(source: Source, plan: Plan, documents: Documents) -> Logits:
     """Logits [positions, vocabulary] of the source's own weights."""
     tensors = sources_of(plan)
     model = models.build(source.effective, SCHEMES["q0f32"])
-    return all_logits(model, documents, lambda name, x: source_values(tensors[name]))
+    values = with_experts(plan, lambda name, x: source_values(tensors[name]))
+    return all_logits(model, documents, values)
 
 
 def quantized_logits(
@@ -61,7 +62,8 @@ def quantized_logits(
         parts = ready.get(name) or quantize(source_values(tensor), scheme, name=name)
         return _restored(parts, scheme, tensor.shape)
 
-    return all_logits(models.build(source.effective, SCHEMES["q0f32"]), documents, weight_of)
+    model = models.build(source.effective, SCHEMES["q0f32"])
+    return all_logits(model, documents, with_experts(plan, weight_of))
 
 
 def _restored(parts: Mapping[str, Array], scheme: Scheme, shape: tuple[int, ...]) -> Array:

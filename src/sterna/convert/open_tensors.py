@@ -22,6 +22,7 @@ from sterna.convert.formats import (
     gguf,
     gptq,
     mlx,
+    mxfp4,
 )
 from sterna.convert.gguf_folder import NOTE, noted_file
 from sterna.convert.gguf_model import file_type
@@ -40,6 +41,7 @@ READERS: dict[str, Reader] = {
     "fp8": fp8.stored_tensors,
     "bitsandbytes": bitsandbytes.stored_tensors,
     "mlx": mlx.stored_tensors,
+    "mxfp4": mxfp4.stored_tensors,
 }
 
 

@@ -19,6 +19,7 @@ from sterna.checkpoint.pooling import read_pooling
 from sterna.convert.gguf_folder import source_folder
 from sterna.convert.lora import merged
 from sterna.convert.open_tensors import STORAGE_KEYS, format_name, is_quantized, open_tensors
+from sterna.convert.stacked import unstacked
 from sterna.convert.stored import Tensors, as_stored, plain_base
 from sterna.quantize.recipe import Quantization, Recipe
 from sterna.quantize.scheme import SCHEMES, Scheme, scheme
@@ -51,7 +52,9 @@ class Source:
     @property
     def tensors(self) -> Tensors:
         """The weights as they are stored."""
-        return open_tensors(self.folder, self.storage) if self.opened is None else self.opened
+        if self.opened is not None:
+            return self.opened
+        return _tensors(self.folder, self.effective, self.storage, None)
 
 
 def read_source(
@@ -81,8 +84,9 @@ def read_source(
         quantized: Quantization = kept
         tensors = None
     else:
-        tensors = _tensors(folder, storage, lora) if lora or not wanted else None
-        quantized = wanted or _kept(format_name(folder, storage), tensors or {})
+        own = {**config, "model_type": _model_type(config, model_type)}
+        tensors = _tensors(folder, own, storage, lora) if lora or not wanted else None
+        quantized = wanted or _kept(format_name(folder, storage), own, tensors or {})
     source = Source(
         folder,
         config,
@@ -97,8 +101,10 @@ def read_source(
     return source
 
 
-def _tensors(folder: Path, storage: dict[str, Any], lora: Path | None) -> Tensors:
-    tensors = open_tensors(folder, storage)
+def _tensors(
+    folder: Path, config: dict[str, Any], storage: dict[str, Any], lora: Path | None
+) -> Tensors:
+    tensors = unstacked(open_tensors(folder, storage), models.family(config).STACKED)
     return tensors if lora is None else merged(tensors, lora)
 
 
@@ -117,13 +123,24 @@ def default_quantization(named: Path) -> str:
     return "q4f16_1" if fits else "q0f16"
 
 
-def _kept(name: str, tensors: Tensors) -> Quantization:
+def _kept(name: str, config: dict[str, Any], tensors: Tensors) -> Quantization:
     """The recipe of the weights as they are; a scheme where they are plain and all of one dtype."""
+    tensors = _with_experts(config, tensors)
     schemes = {tensor.own_scheme for tensor in tensors.values()}
     (first, *others) = schemes or {None}
     if first is not None and not others and not first.is_quantized:
         return first
     return as_stored(name, tensors, plain_base(tensors))
+
+
+def _with_experts(config: dict[str, Any], tensors: Tensors) -> Tensors:
+    """With what all experts of a layer are alike under the name of the weight that holds them."""
+    found = dict(tensors)
+    for path, names in models.expert_weights(config).items():
+        parts = [found.pop(name) for name in names if name in found]
+        if len({part.own_scheme for part in parts}) == 1:
+            found[path] = parts[0]
+    return found
 
 
 def _writable(quantization: str) -> Scheme:

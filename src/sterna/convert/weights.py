@@ -187,10 +187,11 @@ def _convert(
     planned: Planned, out: MlcWriter, short: bool, ready: Mapping[str, Parts]
 ) -> tuple[WeightReceipt, ErrorSum]:
     weight = planned.weight
+    short = short and weight.kind != "exact"
     parts, error = pack_rows(planned, f32_as_bf16=short, ready=ready)
     nbytes = 0
     for part, array in parts.items():
-        out.add(weight.tensor_name(part), array)
+        out.add(weight.tensor_name(part), array, f32_as_bf16=short)
         nbytes += array.size * _bytes_on_disk(weight.parts[part][1], short)
     receipt = WeightReceipt(
         weight.name,

@@ -33,7 +33,7 @@ from sterna.ir.expr import (
 from sterna.ir.loop import Alloc, If, PrimFunc, Stmt, seq, store
 from sterna.kernels.attention_rows import Queries, Rows
 from sterna.kernels.attention_scores import Scores
-from sterna.kernels.attention_spec import LANES, LOW, AttentionSpec, reaches
+from sterna.kernels.attention_spec import LANES, AttentionSpec, reaches
 from sterna.kernels.attention_values import Values
 from sterna.kernels.build import let, loop, parallel, vector
 from sterna.kernels.kv_cache import LAYER
@@ -67,11 +67,11 @@ def _tile(s: AttentionSpec, q: Queries, most: int) -> Stmt:
 
     def piece(c: Var) -> Stmt:
         run = _piece(rows, q, c, state.take, state.add)
-        return run if s.window < 0 else If(reaches(s, q.position, q.last, c), run)
+        return If(reaches(s, q.position, q.last, c), run) if s.limited else run
 
     body = seq(
         rows.load(q),
-        loop("r", used, state.reset),
+        loop("r", used, lambda r: state.reset(r, q.head * s.group + r % s.group)),
         loop("piece", minimum(q.last // s.piece + 1, s.pieces), piece),
         loop("r", q.count * s.group, lambda r: _write_row(s, state, q, r)),
     )
@@ -83,7 +83,7 @@ def attention_split(
 ) -> PrimFunc:
     """Pieces of one query on different threads, then a merge in order; for few queries.
 
-    `partial` [n, heads, pieces, dim + 2] holds o, m and l of each piece. Tiles must hold one
+    `partial` [n, heads, pieces, out_dim + 2] holds o, m and l of each piece. Tiles must hold one
     token each.
     """
     rows = Rows.of(s, 1)
@@ -99,7 +99,8 @@ def attention_split(
 
             def soft(r: Expr, m: Expr, total: Expr) -> Stmt:
                 return seq(
-                    store(partial, (*at(r), s.dim), m), store(partial, (*at(r), s.dim + 1), total)
+                    store(partial, (*at(r), s.out_dim), m),
+                    store(partial, (*at(r), s.out_dim + 1), total),
                 )
 
             def keep(r: Expr, d: Expr, o: Expr) -> Stmt:
@@ -116,7 +117,7 @@ def attention_split(
         def one(c: Var, position: Var) -> Stmt:
             at = (n, h, c)
             taken = seq(
-                state.take(0, partial[(*at, s.dim)], partial[(*at, s.dim + 1)]),
+                state.take(0, partial[(*at, s.out_dim)], partial[(*at, s.out_dim + 1)]),
                 _channels(s, lambda d: state.add(0, d, partial[(*at, d)])),
             )
             return If(reaches(s, position, position, c), taken)
@@ -124,9 +125,9 @@ def attention_split(
         def pieces(position: Var) -> Stmt:
             reached = minimum(position // s.piece + 1, s.pieces)
             return seq(
-                state.reset(0),
+                state.reset(0, h),
                 loop("piece", reached, lambda c: one(c, position)),
-                _channels(s, lambda d: _put(s, n, h * s.dim + d, state.result(0, d))),
+                _channels(s, lambda d: _put(s, n, h * s.out_dim + d, state.result(0, d))),
             )
 
         return state.scoped(let("position", s.positions[n], pieces))
@@ -181,13 +182,13 @@ def _queries(
 
 
 def _channels(s: AttentionSpec, body: Callable[[Expr], Stmt]) -> Stmt:
-    """body(d) for every channel of a head, in vectors."""
-    lanes = gcd(s.dim, LANES)
+    """body(d) for every channel of a head's result, in vectors."""
+    lanes = gcd(s.out_dim, LANES)
 
     def some(o: Var) -> Stmt:
         return vector("d", lanes, lambda d: body(o * lanes + d))
 
-    return loop("o", s.dim // lanes, some)
+    return loop("o", s.out_dim // lanes, some)
 
 
 def _put(s: AttentionSpec, n: Expr, channel: Expr, value: Expr) -> Stmt:
@@ -195,7 +196,7 @@ def _put(s: AttentionSpec, n: Expr, channel: Expr, value: Expr) -> Stmt:
 
 
 def _write_row(s: AttentionSpec, state: _State, q: Queries, r: Var) -> Stmt:
-    base = (q.head * s.group + r % s.group) * s.dim
+    base = (q.head * s.group + r % s.group) * s.out_dim
     n = q.start + r // s.group
     return _channels(s, lambda d: _put(s, n, base + d, state.result(r, d)))
 
@@ -209,7 +210,7 @@ class _State:
     total: Buffer  # [rows] sums of exp(score - m)
     old: Buffer  # [rows] what the last merge scales the pieces before by
     fresh: Buffer  # [rows] and the new one
-    o: Buffer  # [rows, dim]
+    o: Buffer  # [rows, out_dim]
 
     @staticmethod
     def allocate(s: AttentionSpec, rows: int) -> _State:
@@ -222,7 +223,7 @@ class _State:
             one_each("state_l"),
             one_each("old"),
             one_each("fresh"),
-            Buffer("state_o", F32, (wrap(rows), wrap(s.dim)), "scratch"),
+            Buffer("state_o", F32, (wrap(rows), wrap(s.out_dim)), "scratch"),
         )
 
     def scoped(self, body: Stmt) -> Stmt:
@@ -230,9 +231,11 @@ class _State:
             body = Alloc(buffer, body)
         return body
 
-    def reset(self, r: ExprLike) -> Stmt:
+    def reset(self, r: ExprLike, head: Expr) -> Stmt:
+        """As before the first piece of a query head."""
         clear = _channels(self.spec, lambda d: store(self.o, (r, d), 0.0))
-        return seq(store(self.m, r, LOW), store(self.total, r, 0.0), clear)
+        m, total = self.spec.head_sink(head)
+        return seq(store(self.m, r, m), store(self.total, r, total), clear)
 
     def take(self, r: ExprLike, m: Expr, total: Expr) -> Stmt:
         """Take in m and l of a piece; its output follows through `add`."""

@@ -38,7 +38,7 @@ def attention_tiles_groups(
 
             def piece(c: Var) -> Stmt:
                 run = seq(memory.piece(q, c), memory.merge())
-                return run if s.window < 0 else If(reaches(s, q.position, q.position, c), run)
+                return If(reaches(s, q.position, q.position, c), run) if s.limited else run
 
             return memory.scoped(
                 seq(memory.start(q), loop("piece", reached, piece), memory.finish(q))
@@ -55,7 +55,7 @@ def attention_split_groups(
 ) -> PrimFunc:
     """A group for each piece of a query, then one for each head that merges them in order.
 
-    `partial` [n, heads, pieces, dim + 2] holds o, m and l of each piece; tiles hold one token.
+    `partial` [n, heads, pieces, out_dim + 2] holds o, m and l of each piece; tiles hold one token.
     """
     kv_heads = s.cache.kv_heads
 
@@ -124,8 +124,8 @@ class _Memory:
     total: Buffer
     old: Buffer  # what the last merge scales the pieces before by
     fresh: Buffer  # and the new one
-    part: Buffer  # [group, dim] of the last piece
-    o: Buffer  # [group, dim]
+    part: Buffer  # [group, out_dim] of the last piece
+    o: Buffer  # [group, out_dim]
 
     @staticmethod
     def of(s: AttentionSpec) -> _Memory:
@@ -143,8 +143,8 @@ class _Memory:
             memory("state_l"),
             memory("old"),
             memory("fresh"),
-            memory("part", s.dim, scope="register"),
-            memory("state_o", s.dim, scope="register"),
+            memory("part", s.out_dim, scope="register"),
+            memory("state_o", s.out_dim, scope="register"),
         )
 
     def scoped(self, body: Stmt) -> Stmt:
@@ -182,7 +182,7 @@ class _Memory:
         return loop("block", -(-group // side), some)
 
     def channels(self, body: Callable[[Var], Stmt]) -> Stmt:
-        return _threads("d", self.spec.dim, body)
+        return _threads("d", self.spec.out_dim, body)
 
     def heads(self, body: Callable[[Var], Stmt]) -> Stmt:
         return loop("g", self.spec.group, body)
@@ -193,12 +193,19 @@ class _Memory:
         def channel(d: Var) -> Stmt:
             def one(g: Var) -> Stmt:
                 value = cast(F32, s.q[q.n, (q.head * s.group + g) * s.dim + d])
-                return seq(store(self.q, (g, d), value), store(self.o, (g, d), 0.0))
+                return store(self.q, (g, d), value)
 
             return self.heads(one)
 
-        clear = self.rows(lambda r: seq(store(self.m, r, LOW), store(self.total, r, 0.0)))
-        return seq(self.channels(channel), clear)
+        def empty(d: Var) -> Stmt:
+            return self.heads(lambda g: store(self.o, (g, d), 0.0))
+
+        def clear(r: Expr) -> Stmt:
+            m, total = s.head_sink(q.head * s.group + r)
+            return seq(store(self.m, r, m), store(self.total, r, total))
+
+        queries = _threads("d", s.dim, channel)
+        return seq(queries, self.channels(empty), self.rows(clear))
 
     def piece(self, q: _Query, c: Expr) -> Stmt:
         """m and l of a piece in tops[r, 0] and sums[r, 0], its output in part."""
@@ -340,7 +347,7 @@ class _Memory:
 
         def seen(t: Var, d: Var) -> Stmt:
             run = let("page", self.page(q, begin + t), lambda page: token(page, t, d))
-            return run if s.window < 0 else If(attends(s, q.position, begin + t), run)
+            return If(attends(s, q.position, begin + t), run) if s.limited else run
 
         def channel(d: Var) -> Stmt:
             clear = self.heads(lambda g: store(self.part, (g, d), 0.0))
@@ -392,8 +399,8 @@ class _Memory:
 
         def row(r: Expr) -> Stmt:
             return seq(
-                store(partial, at(r, s.dim), self.tops[r, 0]),
-                store(partial, at(r, s.dim + 1), self.sums[r, 0]),
+                store(partial, at(r, s.out_dim), self.tops[r, 0]),
+                store(partial, at(r, s.out_dim + 1), self.sums[r, 0]),
             )
 
         def channel(d: Var) -> Stmt:
@@ -403,7 +410,7 @@ class _Memory:
 
 
 def _put(s: AttentionSpec, n: Expr, h: Expr, d: Expr, value: Expr) -> Stmt:
-    return store(s.out, (n, h * s.dim + d), cast(s.out.dtype, value))
+    return store(s.out, (n, h * s.out_dim + d), cast(s.out.dtype, value))
 
 
 def _merge_pieces(s: AttentionSpec, partial: Buffer, n: Expr, h: Expr, position: Var) -> Stmt:
@@ -415,7 +422,7 @@ def _merge_pieces(s: AttentionSpec, partial: Buffer, n: Expr, h: Expr, position:
             at = (n, h, c)
 
             def scaled(new: Var, old: Var, fresh: Var) -> Stmt:
-                total = state[1] * old + partial[(*at, s.dim + 1)] * fresh
+                total = state[1] * old + partial[(*at, s.out_dim + 1)] * fresh
                 return seq(
                     store(state, 1, total),
                     store(state, 2, state[2] * old + partial[(*at, d)] * fresh),
@@ -424,13 +431,13 @@ def _merge_pieces(s: AttentionSpec, partial: Buffer, n: Expr, h: Expr, position:
 
             run = let(
                 "new",
-                maximum(state[0], partial[(*at, s.dim)]),
+                maximum(state[0], partial[(*at, s.out_dim)]),
                 lambda new: let(
                     "old",
                     exp(state[0] - new),
                     lambda old: let(
                         "fresh",
-                        exp(partial[(*at, s.dim)] - new),
+                        exp(partial[(*at, s.out_dim)] - new),
                         lambda fresh: scaled(new, old, fresh),
                     ),
                 ),
@@ -438,8 +445,9 @@ def _merge_pieces(s: AttentionSpec, partial: Buffer, n: Expr, h: Expr, position:
             return If(reaches(s, position, position, c), run)
 
         reached = minimum(position // s.piece + 1, s.pieces)
-        start = seq(store(state, 0, LOW), store(state, 1, 0.0), store(state, 2, 0.0))
+        m, total = s.head_sink(h)
+        start = seq(store(state, 0, m), store(state, 1, total), store(state, 2, 0.0))
         done = _put(s, n, h, d, state[2] / state[1])
         return Alloc(state, seq(start, loop("piece", reached, one), done))
 
-    return _threads("d", s.dim, channel)
+    return _threads("d", s.out_dim, channel)

@@ -60,7 +60,7 @@ class Rows:
     def of(s: AttentionSpec, queries: int) -> Rows:
         block = block_rows(queries * s.group)
         rows = -(-queries * s.group // block) * block
-        size = max(s.dim * s.cache.page_size, s.piece * gcd(s.dim, LANES))
+        size = max(s.dim * s.cache.page_size, s.piece * gcd(s.out_dim, LANES))
         panel = _memory("panel", "scratch", size) if rows > 2 * block else None
         return Rows(
             s,

@@ -46,7 +46,7 @@ class Scores(Piece):
             seen = self.page(
                 u, lambda page: seq(self.load_scales(page, u), self.page_scores(page, u))
             )
-            if s.window < 0:
+            if not s.limited:
                 return seen
             return If(reads_page(s, self.q.position, self.begin + u * size), seen, self.blank(u))
 
@@ -136,10 +136,15 @@ class Scores(Piece):
 
             return vector("t", size, one)
 
+        def values(o: Var) -> tuple[Stmt, ...]:
+            if s.cache.joined:
+                return ()  # they are the keys
+            return (Prefetch(s.cache.value(page, self.q.head, wrap(0), o * (step * size))),)
+
         def some(o: Var) -> Stmt:
             return seq(
                 Prefetch(s.cache.key(after or page, self.q.head, o * step, wrap(0))),
-                Prefetch(s.cache.value(page, self.q.head, wrap(0), o * (step * size))),
+                *values(o),
                 unroll("d", step, lambda d: accumulate(o * step + d)),
             )
 

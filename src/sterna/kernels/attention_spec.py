@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sterna.ir.expr import Buffer, Expr, logical_and, logical_or, wrap
+from sterna.base.dtype import F32
+from sterna.ir.expr import Buffer, Expr, cast, logical_and, logical_or, wrap
 from sterna.kernels.kv_cache import CacheLayout
 
 LOW = -1.0e30  # the score of a token that is not attended to: exp(LOW - m) is 0
@@ -14,7 +15,7 @@ _MOST_ROWS = 6  # times two registers of 8 lanes: with a key and a query they fi
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """Sizes and buffers of one attention call. q and out: [n, heads * head_dim] in f32."""
+    """Sizes and buffers of one attention call. q: [n, heads * head_dim] in f32, out like it."""
 
     heads: int
     scale: float
@@ -33,6 +34,9 @@ class AttentionSpec:
     out: Buffer
     causal: bool = True  # False: `positions` holds the last position of each token's sequence
     softcap: float = 0.0  # scores bent by softcap * tanh(score / softcap); 0: as they are
+    chunk: int = 0  # where not 0, a query sees the tokens of its own chunk of positions alone
+    value_dim: int = 0  # of values, where they are the first elements of keys and not as long
+    sink: Buffer | None = None  # [heads] score of a token that every query sees, its value 0
 
     @property
     def group(self) -> int:
@@ -40,15 +44,38 @@ class AttentionSpec:
         return self.heads // self.cache.kv_heads
 
     @property
+    def limited(self) -> bool:
+        """Whether a query does not see all tokens before its own."""
+        return self.window >= 0 or self.chunk > 0
+
+    def unseen(self, position: Expr) -> Expr:
+        """The last token before a query at `position` that it does not see, sinks aside."""
+        if self.chunk:
+            return wrap(position // self.chunk * self.chunk - 1)
+        return wrap(position - self.window)
+
+    def head_sink(self, head: Expr) -> tuple[Expr, Expr]:
+        """m and l that a query head's softmax starts with."""
+        if self.sink is None:
+            return wrap(LOW), wrap(0.0)
+        return cast(F32, self.sink[head]), wrap(1.0)
+
+    @property
     def dim(self) -> int:
         return self.cache.head_dim
+
+    @property
+    def out_dim(self) -> int:
+        """Elements of a head's values, and of its result."""
+        return self.value_dim or self.dim
 
     @property
     def params(self) -> tuple[Buffer, ...]:
         """Inputs in the order of the operator's arguments, then the output."""
         index = (self.positions, self.page_indptr, self.page_table)
         tiles = (self.tile_start, self.tile_size, self.tile_seq)
-        return (self.q, *self.cache.buffers, *index, *tiles, self.out)
+        sink = () if self.sink is None else (self.sink,)
+        return (self.q, *self.cache.buffers, *index, *tiles, *sink, self.out)
 
 
 def block_rows(rows: int) -> int:
@@ -61,9 +88,9 @@ def reaches(s: AttentionSpec, first: Expr, last: Expr, c: Expr) -> Expr:
     """Whether queries at positions first to last see any token of piece c."""
     begin = c * s.piece
     reached = begin <= last
-    if s.window < 0:
+    if not s.limited:
         return reached
-    seen = wrap(first - s.window) < begin + (s.piece - 1)
+    seen = s.unseen(first) < begin + (s.piece - 1)
     inside = logical_or(seen, begin < wrap(s.sinks)) if s.sinks else seen
     return logical_and(reached, inside)
 
@@ -71,9 +98,9 @@ def reaches(s: AttentionSpec, first: Expr, last: Expr, c: Expr) -> Expr:
 def attends(s: AttentionSpec, position: Expr, token: Expr) -> Expr:
     """Whether a query sees the token at a position."""
     causal = token <= position
-    if s.window < 0:
+    if not s.limited:
         return causal
-    near = wrap(position - s.window) < token
+    near = s.unseen(position) < token
     inside = logical_or(near, token < wrap(s.sinks)) if s.sinks else near
     return logical_and(causal, inside)
 
@@ -84,5 +111,5 @@ def reads_page(s: AttentionSpec, first: Expr, page_begin: Expr) -> Expr:
     What the window has left is never read: the engine may have given the page away.
     """
     last = page_begin + (s.cache.page_size - 1)
-    inside = wrap(first - s.window) < last
+    inside = s.unseen(first) < last
     return logical_or(inside, page_begin < wrap(s.sinks)) if s.sinks else inside

@@ -25,7 +25,7 @@ class Values(Piece):
     def weigh(self, keep: Callable[[Expr, Expr, Expr], Stmt]) -> Stmt:
         """keep(r, d, sum over tokens that row r sees of scores[r, token] * v[token, d])."""
         s, panel = self.spec, self.rows.panel
-        lanes = gcd(s.dim, LANES)
+        lanes = gcd(s.out_dim, LANES)
 
         def channels(o: Var) -> Stmt:
             d = o * lanes
@@ -36,11 +36,11 @@ class Values(Piece):
                 self.each_block(lambda r: self.block_values(r, d, panel, keep)),
             )
 
-        return loop("o", s.dim // lanes, channels)
+        return loop("o", s.out_dim // lanes, channels)
 
     def copy_values(self, u: Var, d: Expr, panel: Buffer) -> Stmt:
         """panel[token, i] = v[token, d + i] for the tokens of a page."""
-        s, size, lanes = self.spec, self.spec.cache.page_size, gcd(self.spec.dim, LANES)
+        s, size, lanes = self.spec, self.spec.cache.page_size, gcd(self.spec.out_dim, LANES)
 
         def token(page: Var, t: Var) -> Stmt:
             def one(i: Var) -> Stmt:
@@ -50,7 +50,7 @@ class Values(Piece):
             return vector("i", lanes, one)
 
         copy = self.page(u, lambda page: loop("t", size, lambda t: token(page, t)))
-        if s.window < 0:
+        if not s.limited:
             return copy
         return If(reads_page(s, self.q.position, self.begin + u * size), copy)
 
@@ -61,7 +61,7 @@ class Values(Piece):
         panel: Buffer | None,
         keep: Callable[[Expr, Expr, Expr], Stmt],
     ) -> Stmt:
-        s, block, lanes = self.spec, self.rows.block, gcd(self.spec.dim, LANES)
+        s, block, lanes = self.spec, self.rows.block, gcd(self.spec.out_dim, LANES)
         total = Buffer("total", F32, (wrap(block), wrap(lanes)), "register")
 
         def add(r: Var, token: Expr, value: Callable[[Expr], Expr], weight: Expr) -> Stmt:
@@ -113,17 +113,17 @@ class Values(Piece):
             return minimum(maximum(token - self.begin, 0), self.count)
 
         def walk(top: Var, end: Var) -> Stmt:
-            if s.window < 0:
+            if not s.limited:
                 return seq(
                     self.tokens(wrap(0), top, d, panel, whole),
                     self.tokens(top, end, d, panel, guarded),
                 )
             return let(
                 "low",
-                within(lowest - (s.window - 1)),
+                within(s.unseen(lowest) + 1),
                 lambda low: let(
                     "bottom",
-                    within(highest - (s.window - 1)),
+                    within(s.unseen(highest) + 1),
                     lambda bottom: windowed(low, bottom, top, end),
                 ),
             )
@@ -154,7 +154,7 @@ class Values(Piece):
         body: Callable[[Expr, Callable[[Expr], Expr]], Stmt],
     ) -> Stmt:
         """body(token of the piece, its value at channel d + i) for tokens begin to end."""
-        s, size, lanes = self.spec, self.spec.cache.page_size, gcd(self.spec.dim, LANES)
+        s, size, lanes = self.spec, self.spec.cache.page_size, gcd(self.spec.out_dim, LANES)
         if panel is not None:
 
             def copied(t: Var) -> Stmt:
@@ -185,7 +185,7 @@ class Values(Piece):
 
     def keys_ahead(self, u: Expr, d: Expr) -> Stmt:
         """Bring what page u of the next piece holds in some channels to the processor's cache."""
-        s, size, lanes = self.spec, self.spec.cache.page_size, gcd(self.spec.dim, LANES)
+        s, size, lanes = self.spec, self.spec.cache.page_size, gcd(self.spec.out_dim, LANES)
         following = (self.c + 1) * (s.piece // size) + u
         entry = self.q.pages + minimum(following, self.q.last // size)
         step = max(1, s.cache.line // size)

@@ -39,26 +39,29 @@ _Put = Callable[[Expr, Expr], Stmt]  # of a channel and its element
 
 @dataclass(frozen=True, slots=True)
 class CacheLayout:
-    """Where tokens lie in the state tensor [pages, layers, 2, kv_heads, page_size * slot].
+    """Where tokens lie in the state tensor [pages, layers, planes, kv_heads, page_size * slot].
 
-    `buffer` holds keys and values. With numbers of 8 bits `scales` is the same memory seen as
-    f16: behind the numbers of a page's keys, or values, follows a scale for each slot.
+    `buffer` holds keys and values in two planes, or in one where values are a part of the keys.
+    Readers may see a head that is stored once as several, `sharing` of them. With numbers of 8 bits
+    `scales` is the same memory seen as f16: behind the numbers of a page's keys, or values, follows
+    a scale for each slot.
     """
 
     buffer: Buffer
     page_size: int
     head_dim: int
     scales: Buffer | None = None
+    sharing: int = 1
 
     @staticmethod
-    def over(buffer: Buffer, page_size: int, head_dim: int) -> CacheLayout:
+    def over(buffer: Buffer, page_size: int, head_dim: int, sharing: int = 1) -> CacheLayout:
         """The layout of a state tensor, by its dtype."""
         if buffer.dtype.is_float:
-            return CacheLayout(buffer, page_size, head_dim)
+            return CacheLayout(buffer, page_size, head_dim, None, sharing)
         *outer, _ = buffer.shape
         halves = page_size * slot_elements(buffer.dtype, head_dim) // F16.bytes
         scales = Buffer(f"{buffer.name}_scales", F16, (*outer, wrap(halves)))
-        return CacheLayout(buffer, page_size, head_dim, scales)
+        return CacheLayout(buffer, page_size, head_dim, scales, sharing)
 
     @property
     def buffers(self) -> tuple[Buffer, ...]:
@@ -72,7 +75,16 @@ class CacheLayout:
 
     @property
     def kv_heads(self) -> int:
-        return int(const_value(self.buffer.shape[3]) or 0)
+        return int(const_value(self.buffer.shape[3]) or 0) * self.sharing
+
+    @property
+    def joined(self) -> bool:
+        """Whether values are the first elements of keys."""
+        return const_value(self.buffer.shape[2]) == 1
+
+    def stored(self, head: Expr) -> Expr:
+        """The head in the cache that a reader's head is."""
+        return head if self.sharing == 1 else head // self.sharing
 
     @property
     def line(self) -> int:
@@ -81,17 +93,20 @@ class CacheLayout:
 
     def key(self, page: Expr, head: Expr, d: Expr, t: Expr) -> Load:
         """Element d of the key in slot t of a page."""
-        return self.buffer[page, LAYER, 0, head, d * self.page_size + t]
+        return self.buffer[page, LAYER, 0, self.stored(head), d * self.page_size + t]
 
     def value(self, page: Expr, head: Expr, t: Expr, d: Expr) -> Load:
         """Element d of the value in slot t of a page."""
-        return self.buffer[page, LAYER, 1, head, t * self.head_dim + d]
+        if self.joined:
+            return self.key(page, head, d, t)
+        return self.buffer[page, LAYER, 1, self.stored(head), t * self.head_dim + d]
 
     def scale(self, page: Expr, which: int, head: Expr, t: Expr) -> Load:
         """What the key (0) or value (1) in slot t is multiplied by."""
         assert self.scales is not None, "a cache of floats has no scales"
         first = self.page_size * self.head_dim // F16.bytes
-        return self.scales[page, LAYER, which, head, t + first]
+        plane = 0 if self.joined else which
+        return self.scales[page, LAYER, plane, self.stored(head), t + first]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +124,16 @@ class StepIndex:
 
 
 def kv_append(
-    name: str, k: Buffer, v: Buffer, cache: CacheLayout, index: StepIndex, dims: tuple[Var, ...]
+    name: str,
+    rows: tuple[Buffer, ...],
+    cache: CacheLayout,
+    index: StepIndex,
+    dims: tuple[Var, ...],
 ) -> PrimFunc:
-    """cache[slot of token n] = k[n], v[n], for every token. k, v: [n, kv_heads * head_dim]."""
+    """cache[slot of token n] = k[n], v[n], for every token. `rows`: k and v, or both in one.
+
+    Each is [n, kv_heads * head_dim].
+    """
     dim = cache.head_dim
 
     def token(n: Var, page: Expr, slot: Expr) -> Stmt:
@@ -123,13 +145,13 @@ def kv_append(
         def copied(x: Buffer, h: Var, put: _Put, lanes: int) -> Stmt:
             return _channels(dim, lanes, lambda d: put(d, cast(F32, x[n, h * dim + d])))
 
-        return seq(
-            loop("h", cache.kv_heads, lambda h: one(k, 0, h)),
-            loop("h", cache.kv_heads, lambda h: one(v, 1, h)),
-        )
+        def all_heads(x: Buffer, which: int) -> Stmt:
+            return loop("h", cache.kv_heads, lambda h: one(x, which, h))
 
-    body = parallel("n", k.shape[0], lambda n: _at_slot(n, index, cache.page_size, token))
-    return PrimFunc(name, (k, v, *cache.buffers, *index.buffers), (*dims, LAYER), body)
+        return seq(*(all_heads(x, which) for which, x in enumerate(rows)))
+
+    body = parallel("n", rows[0].shape[0], lambda n: _at_slot(n, index, cache.page_size, token))
+    return PrimFunc(name, (*rows, *cache.buffers, *index.buffers), (*dims, LAYER), body)
 
 
 def rope_append(

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 
+from sterna.base.dtype import F32
 from sterna.base.errors import CheckpointError, UnsupportedModel
 from sterna.models.family import Family
 from sterna.nn.decoder import CausalLM
@@ -49,6 +50,16 @@ def build(
     apply(model, quantization)
     model.name_parameters()
     return model
+
+
+def expert_weights(config: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
+    """The path of each weight that holds all experts', and what checkpoints call one expert's."""
+    module = family(config)
+    found: dict[str, tuple[str, ...]] = {}
+    for path, parameter in module.build(config, F32).parameters():
+        if parameter.stack > 1:
+            found[path] = module.expert_names(path, parameter.stack)
+    return found
 
 
 @cache

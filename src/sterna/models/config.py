@@ -16,6 +16,7 @@ from sterna.base.errors import CheckpointError, UnsupportedModel, UsageError
 from sterna.models.rope_options import rope_options
 from sterna.models.rope_scaling import DEFAULT_THETA, RopeOptions
 from sterna.nn.attention import Projections
+from sterna.nn.latent import LatentOptions
 from sterna.nn.mlp import ACTIVATIONS
 from sterna.nn.moe import ExpertOptions
 
@@ -94,7 +95,8 @@ class DecoderConfig:
     `kinds` holds one LayerKind a layer; `local_rope` is the table of angles numbered 1, where a
     model has two. A `query_scale` of 0 is 1 / sqrt(head_dim), a `qkv_clip` of 0 none. `parallel`
     layers have attention and feed-forward layer side by side, `head_norms` are of queries and keys;
-    `interleaved` and `projections` are those of AttentionOptions. A model with `pooling` embeds
+    `interleaved` and `projections` are those of AttentionOptions; with `latent` sizes the heads'
+    keys and values come from one small vector a token. A model with `pooling` embeds
     texts and has no head; without `causal` every token sees its whole sequence.
     """
 
@@ -129,6 +131,7 @@ class DecoderConfig:
     logit_scale: float = 1.0
     embedding_scale: float = 1.0
     experts: ExpertOptions | None = None
+    latent: LatentOptions | None = None
     residual_scale: float = 1.0
     qkv_clip: float = 0.0
     head_norms: bool = False

@@ -7,13 +7,14 @@ rest of the compiler asks `models.family(config)` for it and uses what is public
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
 from sterna.base.dtype import DType
 from sterna.models.config import COMMON, Config, DecoderConfig, Fields, LayerKind
 from sterna.models.rope_scaling import inv_freq, rotary_dim
-from sterna.nn.attention import Attention, AttentionOptions
+from sterna.nn.attention import Attention, AttentionOptions, SelfAttention
 from sterna.nn.decoder import (
     NO_NAMES,
     Cache,
@@ -23,6 +24,7 @@ from sterna.nn.decoder import (
     EmbeddingModel,
     Rope,
 )
+from sterna.nn.latent import LatentAttention
 from sterna.nn.layers import ParallelLayer, PreNormLayer
 from sterna.nn.linear import Embedding, Linear
 from sterna.nn.mlp import MLP, FeedForward, GatedMLP
@@ -36,14 +38,26 @@ Names = Mapping[str, str]
 Fused = Mapping[str, tuple[str, ...]]
 
 
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What one tensor of a checkpoint holds of every expert: `parts` beside each other.
+
+    Their rows follow part by part, or `alternate`.
+    """
+
+    parts: tuple[str, ...]
+    alternate: bool = False
+
+
 class Family:
     """Subclasses say what differs from a decoder with Llama's names.
 
     `NAMES` maps a component of a weight's path here to the checkpoint's; `CONFIG` a key of
     config.json here to the checkpoint's. `KEYS` are the keys `read` understands beside the common
     ones. `FUSED` lists weights that are stored stacked along the rows, `EXPERTS` what checkpoints
-    call one expert's part of a weight, `IGNORED` patterns of tensors that checkpoints store though
-    they are computed, `TRANSPOSED` the last components of layers whose weights they store as
+    call one expert's part of a weight, `STACKED` tensors that hold the parts of all experts,
+    `IGNORED` patterns of tensors that checkpoints store though nothing reads them ("{layers}" is
+    the number of layers), `TRANSPOSED` the last components of layers whose weights they store as
     [in, out].
     """
 
@@ -58,6 +72,7 @@ class Family:
     EXPERTS: ClassVar[Names] = MappingProxyType(
         {f"{part}_experts": f"experts.{{}}.{part}_proj" for part in ("gate", "up", "down")}
     )
+    STACKED: ClassVar[Mapping[str, Stack]] = MappingProxyType({})
     IGNORED: ClassVar[tuple[str, ...]] = ("*.rotary_emb.inv_freq",)
     TRANSPOSED: ClassVar[tuple[str, ...]] = ()
 
@@ -85,8 +100,18 @@ class Family:
         return PreNormLayer(norm, attention, cls.norm(c, dtype), mlp, scale=c.residual_scale)
 
     @classmethod
-    def attention(cls, c: DecoderConfig, kind: LayerKind, dtype: DType) -> Attention:
+    def attention(cls, c: DecoderConfig, kind: LayerKind, dtype: DType) -> SelfAttention:
         """Attention as the config states it."""
+        if c.latent is not None:
+            return LatentAttention(
+                c.hidden_size,
+                c.num_attention_heads,
+                c.latent,
+                dtype,
+                scale=c.query_scale,
+                interleaved=c.interleaved,
+                bias=c.qkv_bias,
+            )
         return Attention(attention_options(c, kind, dtype))
 
     @classmethod
@@ -120,7 +145,7 @@ class Family:
         )
         tables = (inv_freq(r, rotary_dim(r, c.head_dim), context_length) for r in c.ropes)
         ropes = tuple(Rope(frequencies, scaling) for frequencies, scaling in tables)
-        cache = Cache(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, PAGE_SIZE, dtype)
+        cache = cls.cache(c, dtype)
         decoder = cls.decoder(c, layers, dtype)
         if c.pooling is not None:
             return EmbeddingModel(decoder, cache, ropes, causal=c.causal, names=cls.NAMES)
@@ -134,6 +159,20 @@ class Family:
             logit_softcap=c.logit_softcap,
             names=cls.NAMES,
         )
+
+    @classmethod
+    def cache(cls, c: DecoderConfig, dtype: DType) -> Cache:
+        """What is kept of a token: keys and values of each layer's heads, or its latents."""
+        if c.latent is not None:
+            return Cache(c.num_hidden_layers, 1, c.latent.slot, PAGE_SIZE, dtype, planes=1)
+        return Cache(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, PAGE_SIZE, dtype)
+
+    @classmethod
+    def expert_names(cls, path: str, count: int) -> tuple[str, ...]:
+        """What checkpoints call the parts of a weight that holds those of all experts."""
+        module, _, leaf = path.rpartition(".")
+        prefix, _, own = module.rpartition(".")
+        return tuple(f"{prefix}.{cls.EXPERTS[own].format(e)}.{leaf}" for e in range(count))
 
     @classmethod
     def tied(cls) -> tuple[str, str]:

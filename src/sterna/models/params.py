@@ -73,8 +73,7 @@ def stored_weights(config: Config, quantization: Quantization) -> list[StoredWei
     for path, parameter in plain:
         prefix, own, leaf = _split(path)
         if parameter.stack > 1:
-            experts = module.EXPERTS[own]
-            sources = tuple(_join(prefix, experts.format(e), leaf) for e in range(parameter.stack))
+            sources = module.expert_names(path, parameter.stack)
             rows, *rest = parameter.shape
             shapes |= dict.fromkeys(sources, (rows // parameter.stack, *rest))
             kind = cast(Kind, parameter.kind)
@@ -130,8 +129,10 @@ def head_tensors(config: Config) -> tuple[str, ...]:
 def is_ignored(config: Config, name: str) -> bool:
     """Whether nothing reads a tensor: it is not learned, or of a head that is not used."""
     module = family(config)
-    unused = module.read_config(config).pooling is not None and name in head_tensors(config)
-    return unused or any(fnmatchcase(name, pattern) for pattern in module.IGNORED)
+    read = module.read_config(config)
+    unused = read.pooling is not None and name in head_tensors(config)
+    patterns = (p.replace("{layers}", str(read.num_hidden_layers)) for p in module.IGNORED)
+    return unused or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _split(path: str) -> tuple[str, str, str]:

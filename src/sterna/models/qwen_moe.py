@@ -29,7 +29,7 @@ class Qwen2Moe(Qwen2):
     @classmethod
     def read(cls, f: Fields) -> DecoderConfig:
         shared = f.positive("shared_expert_intermediate_size", 5632)
-        options = replace(expert_options(f, 60, 4), shared_size=shared)
+        options = replace(expert_options(f, 60, 4), shared_size=shared, gated=True)
         return f.decoder(qkv_bias=f.flag("qkv_bias", True), kinds=sparse_layers(f), experts=options)
 
 

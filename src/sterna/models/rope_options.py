@@ -195,6 +195,7 @@ def _read_yarn(
         beta_slow=slow,
         truncate=truncate,
         attention_factor=_yarn_attention(section, name, factor),
+        score_factor=_yarn_scores(section, name, factor),
     )
 
 
@@ -219,6 +220,12 @@ def _yarn_attention(section: Section, name: str, factor: float) -> float:
     if numerator and denominator:
         return (numerator * grown + 1.0) / (denominator * grown + 1.0)
     return grown + 1.0
+
+
+def _yarn_scores(section: Section, name: str, factor: float) -> float:
+    """What DeepSeek's models multiply scores by besides: (0.1 mscale_all_dim ln(factor) + 1)^2."""
+    scale = _optional(section, name, "mscale_all_dim", least=0.0) or 0.0
+    return (0.1 * scale * math.log(factor) + 1.0) ** 2
 
 
 def _section(config: Section, name: str) -> Section:

@@ -27,7 +27,8 @@ class RopeOptions:
     """What rotary embeddings need of a config. Fields a type does not read keep their defaults.
 
     `original_length` is the number of positions the frequencies were trained for, and
-    `attention_factor` multiplies cos and sin (so attention scores by its square). `partial` is the
+    `attention_factor` multiplies cos and sin (so attention scores by its square), `score_factor` is
+    for the scores of heads that are rotated in part (DeepSeek's). `partial` is the
     part of a head that is rotated. "longrope" divides each frequency by a factor of its own.
     """
 
@@ -41,6 +42,7 @@ class RopeOptions:
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float = 1.0
+    score_factor: float = 1.0
     partial: float = 1.0
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()

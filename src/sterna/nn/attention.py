@@ -7,7 +7,7 @@ from typing import Literal
 
 from sterna.base.dtype import DType
 from sterna.nn.linear import Linear
-from sterna.nn.module import Module
+from sterna.nn.module import Module, Parameter
 from sterna.nn.norm import Norm
 from sterna.nn.trace import Tensor, Trace
 
@@ -64,6 +64,8 @@ class AttentionOptions:
     `scale` None is 1 / sqrt(head_dim); scores are bent by cap * tanh(score / cap) where `softcap`
     is not 0. `rope` is the table of angles, None for a layer without positions; `interleaved`
     pairs neighbouring dims where others pair the halves of a head. `clip` bounds q, k and v.
+    With `head_sinks` each head has learned a score for a token without a value that all see; with
+    a `chunk` tokens see their own chunk of so many positions alone.
     """
 
     hidden_size: int
@@ -81,6 +83,8 @@ class AttentionOptions:
     interleaved: bool = False
     clip: float = 0.0
     projections: Projections = "apart"
+    head_sinks: bool = False
+    chunk: int = 0
 
     @property
     def width(self) -> int:
@@ -91,7 +95,15 @@ class AttentionOptions:
         return self.num_kv_heads * self.head_dim
 
 
-class Attention(Module):
+class SelfAttention(Module):
+    """What joins a token to those before it: hidden states and cache in, both out."""
+
+    def __call__(self, x: Tensor, cache: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """[n, hidden] -> ([n, hidden], the cache with what this layer keeps of the tokens)."""
+        raise NotImplementedError
+
+
+class Attention(SelfAttention):
     """softmax(scale * q k^T) v over the sequence's cached tokens, causal unless a step has `ends`.
 
     `q_norm` and `k_norm`, where given, normalize queries and keys before they are rotated.
@@ -112,6 +124,8 @@ class Attention(Module):
         if k_norm is not None:
             self.k_norm = k_norm
         self.o_proj = Linear(o.width, o.hidden_size, o.dtype, bias=o.output_bias)
+        if o.head_sinks:
+            self.sinks = Parameter((o.num_heads,), o.dtype, "bias")
         self.options = o
 
     def __call__(self, x: Tensor, cache: Tensor, step: Step) -> tuple[Tensor, Tensor]:
@@ -127,11 +141,13 @@ class Attention(Module):
         attended = emit(
             "attention",
             *(q, cache, reach, step.page_indptr, step.page_table, *tiles),
+            *((self.sinks.read(x.trace),) if o.head_sinks else ()),
             head_dim=o.head_dim,
             scale=o.head_dim**-0.5 if o.scale is None else o.scale,
             window=o.window,
             sinks=o.sinks,
             **({"softcap": o.softcap} if o.softcap else {}),
+            **({"chunk": o.chunk} if o.chunk else {}),
             **({} if step.ends is None else {"causal": False}),
         )
         return self.o_proj(attended), cache

@@ -77,6 +77,7 @@ class Cache:
     head_dim: int
     page_size: int
     dtype: DType
+    planes: int = 2  # keys and values; 1 where values are the first elements of keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +215,8 @@ def trace_causal_lm(model: CausalLM, limits: Limits) -> IRModule:
 
 
 def _cache_shape(c: Cache, pages: Var) -> tuple[Var | int, ...]:
-    return (pages, c.layers, 2, c.kv_heads, c.page_size * slot_elements(c.dtype, c.head_dim))
+    slots = c.page_size * slot_elements(c.dtype, c.head_dim)
+    return (pages, c.layers, c.planes, c.kv_heads, slots)
 
 
 def _step(main: Trace, model: CausalLM, d: dict[str, Var]) -> Step:

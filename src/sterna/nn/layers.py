@@ -6,7 +6,7 @@ checkpoints say otherwise has a table for it.
 
 from __future__ import annotations
 
-from sterna.nn.attention import Attention, Step
+from sterna.nn.attention import SelfAttention, Step
 from sterna.nn.decoder import DecoderLayer
 from sterna.nn.mlp import FeedForward
 from sterna.nn.norm import Norm
@@ -19,7 +19,7 @@ class PreNormLayer(DecoderLayer):
     def __init__(
         self,
         input_layernorm: Norm,
-        self_attn: Attention,
+        self_attn: SelfAttention,
         post_attention_layernorm: Norm,
         mlp: FeedForward,
         *,
@@ -42,7 +42,7 @@ class PostNormLayer(DecoderLayer):
 
     def __init__(
         self,
-        self_attn: Attention,
+        self_attn: SelfAttention,
         post_attention_layernorm: Norm,
         mlp: FeedForward,
         post_feedforward_layernorm: Norm,
@@ -66,7 +66,7 @@ class NormedSumLayer(DecoderLayer):
 
     def __init__(
         self,
-        self_attn: Attention,
+        self_attn: SelfAttention,
         post_attention_layernorm: Norm,
         mlp: FeedForward,
         post_feedforward_layernorm: Norm,
@@ -88,7 +88,7 @@ class SandwichNormLayer(DecoderLayer):
     def __init__(
         self,
         input_layernorm: Norm,
-        self_attn: Attention,
+        self_attn: SelfAttention,
         post_attention_layernorm: Norm,
         pre_feedforward_layernorm: Norm,
         mlp: FeedForward,
@@ -114,7 +114,7 @@ class ParallelLayer(DecoderLayer):
     def __init__(
         self,
         input_layernorm: Norm,
-        self_attn: Attention,
+        self_attn: SelfAttention,
         mlp: FeedForward,
         post_attention_layernorm: Norm | None = None,
     ) -> None:

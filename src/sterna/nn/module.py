@@ -19,9 +19,10 @@ from sterna.nn.trace import Tensor, Trace
 class Parameter:
     """A weight of `shape` stored as `dtype`.
 
-    `kind` is "linear", "experts", "router", "embedding", "head", "norm" or "bias"; `stack` is the
-    number of matrices that checkpoints hold for it, one for each expert; `path` its full name, with
-    "{i}" for the layer index, set when the model is complete.
+    `kind` is "linear", "experts", "router", "embedding", "head", "norm", "bias", or "exact" for
+    what is float32 in every scheme; `stack` is the number of matrices that checkpoints hold for it,
+    one for each expert; `path` its full name, with "{i}" for the layer index, set when the model is
+    complete.
     """
 
     shape: tuple[int, ...]

@@ -48,8 +48,13 @@ def _gelu_tanh(x: Expr) -> Expr:
     return cast(x.dtype, wide * 0.5 * (tanh(inner) + 1.0))
 
 
+def sigmoid(x: Expr) -> Expr:
+    """1 / (1 + exp(-x)) of an f32."""
+    return wrap(1.0) / (wrap(1.0) + exp(-x))
+
+
 def _sigmoid(x: Expr) -> Expr:
-    return cast(x.dtype, wrap(1.0) / (wrap(1.0) + exp(-cast(F32, x))))
+    return cast(x.dtype, sigmoid(cast(F32, x)))
 
 
 def _softcap(x: Expr, cap: float) -> Expr:
@@ -64,6 +69,14 @@ def _clip(x: Expr, limit: float) -> Expr:
     return cast(x.dtype, maximum(minimum(cast(F32, x), limit), -limit))
 
 
+def _clamped_swiglu(gate: Expr, up: Expr, limit: float, alpha: float) -> Expr:
+    """gpt-oss's: g sigmoid(alpha g) * (u + 1) for the gate cut above, the other on both sides."""
+    wide = minimum(cast(F32, gate), limit)
+    other = maximum(minimum(cast(F32, up), limit), -limit)
+    return cast(gate.dtype, (other + 1.0) * wide * sigmoid(wide * alpha))
+
+
+CLAMPED_SWIGLU = elementwise("clamped_swiglu", _clamped_swiglu)
 GELU = elementwise("gelu", _gelu)
 GELU_TANH = elementwise("gelu_tanh", _gelu_tanh)
 RELU = elementwise("relu", lambda x: maximum(x, cast(x.dtype, wrap(0.0))))

@@ -1,18 +1,19 @@
 """Rotary embedding and paged attention.
 
 Queries, keys and values are [n, heads * head_dim]. The KV cache is one state tensor
-[pages, layers, 2, kv_heads, page_size * slot_elements]; where the tokens of a step go in it follows
-from their position and their sequence's pages. A cache of i8 keeps a key or value as numbers from
--127 to 127, times a scale in f16 for each token and head that lies behind the page's numbers.
-Attention reads only the cache, so a step appends first. Rotary source: Su et al. 2021, "RoFormer"
-(arXiv:2104.09864), half-split layout unless a rope is `interleaved`.
+[pages, layers, planes, kv_heads, page_size * slot_elements], whose two planes are keys and values;
+where values are the first elements of keys there is one. Where the tokens of a step go in it
+follows from their position and their sequence's pages. A cache of i8 keeps a key or value as
+numbers from -127 to 127, times a scale in f16 for each token and head that lies behind the page's
+numbers. Attention reads only the cache, so a step appends first. Rotary source: Su et al. 2021,
+"RoFormer" (arXiv:2104.09864), half-split layout unless a rope is `interleaved`.
 """
 
 from __future__ import annotations
 
 from sterna.base.dtype import F16, F32, DType
 from sterna.ir.compute import Compute
-from sterna.ir.expr import Buffer, Expr, Unary, cast, select
+from sterna.ir.expr import Buffer, Expr, Unary, cast, select, wrap
 from sterna.ir.graph import TensorType
 from sterna.ops.op import Attrs, Kind, Op, define, expect, integer, number, static
 
@@ -94,9 +95,15 @@ def _compute_rope(
 
 
 def _infer_append(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
-    """(k, v, kv, positions, seq_ids, page_indptr, page_table) -> the cache, changed."""
-    expect(len(types) == 7, "kv_append: takes k, v, the cache and four index tensors")
-    return (types[2],)
+    """(k[, v], kv, positions, seq_ids, page_indptr, page_table) -> the cache, changed.
+
+    Without v the cache has one plane.
+    """
+    expect(len(types) in (6, 7), "kv_append: takes k, v, the cache and four index tensors")
+    cache = types[-5]
+    planes = static(cache.shape[2], "kv_append: the planes")
+    expect(planes == len(types) - 5, "kv_append: the cache has another number of planes")
+    return (cache,)
 
 
 def _infer_rope_append(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
@@ -106,13 +113,23 @@ def _infer_rope_append(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[Ten
 
 
 def _infer_attention(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
-    """(q, kv, reach, page_indptr, page_table, tile_start, tile_size, tile_seq) -> like q.
+    """(q, kv, reach, page_indptr, page_table, tile_start, tile_size, tile_seq[, sink]) -> like q.
 
     `reach` [n] is the last position that a token sees: its own, or with the attribute causal=False
-    that of its sequence's last token.
+    that of its sequence's last token. `sink` [heads] has the score of one more token that every
+    query of a head sees and whose value is 0; with the attribute `chunk` a query sees the tokens
+    of its own chunk of so many positions alone. In a cache of one plane a value is the first
+    `value_dim` elements of its key.
     """
-    expect(len(types) == 8, "attention: takes q, the cache and six index tensors")
-    return (types[0],)
+    expect(len(types) in (8, 9), "attention: takes q, the cache, six index tensors, and sinks")
+    heads = static(types[0].shape[1], "attention: the width") // integer(attrs, "head_dim")
+    given = static(types[8].shape[0], "attention: the sinks") if len(types) > 8 else heads
+    expect(given == heads, "attention: there must be a sink for each head")
+    if "value_dim" not in attrs:
+        return (types[0],)
+    expect(static(types[1].shape[2], "the planes") == 1, "attention: values have a plane of theirs")
+    width = heads * integer(attrs, "value_dim")
+    return (TensorType((types[0].shape[0], wrap(width)), types[0].dtype),)
 
 
 COSINE = _angles("cos")

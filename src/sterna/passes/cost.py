@@ -47,7 +47,8 @@ def attention_cost(function: Function, heads: int, head_dim: int, cache: Buffer)
     q = head.call.args[0]
     n, width = q.shape
     flops = n * CONTEXT * (4 * heads * head_dim)
-    kv = CONTEXT * (2 * slot_elements(cache.dtype, head_dim) * cache.dtype.bytes) * cache.shape[3]
+    slot = slot_elements(cache.dtype, head_dim) * cache.dtype.bytes
+    kv = CONTEXT * (cache.shape[2] * slot) * cache.shape[3]
     moved = kv * Var("b", lo=1) + n * width * (2 * F32.bytes)
     return Cost(to_text(simplify(flops)), to_text(simplify(moved)))
 

@@ -27,6 +27,7 @@ from sterna.schedule.apply import inline_into
 
 PIECE = 128  # cached tokens that attention takes as one piece, at least
 MOST_PIECES = 64
+MOST_HEADS = 16  # query heads of a work item: what it keeps of each stays in a core's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +93,9 @@ class _Request:
     def attrs(self) -> dict[str, Attr]:
         return dict(self.head.call.attrs)
 
-    def cache(self, buffer: Buffer) -> CacheLayout:
+    def cache(self, buffer: Buffer, sharing: int = 1) -> CacheLayout:
         head_dim = _integer(self.attrs, "head_dim")
-        return CacheLayout.over(buffer, self.setting.page_size, head_dim)
+        return CacheLayout.over(buffer, self.setting.page_size, head_dim, sharing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +134,11 @@ def _integer(attrs: Mapping[str, Attr], name: str) -> int:
 
 
 def _kv_append(request: _Request) -> _Built:
-    k, v, cache, *index = request.args
+    *rows, cache, positions, seq_ids, page_indptr, page_table = request.args
     layout, head = request.cache(cache), request.head
-    func = kv_append(request.name, k, v, layout, StepIndex(*index), request.setting.dims)
-    return _Built(func, (), ((head.outs[0], head.call.args[2]),), layout.views)
+    index = StepIndex(positions, seq_ids, page_indptr, page_table)
+    func = kv_append(request.name, tuple(rows), layout, index, request.setting.dims)
+    return _Built(func, (), ((head.outs[0], head.call.args[len(rows)]),), layout.views)
 
 
 def _rope_append(request: _Request) -> _Built:
@@ -158,11 +160,14 @@ def _rope_append(request: _Request) -> _Built:
 
 def _attention(request: _Request) -> _Built:
     attrs, setting, head = request.attrs, request.setting, request.head
-    q, cache, positions, page_indptr, page_table, start, size, seq = request.args
+    q, cache, positions, page_indptr, page_table, start, size, seq, *sink = request.args
     dim = _integer(attrs, "head_dim")
-    piece, layout = piece_length(setting.context), request.cache(cache)
+    heads = int(const_value(q.shape[1]) or 0) // dim
+    group = heads // int(const_value(cache.shape[3]) or 1)
+    piece, layout = piece_length(setting.context), request.cache(cache, _sharing(group))
+    out = request.outs[head.outs[0]]
     spec = AttentionSpec(
-        heads=int(const_value(q.shape[1]) or 0) // dim,
+        heads=heads,
         scale=float(attrs["scale"]),  # type: ignore[arg-type]
         window=_integer(attrs, "window"),
         sinks=_integer(attrs, "sinks"),
@@ -176,9 +181,12 @@ def _attention(request: _Request) -> _Built:
         tile_start=start,
         tile_size=size,
         tile_seq=seq,
-        out=request.outs[head.outs[0]],
+        out=out,
         causal=attrs.get("causal") is not False,
         softcap=float(attrs.get("softcap", 0.0)),  # type: ignore[arg-type]
+        value_dim=int(const_value(out.shape[1]) or 0) // heads,
+        chunk=_integer(attrs, "chunk") if "chunk" in attrs else 0,
+        sink=sink[0] if sink else None,
     )
     tiles, split = (
         (attention_tiles_groups, attention_split_groups)
@@ -188,10 +196,15 @@ def _attention(request: _Request) -> _Built:
     if not setting.split:
         func = tiles(request.name, spec, setting.dims, QUERY_TILE)
         return _Built(func, head.outs, views=layout.views)
-    shape = (q.shape[0], wrap(spec.heads), wrap(spec.pieces), wrap(dim + 2))
+    shape = (q.shape[0], wrap(spec.heads), wrap(spec.pieces), wrap(spec.out_dim + 2))
     partial = Buffer("partial", F32, shape)
     func = split(request.name, spec, setting.dims, partial)
     return _Built(func, head.outs, views=layout.views)
+
+
+def _sharing(group: int) -> int:
+    """Work items that share the query heads of one kv head, so that each has MOST_HEADS at most."""
+    return next(n for n in range(1, group + 1) if group % n == 0 and group // n <= MOST_HEADS)
 
 
 def piece_length(context: int) -> int:

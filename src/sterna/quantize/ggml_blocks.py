@@ -181,10 +181,15 @@ def _q6_k(b: Bytes) -> tuple[Bytes, Parts]:
     return codes, {"q_scale": b[..., 192:208].view(np.int8), "q_outer": _half(b, 208)}
 
 
+def powers_of_two(exponents: Bytes) -> Array:
+    """2**(e - 127) as bf16, which holds each of them; e = 255, which is NaN there, is infinite."""
+    power = exponents.astype(np.uint16)
+    bits = np.where(power > 0, power << 7, 0x40)  # the least one is subnormal
+    return bits.astype("<u2").view(BF16.numpy)
+
+
 def _mxfp4(b: Bytes) -> tuple[Bytes, Parts]:
-    power = b[..., :1].astype(np.uint16)
-    bits = np.where(power > 0, power << 7, 0x40)  # 2**(e - 127); the least one is subnormal
-    return _nibbles(b[..., 1:]), {"q_scale": bits.astype("<u2").view(BF16.numpy)}
+    return _nibbles(b[..., 1:]), {"q_scale": powers_of_two(b[..., :1])}
 
 
 _SPLIT: Mapping[str, tuple[int, Callable[[Bytes], tuple[Bytes, Parts]]]] = MappingProxyType(

@@ -17,7 +17,7 @@ from sterna.base.errors import UsageError
 
 Layout = Literal["NK", "KN"]
 Packing = Literal["word", "stream"]
-Kind = Literal["linear", "head", "embedding", "experts", "router", "norm", "bias"]
+Kind = Literal["linear", "head", "embedding", "experts", "router", "norm", "bias", "exact"]
 
 _WORD_BITS = 32
 
@@ -163,7 +163,7 @@ class Scheme:
 
     def quantizes(self, kind: Kind) -> bool:
         """Whether a tensor of this kind of layer is packed; norms, biases and routers never are."""
-        if not self.is_quantized or kind in ("norm", "bias", "router"):
+        if not self.is_quantized or kind in ("norm", "bias", "router", "exact"):
             return False
         return self.ends or kind not in ("embedding", "head")
 
@@ -174,9 +174,12 @@ class Scheme:
     def for_kind(self, kind: Kind) -> Scheme:
         """The scheme as it applies to one kind of layer.
 
-        What is not quantized becomes the q0 scheme of the same compute dtype; embeddings (read a
-        row at a time) and stacked experts stay NK where linears are KN, as in MLC.
+        What is not quantized becomes the q0 scheme of the same compute dtype, "exact" vectors that
+        of float32; embeddings (read a row at a time) and stacked experts stay NK where linears are
+        KN, as in MLC.
         """
+        if kind == "exact":
+            return SCHEMES["q0f32"]
         if not self.quantizes(kind):
             return SCHEMES[f"q0{self.compute}"]
         if self.layout == "KN" and kind in ("embedding", "experts"):

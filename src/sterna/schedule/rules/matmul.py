@@ -85,7 +85,7 @@ def product(group: Group) -> Product | None:
     read = {load.buffer for c in sums for load in loads(c.body)}
     weights = [
         c for c in group.computes if not c.over and len(c.axes) == 2 and c.out in read
-        and c.out not in group.outputs
+        and c.out not in group.outputs and all(const_value(a.extent) is not None for a in c.axes)
     ]  # fmt: skip
     outs = [c for c in group.computes if c.out in group.outputs]
     if len(weights) != 1 or len(outs) != 1 or len(sums) > 2 or len(outs[0].axes) != 2:
