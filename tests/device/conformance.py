@@ -17,7 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
 
 from fake_drivers import simulated_cuda, simulated_hip
-from simt_device import SimtDevice
+from fake_metal import simulated_metal
 
 from sterna.base.errors import CodegenError, Unavailable
 from sterna.base.target import Target, parse_target
@@ -82,7 +82,7 @@ TARGETS: dict[str, Callable[[], Device]] = {
     "cuda:source": simulated_cuda,
     "rocm": driver_rocm,
     "rocm:source": simulated_hip,
-    "metal": SimtDevice,
+    "metal": simulated_metal,
     "webgpu": driver_webgpu,
     "vulkan": driver_vulkan,
     "vulkan:f32": driver_vulkan,

@@ -19,6 +19,7 @@ ALLOWED = (
     "runtime/cpu_report.py",  # what `sterna devices` says of the processor
     "runtime/cuda.py",
     "runtime/hip.py",
+    "runtime/metal.py",
     "runtime/opencl.py",
     "runtime/vulkan.py",
     "runtime/vulkan_api.py",

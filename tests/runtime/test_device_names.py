@@ -10,7 +10,9 @@ import pytest
 from sterna.base.errors import ArtifactError, Unavailable, UsageError
 from sterna.base.target import KINDS, parse_target
 from sterna.runtime import cpu, opencl, vulkan, webgpu
-from sterna.runtime.devices import choose_device, devices, parse_device, target_of
+from sterna.runtime import devices as names
+from sterna.runtime.devices import automatic, choose_device, devices, parse_device, target_of
+from sterna.runtime.report import DeviceReport
 from sterna.runtime.work_groups import check_threads
 
 
@@ -19,11 +21,41 @@ class _Manifest:
         self.target = target
 
 
-def test_auto_is_the_cpu() -> None:
+def test_auto_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "may_have_gpu", lambda: False)
     assert parse_device("auto") == ("auto", 0)
     assert target_of("auto") == target_of("cpu") == "cpu"
+    assert automatic() == ("cpu", "cpu was chosen: no GPU is here that would be faster")
     module, index = choose_device("auto", _Manifest("cpu"))  # type: ignore[arg-type]
     assert (module, index) == (cpu, 0)
+
+
+def test_auto_takes_the_first_faster_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {
+        "cuda": [DeviceReport("cuda", False, "", "no driver")],
+        "rocm": [DeviceReport("rocm", True, "in the processor", "")],
+        "vulkan": [
+            DeviceReport("vulkan", True, "llvmpipe", ""),
+            DeviceReport("vulkan:1", True, "a card, 8 GiB memory", "", faster=True),
+        ],
+    }
+
+    class Module:
+        def __init__(self, kind: str) -> None:
+            self.kind = kind
+
+        def reports(self) -> list[DeviceReport]:
+            return found.get(self.kind, [])
+
+        def available_memory(self, index: int) -> int | None:
+            return None
+
+    monkeypatch.setattr(names, "may_have_gpu", lambda: True)
+    monkeypatch.setattr(names, "_module", Module)
+    assert automatic() == ("vulkan:1", "vulkan:1 was chosen: a card, 8 GiB memory")
+    assert target_of("auto") == "vulkan"
+    found["vulkan"].pop()
+    assert automatic()[0] == "cpu"
 
 
 @pytest.mark.parametrize("text", ["abacus", "cpu:x", "opencl:-1", "", "cpu:1:2"])
@@ -74,8 +106,6 @@ def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_library_for_another_kind() -> None:
     with pytest.raises(ArtifactError, match="was compiled for opencl and cannot run on cpu"):
         choose_device("cpu", _Manifest("opencl"))  # type: ignore[arg-type]
-    with pytest.raises(Unavailable, match="runs models on cpu, opencl, cuda, rocm, webgpu, vulkan"):
-        choose_device("auto", _Manifest("metal"))  # type: ignore[arg-type]
 
 
 def test_every_kind_is_reported() -> None:

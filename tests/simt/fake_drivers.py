@@ -224,7 +224,7 @@ def _names(driver: FakeDriver, given: dict[str, str]) -> None:
 class FakeCuda(FakeDriver):
     """NVIDIA's driver, by the names of its interface."""
 
-    attributes: ClassVar = {1: 1024, 8: 49152, 75: 9, 76: 0}
+    attributes: ClassVar = {1: 1024, 8: 49152, 18: 0, 75: 9, 76: 0}
 
     def __init__(self, version: int = 12040, **fails: int) -> None:
         super().__init__(**fails)
@@ -293,7 +293,7 @@ class FakeCuda(FakeDriver):
 class FakeHip(FakeDriver):
     """AMD's driver, by the names of its interface."""
 
-    attributes: ClassVar = {56: 1024, 74: 65536}
+    attributes: ClassVar = {56: 1024, 16: 0, 74: 65536}
 
     def __init__(self, **fails: int) -> None:
         super().__init__(**fails)

@@ -110,13 +110,8 @@ def _machines(row: Target, names: tuple[str, ...], subgroup: int) -> dict[str, T
 
 # Kinds whose kernels run in work groups; the detail after the colon picks a row. Without a detail
 # CUDA's code is PTX, which every later GPU takes, and ROCm's is for several at once; "source" is
-# compiled by the device's own machine.
+# compiled by the device's own machine. Kinds stand in the order in which a device is preferred.
 _GROUPED = {
-    "opencl": {
-        "": Target("opencl", renderer="opencl", device="opencl", table="work_groups",
-                   suffix=".sterna", fma=True, group_threads=256, shared_bytes=32768,
-                   most_buffers=64, buffer_align=1024),
-    },
     "cuda": {
         "": replace(_CUDA, architectures=("sm_75",)),
         "source": replace(_CUDA, spec="cuda:source"),
@@ -129,9 +124,18 @@ _GROUPED = {
         **_machines(_ROCM, _WAVE32, 32),
     },
     "metal": {
-        "": Target("metal", renderer="metal", device="", table="work_groups",
+        "": Target("metal", renderer="metal", device="metal", table="work_groups",
                    suffix=".sterna", fma=True, float16=True, group_threads=1024,
                    shared_bytes=32768, most_buffers=24, buffer_align=256, subgroup=32),
+    },
+    "vulkan": {
+        "": _VULKAN,
+        "f32": replace(_VULKAN, spec="vulkan:f32", small_numbers=False),
+    },
+    "opencl": {
+        "": Target("opencl", renderer="opencl", device="opencl", table="work_groups",
+                   suffix=".sterna", fma=True, group_threads=256, shared_bytes=32768,
+                   most_buffers=64, buffer_align=1024),
     },
     "webgpu": {
         "": Target("webgpu", renderer="wgsl", device="webgpu", table="work_groups",
@@ -139,15 +143,9 @@ _GROUPED = {
                    most_buffer_bytes=128 << 20, buffer_align=256, small_numbers=False,
                    packaged=("webgpu",)),
     },
-    "vulkan": {
-        "": _VULKAN,
-        "f32": replace(_VULKAN, spec="vulkan:f32", small_numbers=False),
-    },
 }  # fmt: skip
 
-# Kinds with a device to run on, and those for which code is made that runs elsewhere.
-KINDS = ("cpu", *(kind for kind, rows in _GROUPED.items() if rows[""].device))
-DEVICELESS_KINDS = tuple(kind for kind in _GROUPED if kind not in KINDS)
+KINDS = ("cpu", *_GROUPED)
 
 EXAMPLES = (
     "cpu",

@@ -21,11 +21,12 @@ def add(verbs: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sterna.runtime.devices import devices
+    from sterna.runtime.devices import automatic, devices
 
     for report in devices():
         mark, style = ("yes", "green") if report.present else ("no", "dim")
         parts = [report.detail, f"missing: {report.missing}" if report.missing else ""]
         text = one_line("; ".join(part for part in parts if part))
         print(f"{report.name:8} {styled(f'{mark:4}', style, sys.stdout)} {text}")
+    print(f"{'auto':8} {styled('    ', 'dim', sys.stdout)} {one_line(automatic()[1])}")
     return 0

@@ -20,7 +20,7 @@ from sterna.runtime.streams import Calls, StreamDevice, compiled, is_source
 from sterna.runtime.work_groups import GroupExecutable, Limits, check_threads, load_on
 
 _OLDEST = 11040  # version of the driver that has every call below
-_THREADS, _SHARED, _MAJOR, _MINOR = 1, 8, 75, 76
+_THREADS, _SHARED, _INTEGRATED, _MAJOR, _MINOR = 1, 8, 18, 75, 76
 _NVRTC = ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so")
 _CALLS = Calls(
     memory_info="cuMemGetInfo_v2",
@@ -81,7 +81,13 @@ def reports() -> list[DeviceReport]:
     except Unavailable as error:
         return [DeviceReport("cuda", False, "", str(error))]
     return [
-        DeviceReport(f"cuda:{i}" if i else "cuda", True, _told(driver, _handle(driver, i)), "")
+        DeviceReport(
+            f"cuda:{i}" if i else "cuda",
+            True,
+            _told(driver, _handle(driver, i)),
+            "",
+            _faster(driver, i),
+        )
         for i in range(count)
     ]
 
@@ -158,6 +164,11 @@ def _memory(driver: Any, device: c_int32) -> int:
     size = c_size_t()
     driver.cuDeviceTotalMem_v2(byref(size), device)
     return size.value
+
+
+def _faster(driver: Any, index: int) -> bool:
+    """Whether it has memory of its own."""
+    return not _attribute(driver, _handle(driver, index), _INTEGRATED)
 
 
 def _told(driver: Any, device: c_int32) -> str:

@@ -14,8 +14,9 @@ from typing import Protocol, cast
 
 from sterna.base.artifact import Manifest
 from sterna.base.errors import ArtifactError, Unavailable
-from sterna.base.target import DEVICELESS_KINDS, KINDS, parse_target
+from sterna.base.target import KINDS, parse_target
 from sterna.runtime.executable import Executable
+from sterna.runtime.host import may_have_gpu
 from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
 from sterna.runtime.web_folder import Offer, choose_program, is_web_folder, read_index
@@ -58,8 +59,6 @@ class ChoosingModule(DeviceModule, Protocol):
 def devices() -> list[DeviceReport]:
     """A report on every device Sterna knows by name, the usable ones first."""
     found = [report for kind in KINDS for report in _module(kind).reports()]
-    compiled = "models compile for it; running them is not in this version of Sterna"
-    found += [DeviceReport(name, False, "", compiled) for name in DEVICELESS_KINDS]
     return sorted(found, key=lambda report: not report.present)
 
 
@@ -79,10 +78,23 @@ def parse_device(text: str) -> tuple[str, int]:
     return kind, index
 
 
+def automatic() -> tuple[str, str]:
+    """The device that `auto` stands for, and why: the first GPU that feeds a model faster.
+
+    Kinds are asked in the order of KINDS. Drivers are not even loaded where the machine has no
+    GPU at all, and those that compute on the processor are never taken.
+    """
+    for kind in KINDS[1:] if may_have_gpu() else ():
+        for report in _module(kind).reports():
+            if report.present and report.faster:
+                return report.name, f"{report.name} was chosen: {report.detail}"
+    return KINDS[0], f"{KINDS[0]} was chosen: no GPU is here that would be faster"
+
+
 def target_of(device: str) -> str:
     """The target to compile for where nothing but the device is named."""
     kind, _ = parse_device(device)
-    return KINDS[0] if kind == AUTO else kind
+    return parse_device(automatic()[0])[0] if kind == AUTO else kind
 
 
 def library_in(library: Path, device: str) -> Path:
@@ -108,11 +120,6 @@ def choose_device(device: str, manifest: Manifest) -> tuple[DeviceModule, int]:
     """The module that runs a library on a device; ArtifactError where it is for another kind."""
     kind, index = parse_device(device)
     wanted = parse_target(manifest.target)
-    if wanted.kind in DEVICELESS_KINDS:
-        raise Unavailable(
-            f"the library was compiled for {manifest.target}, and this version of Sterna runs "
-            f"models on {', '.join(KINDS)} only; compile the model for one of them"
-        )
     module = _module(wanted.kind)
     if kind not in (AUTO, wanted.kind):
         raise ArtifactError(

@@ -23,7 +23,7 @@ _LIBRARIES = ("libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5", "libam
 _WINDOWS = ("amdhip64_7.dll", "amdhip64_6.dll")
 _COMPILERS = ("libhiprtc.so.7", "libhiprtc.so.6", "libhiprtc.so.5", "libhiprtc.so")
 # Of hipDeviceAttribute_t, as numbered since ROCm 5.0.
-_THREADS, _SHARED = 56, 74
+_THREADS, _SHARED, _INTEGRATED = 56, 74, 16
 _CALLS = Calls(
     memory_info="hipMemGetInfo",
     allocate="hipMalloc",
@@ -80,9 +80,12 @@ def reports() -> list[DeviceReport]:
     except Unavailable as error:
         return [DeviceReport("rocm", False, "", str(error))]
     return [
-        DeviceReport(f"rocm:{i}" if i else "rocm", True, _told(driver, i), "")
+        DeviceReport(
+            f"rocm:{i}" if i else "rocm", True, _told(driver, i), "",
+            faster=_faster(driver, i),
+        )
         for i in range(_count(driver))
-    ]
+    ]  # fmt: skip
 
 
 def open_device(index: int = 0) -> HipDevice:
@@ -159,6 +162,11 @@ def _memory(driver: Any, index: int) -> int:
     size = c_size_t()
     driver.hipDeviceTotalMem(byref(size), c_int32(index))
     return size.value
+
+
+def _faster(driver: Any, index: int) -> bool:
+    """Whether it has memory of its own."""
+    return not _attribute(driver, index, _INTEGRATED)
 
 
 def _told(driver: Any, index: int) -> str:

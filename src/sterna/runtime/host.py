@@ -17,6 +17,7 @@ from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _C_LIBRARY = None if sys.platform == "win32" else ctypes.CDLL(None)
+_GPU_NODES = ("dri/renderD*", "nvidia[0-9]*", "kfd", "dxg")
 
 
 @functools.cache
@@ -37,6 +38,13 @@ def cpu_name() -> str:
     if sys.platform == "darwin":
         found = _sysctl("machdep.cpu.brand_string")
     return found or platform.processor() or platform.machine()
+
+
+def may_have_gpu() -> bool:
+    """Whether this machine may have a GPU; only where Linux has a node for none is it known."""
+    if sys.platform != "linux":
+        return True
+    return any(any(Path("/dev").glob(pattern)) for pattern in _GPU_NODES)
 
 
 def usable_cores() -> int:

@@ -32,6 +32,7 @@ _ALL_DEVICES, _READ_WRITE, _REGION = 0xFFFFFFFF, 1, 0x1220
 _NAME, _VERSION, _AVAILABLE = 0x102B, 0x102F, 0x1027
 _THREADS, _MEMORY, _LOCAL, _LARGEST = 0x1004, 0x101F, 0x1023, 0x1010
 _ALIGN, _PARAMETER, _SINGLE, _BUILD_LOG = 0x1019, 0x1017, 0x101B, 0x1183
+_TYPE, _UNIFIED, _GPU = 0x1000, 0x1035, 4
 _CORRECTLY_ROUNDED = 1 << 7
 _NO_MEMORY = (-4, -5, -6)  # device, resources, host
 _NOT_FOUND = (-1, -1001)  # no device, no platform
@@ -80,6 +81,7 @@ def reports() -> list[DeviceReport]:
             f"opencl:{i}" if i else "opencl", True,
             f"{_text(driver, d, _NAME)}, {_text(driver, d, _VERSION)}, "
             f"{_number(driver, d, _MEMORY) / 2**30:.1f} GiB memory", "",
+            faster=bool(_number(driver, d, _TYPE) & _GPU) and not _number(driver, d, _UNIFIED),
         )
         for i, d in enumerate(found)
     ]  # fmt: skip

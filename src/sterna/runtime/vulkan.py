@@ -76,7 +76,13 @@ def reports() -> list[DeviceReport]:
     try:
         instance.chosen(0)
         return [
-            DeviceReport(f"vulkan:{i}" if i else "vulkan", True, instance.told(device), "")
+            DeviceReport(
+                f"vulkan:{i}" if i else "vulkan",
+                True,
+                instance.told(device),
+                "",
+                faster=instance.has_own_memory(device),
+            )
             for i, device in enumerate(instance.devices)
         ]
     except Unavailable as error:

@@ -12,6 +12,7 @@ from ctypes import c_uint32 as u32
 from sterna.base.errors import Unavailable
 from sterna.runtime import vulkan_api as vk
 
+_DISCRETE = 2  # type of a device: a GPU with memory of its own
 _COMPUTE = 2  # a queue that runs kernels
 _LOCAL = 1  # memory of the device's own
 
@@ -79,6 +80,9 @@ class Instance:
         version = f"{properties.apiVersion >> 22 & 0x7F}.{properties.apiVersion >> 12 & 0x3FF}"
         size = memory_bytes(self.memory(device)) / 2**30
         return f"{name_of(properties)}, Vulkan {version}, {size:.1f} GiB memory"
+
+    def has_own_memory(self, device: c_void_p) -> bool:
+        return bool(self.properties(device).deviceType == _DISCRETE)
 
     def close(self) -> None:
         self.driver.vkDestroyInstance(self.handle, None)

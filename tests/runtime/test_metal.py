@@ -1,0 +1,131 @@
+"""Metal as a device, over objects that run kernels on the CPU and can fail."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from ctypes import c_void_p
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "device"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
+
+from fake_metal import FakeMetal
+from run_kernel import NOTHING
+
+from sterna.base.artifact import Phase
+from sterna.base.dtype import U8
+from sterna.base.errors import ArtifactError, DeviceError, Error, OutOfMemory, Unavailable
+from sterna.base.target import parse_target
+from sterna.codegen.renderer import LibraryParts, RenderedKernel, renderer_of
+from sterna.ir.expr import Buffer, Var, wrap
+from sterna.ir.loop import For, ForKind, PrimFunc, store
+from sterna.runtime import metal
+from sterna.runtime.metal import MetalDevice
+
+
+def opened(*fails: str) -> MetalDevice:
+    runtime: Any = FakeMetal(*fails)
+    return MetalDevice(runtime, c_void_p(1))
+
+
+def kernel() -> tuple[bytes, Phase]:
+    """A kernel that adds `n` to every byte of x."""
+    target = parse_target("metal")
+    n, i = Var("n"), Var("i", lo=0)
+    x = Buffer("x", U8, (n,))
+    body = For(i, n, store(x, i, x[i] + wrap(1, U8)), ForKind.PARALLEL)
+    func = PrimFunc("add", (x,), (n,), body)
+    renderer = renderer_of(target)
+    made = RenderedKernel(func, renderer.render_kernel(func, target))  # type: ignore[arg-type]
+    code = renderer.library_source(LibraryParts(NOTHING, {"add": made}, {})).encode()
+    return code, made.rendered.launches[0]
+
+
+def add_twice(device: MetalDevice) -> np.ndarray[Any, Any]:
+    code, phase = kernel()
+    data = np.arange(1024, dtype=np.uint32).view(np.uint8)
+    buffer = device.allocate(data.nbytes)
+    device.write(buffer, data)
+    device.copy(buffer, 0, 2048, 64)
+    function = device.compile(code, [phase])["add"]
+    launch = device.prepare(function, phase, [device.view(buffer, 1024, 1000)], ["n"])
+    for _ in range(2):
+        device.run([(launch, 16, [999]), (launch, 1, [5])])
+    out = np.empty_like(data)
+    device.read(buffer, out)
+    return out
+
+
+def test_memory_and_kernels() -> None:
+    device = opened()
+    out = add_twice(device)
+    expected = np.arange(1024, dtype=np.uint32).view(np.uint8).copy()
+    expected[2048:2112] = expected[:64]
+    expected[1024 : 1024 + 999] += 2
+    expected[1024 : 1024 + 5] += 2
+    np.testing.assert_array_equal(out, expected)
+    runtime: Any = device._runtime
+    assert runtime.options == ["fast math False"]
+    device.close()
+    device.close()
+    made = [at for at, kept in runtime.references.items() if kept > 0]
+    kinds = {type(runtime.objects[at]).__name__ for at in made}
+    assert kinds <= {"str", "Commands", "tuple"}  # what the pool would have released
+
+
+@pytest.mark.parametrize(
+    ("fails", "error", "told"),
+    [
+        ("newCommandQueue", DeviceError, "failed in making a queue on Imagined M9"),
+        ("newBufferWithLength:options:", OutOfMemory, "no memory left for a buffer of 4096 bytes"),
+        ("newLibraryWithSource:options:error:", ArtifactError, "refused the kernels: an error of"),
+        ("newFunctionWithName:", ArtifactError, "the library has no kernel 'add'"),
+        (
+            "newComputePipelineStateWithFunction:error:",
+            ArtifactError,
+            "refused kernel add: an error of Metal's",
+        ),
+        ("few threads", DeviceError, "wants 64 threads in a group, and Imagined M9 has 32 for it"),
+        ("a step", DeviceError, "failed in a step on Imagined M9: the GPU was taken away"),
+    ],
+)
+def test_what_fails_is_told(fails: str, error: type[Error], told: str) -> None:
+    with pytest.raises(error, match=told):
+        add_twice(opened(fails))
+
+
+def test_no_metal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metal.sys, "platform", "linux")
+    with pytest.raises(Unavailable, match="Metal is on Apple's systems only"):
+        metal.open_device()
+    (report,) = metal.reports()
+    assert not report.present
+
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(metal.sys, "platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    with pytest.raises(Unavailable, match="Metal is not on this machine"):
+        metal.open_device()
+
+
+def test_devices_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime: Any = FakeMetal()
+    array = c_void_p(runtime._new([1, 1]))
+    monkeypatch.setattr(metal, "_found", lambda: (runtime, metal.listed(runtime, array)))
+    first, second = metal.reports()
+    assert (first.name, second.name) == ("metal", "metal:1")
+    assert first.faster
+    assert "Imagined M9, 2.0 GiB memory" in first.detail
+    assert metal.available_memory(1) == 1 << 31
+    with pytest.raises(Unavailable, match="device 2 was asked for; there are 2, from 0 on"):
+        metal.open_device(2)
+    monkeypatch.setattr(metal, "_found", lambda: (runtime, []))
+    with pytest.raises(Unavailable, match="offers no GPU to Metal"):
+        metal.open_device()
