@@ -17,7 +17,7 @@ from pathlib import Path
 from sterna import demo
 from sterna.base.cache import cache_dir, key
 from sterna.base.errors import UsageError
-from sterna.base.target import KINDS, Target, parse_target
+from sterna.base.target import Target, parse_target
 from sterna.base.version import file_state, source_state
 from sterna.checkpoint.config import read_errors
 from sterna.checkpoint.hub import resolve, title
@@ -34,7 +34,7 @@ from sterna.convert import (
 )
 from sterna.engine.loader import Located
 from sterna.quantize.scheme import scheme
-from sterna.runtime.devices import AUTO, automatic, library_in, target_of
+from sterna.runtime.devices import AUTO, library_in, target_of
 from sterna.runtime.library import read_manifest
 from sterna.tune.database import tuned_plans
 
@@ -66,10 +66,6 @@ def locate(
 ) -> Located:
     """What an engine loads. A library that is given says how to quantize a source."""
     if model_lib is None:
-        if device == AUTO:
-            device, why = automatic()
-            if device != KINDS[0]:
-                progress("device", why, 0, 0)
         options = CompileOptions(kv_dtype=kv_dtype)
         folder, library = ensure(
             model,

@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sterna.base.target import parse_target
+from sterna.base.target import KINDS, parse_target
 from sterna.checkpoint.mlc import CONFIG
 from sterna.checkpoint.model_folder import open_model
 from sterna.engine import embedder, engine
 from sterna.engine.loader import Located, Resolve
 from sterna.engine.options import EngineOptions, KVDtype, Mode
 from sterna.found import identity, recall, remember
-from sterna.runtime.devices import AUTO, library_in, parse_device
+from sterna.runtime.devices import AUTO, automatic, library_in, parse_device
 from sterna.runtime.web_folder import is_web_folder, read_index
 
 
@@ -43,6 +43,10 @@ def locate(
         folder, library = Path(model).expanduser(), library_in(Path(model_lib).expanduser(), device)
         if (folder / CONFIG).is_file():
             return Located(folder, library, open_model(folder).tensors, device)
+    if device == AUTO and model_lib is None:
+        device, why = automatic()
+        if progress is not None and device != KINDS[0]:
+            progress("device", why, 0, 0)
     asked: Any = None if kv_dtype == KVDtype.AUTO else str(kv_dtype)
     known = None if model_lib is not None else identity(model, device, (quantization, asked))
     if known is not None and (before := recall(known)) is not None:
