@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% if tools %}{{ '<|system|>Tools:' }}{% for tool in tools %}"
     "{{ ' ' + tool['function']['name'] }}"
-    "{{ '(' + tool['function']['parameters']['properties'] | join(', ') + ')' }}"
+    "{{ '(' + tool['function']['parameters']['properties'].keys() | join(', ') + ')' }}"
     "{% endfor %}{{ '<|end|>' }}{% endif %}"
     "{% for message in messages %}"
     "{% if message['role'] not in ['system', 'user', 'assistant', 'tool'] %}"

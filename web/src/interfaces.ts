@@ -8,7 +8,7 @@
  */
 
 import type { ChatConfig } from "./chat_config.js";
-import type { ChatRequest, ToolCallPiece } from "./protocol.js";
+import type { ChatRequest, CompletionRequest, ToolCallPiece } from "./protocol.js";
 
 /** Text to ids and back. Ids are of the model's vocabulary. */
 export interface Tokenizer {
@@ -60,8 +60,8 @@ export interface ChatTemplate {
 export interface Constraint {
   /** Nothing more may come: the answer is complete. */
   readonly finished: boolean;
-  /** ceil(vocabSize / 32) words; valid until the next `accept`. */
-  mask(): Uint32Array;
+  /** ceil(vocabSize / 32) words; valid until the next `accept`. RequestError where nothing fits. */
+  mask(): Promise<Uint32Array>;
   accept(token: number): void;
   /** Gives memory of a wasm library back. */
   dispose(): void;
@@ -84,10 +84,11 @@ export interface Text {
   readonly tokenizer: Tokenizer;
   /** null: the model has no chat template, and only completions are possible. */
   readonly template: ChatTemplate | null;
-  detokenizer(): Detokenizer;
+  /** `request`: special tokens that calls of its tools are written with are text. */
+  detokenizer(request?: ChatRequest): Detokenizer;
   stopStrings(stops: readonly string[]): StopStrings;
   /** What `response_format` and `tools` demand; null where any text will do. */
-  constraint(request: ChatRequest): Promise<Constraint | null>;
+  constraint(request: ChatRequest | CompletionRequest): Promise<Constraint | null>;
   answer(request: ChatRequest): AnswerParser;
 }
 
