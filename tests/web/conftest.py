@@ -1,14 +1,135 @@
-"""The package for browsers, `web/`: skipped where node or what builds it is not there."""
+"""The package for browsers, `web/`: skipped where node, npm or a browser is not there."""
 
 from __future__ import annotations
 
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
+
 from building import build
+from serving import FileServer
+
+from sterna import demo
+from sterna.base.target import host_target, parse_target
+from sterna.compiler import CompileOptions, compile_model
+from sterna.convert import convert_weight, gen_config
+from sterna.web_folder import compile_folder
+
+HERE = Path(__file__).resolve().parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = [
+    *("--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+    *("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"),
+]
+WINDOW = 512
+
+Open = Callable[..., Any]  # a page at an address of the server
+
+
+@dataclass(frozen=True)
+class WebModel:
+    """A model as a browser fetches it, and the same for this machine's CPU."""
+
+    folder: Path
+    converted: Path
+    library: Path
 
 
 @pytest.fixture(scope="session")
 def dist() -> Path:
     """The built package."""
     return build()
+
+
+@pytest.fixture(scope="session")
+def tern(tmp_path_factory: pytest.TempPathFactory) -> WebModel:
+    """The demo model."""
+    return web_model(Path(demo.FOLDER), tmp_path_factory.mktemp("tern"), "q4f32_1")
+
+
+def web_model(source: Path, root: Path, quantization: str) -> WebModel:
+    """Convert a Hugging Face folder and compile it for browsers and for the CPU."""
+    converted, folder, library = root / "converted", root / "web", root / "model.so"
+    convert_weight(source, converted, quantization=quantization)
+    gen_config(source, converted, quantization=quantization)
+    sizes = {"context_window_size": WINDOW, "prefill_chunk_size": 128, "max_batch_size": 2}
+    compile_folder(converted, parse_target("webgpu"), folder, options=CompileOptions(**sizes))
+    plain = CompileOptions(**sizes, activations="f32")
+    compile_model(converted, host_target(), library, options=plain)
+    return WebModel(folder, converted, library)
+
+
+@pytest.fixture(scope="session")
+def site(dist: Path) -> Iterator[FileServer]:
+    """A server of the package and of a page that has loaded it; models are added by tests."""
+    server = FileServer({"dist": dist, "page": HERE / "page"})
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def driver() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    with playwright.sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def launch(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Start a browser with WebGPU on the processor, its profile in a folder."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is here")
+    started: list[Any] = []
+
+    def begin(profile: Path | None = None, flags: list[str] | None = None) -> Any:
+        context = driver.chromium.launch_persistent_context(
+            profile or tmp_path_factory.mktemp("profile"),
+            executable_path=found,
+            headless=True,
+            args=FLAGS if flags is None else flags,
+        )
+        context.set_default_timeout(60_000)
+        started.append(context)
+        return context
+
+    yield begin
+    for context in started:
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def browser(launch: Callable[..., Any]) -> Any:
+    return launch()
+
+
+@pytest.fixture
+def page(browser: Any, site: FileServer) -> Iterator[Any]:
+    """A page that has loaded the package, with nothing kept from tests before."""
+    site.forget()
+    made = opened(browser, site)
+    made.evaluate(CLEAR)
+    yield made
+    made.close()
+
+
+CLEAR = """async () => {
+  const root = await navigator.storage.getDirectory();
+  for await (const name of root.keys()) await root.removeEntry(name, { recursive: true });
+}"""
+
+
+def opened(browser: Any, site: FileServer) -> Any:
+    """A page once the package is loaded."""
+    page = browser.new_page()
+    page.goto(f"{site.url}/page/index.html")
+    page.wait_for_function("window.ready === true")
+    return page

@@ -7,6 +7,7 @@
  *     │    ├─ NoWebGPU              the browser or machine has no adapter
  *     │    ├─ MissingFeature        the adapter lacks what every program of the model needs
  *     │    ├─ LimitTooSmall         a limit of the adapter is below what the model needs
+ *     │    ├─ OutOfMemory           the device has no room for what the model takes
  *     │    └─ DeviceLost            the device went away, and could not be had again
  *     ├─ StorageError
  *     │    └─ QuotaExceeded         the browser gives no more room for the model's files
@@ -42,6 +43,10 @@ export class MissingFeature extends DeviceError {
 
 export class LimitTooSmall extends DeviceError {
   override name = "LimitTooSmall";
+}
+
+export class OutOfMemory extends DeviceError {
+  override name = "OutOfMemory";
 }
 
 export class DeviceLost extends DeviceError {
@@ -101,8 +106,8 @@ export class ContextWindowExceeded extends RequestError {
 }
 
 const CLASSES = [
-  SternaError, DeviceError, NoWebGPU, MissingFeature, LimitTooSmall, DeviceLost, StorageError,
-  QuotaExceeded, FetchFailed, Offline, ArtifactError, NewerFormat, IntegrityError, ModelNotLoaded,
+  SternaError, DeviceError, NoWebGPU, MissingFeature, LimitTooSmall, OutOfMemory, DeviceLost,
+  StorageError, QuotaExceeded, FetchFailed, Offline, ArtifactError, NewerFormat, IntegrityError, ModelNotLoaded,
   Interrupted,
 ] as const;
 

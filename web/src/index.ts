@@ -1,5 +1,8 @@
 /** The package's face: what a page imports. */
 
+export * from "./engine.js";
 export * from "./errors.js";
 export type * from "./interfaces.js";
+export type { InitProgressCallback, InitProgressReport, ModelNeeds } from "./loader.js";
+export type { CachedModel } from "./cache.js";
 export type * from "./protocol.js";

@@ -170,6 +170,14 @@ export interface ChatCompletionChunk {
   usage?: Usage;
 }
 
+export interface CompletionLogprobs {
+  tokens: string[];
+  token_logprobs: number[];
+  top_logprobs: Record<string, number>[] | null;
+  text_offset: number[];
+}
+
+/** Streamed or whole: a chunk has the text that was added. */
 export interface Completion {
   id: string;
   object: "text_completion";
@@ -179,7 +187,7 @@ export interface Completion {
     index: 0;
     text: string;
     finish_reason: FinishReason | null;
-    logprobs: Logprobs | null;
+    logprobs: CompletionLogprobs | null;
   }[];
   usage?: Usage;
 }

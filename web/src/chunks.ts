@@ -1,0 +1,28 @@
+/**
+ * How many tokens of a prompt a step takes, so that no step holds the GPU for long.
+ *
+ * The first chunks are small; each one's time says how large the next may be. A page that shares
+ * the GPU with the model stays alive while a long prompt is read.
+ */
+
+export const LONGEST = 50; // ms of one step
+const AIM = 35; // ms: times scatter
+const FIRST = 16; // tokens
+
+export class Chunks {
+  private size = FIRST;
+
+  constructor(private readonly most: number) {}
+
+  /** Tokens of the next step, of so many that are left. */
+  next(left: number): number {
+    return Math.min(left, this.size, this.most);
+  }
+
+  /** A step of so many tokens took `ms`. Grows to the double at most, shrinks at once. */
+  took(tokens: number, ms: number): void {
+    const fits = Math.floor((tokens * AIM) / Math.max(ms, 0.1));
+    if (tokens < this.size && ms < LONGEST) return; // the rest of a prompt says little
+    this.size = Math.max(1, Math.min(fits, 2 * tokens, this.most));
+  }
+}
