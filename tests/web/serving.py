@@ -35,13 +35,13 @@ class FileServer:
         self.folders = dict(folders)
         self.asked: list[Asked] = []
         self.faults = Faults()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server = ThreadingHTTPServer(("localhost", 0), _handler(self))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://localhost:{self._server.server_address[1]}"
 
     def forget(self) -> None:
         """Begin anew: nothing asked, nothing wrong."""
