@@ -256,13 +256,12 @@ def _cache_dtype(target: Target, options: CompileOptions, usual: DType) -> DType
     """What the KV cache keeps: what was asked for, else the scheme's, else what can be stored."""
     asked = options.kv_dtype
     if asked is None:
-        return usual if target.small_numbers else F32
+        return usual if usual.name in target.small_numbers else F32
     if asked not in _KV_DTYPES:
         raise UsageError(f"kv_dtype is {asked!r}, possible are {', '.join(_KV_DTYPES)}")
-    if not target.small_numbers:
+    if _KV_DTYPES[asked].name not in target.small_numbers:
         raise UsageError(
-            f"kv_dtype {asked} was asked for, but {target.spec} stores numbers of 32 bits only; "
-            "leave the option out, or choose another target"
+            f"kv_dtype is {asked}, but {target.spec} stores no such numbers; leave the option out"
         )
     return _KV_DTYPES[asked]
 
@@ -291,6 +290,7 @@ def _entry(
         sizes.context,
         split=title == "decode",
         groups=table.target.group_threads > 0,
+        barriers=table.target.barriers,
     )
     output = "states" if title == EMBED else "logits"
     return build_entry(title, special, tiles, setting, table, output)

@@ -84,6 +84,8 @@ TARGETS: dict[str, Callable[[], Device]] = {
     "rocm:source": simulated_hip,
     "metal": simulated_metal,
     "webgpu": driver_webgpu,
+    "webgpu:f16": driver_webgpu,
+    "webgpu:barrier-free": driver_webgpu,
     "vulkan": driver_vulkan,
     "vulkan:f32": driver_vulkan,
 }

@@ -86,6 +86,8 @@ def some_steps(executable: Executable) -> list[Logits]:
         ("metal", "q4f32_1"),
         pytest.param("opencl", "q4f16_1", marks=pytest.mark.slow),
         pytest.param("webgpu", "q4f32_1", marks=pytest.mark.slow),
+        pytest.param("webgpu:f16", "q4f16_1", marks=pytest.mark.slow),
+        pytest.param("webgpu:barrier-free", "q4f32_1", marks=pytest.mark.slow),
         ("vulkan", "q4f16_1"),
         pytest.param("vulkan", "q4bf16_1", marks=pytest.mark.slow),
         pytest.param("vulkan", "q3f16_1", marks=pytest.mark.slow),

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 
 from sterna.base.errors import UsageError
 
+SMALL = ("f16", "bf16", "i8", "u8", "bool")
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -40,7 +42,7 @@ class Target:
     group_threads: int = 0  # most threads of a work group; 0: there are none
     subgroup: int = 0
     shared_bytes: int = 0  # of a work group
-    small_numbers: bool = True  # memory has numbers of 8 and 16 bits that a kernel can store
+    small_numbers: tuple[str, ...] = SMALL  # dtypes below 32 bits that a kernel can store
     most_buffers: int = 0  # that a kernel may take
     most_buffer_bytes: int = 0  # of one buffer; 0: no limit but memory
     buffer_align: int = 64  # of a tensor inside a larger buffer
@@ -91,6 +93,16 @@ _VULKAN = Target("vulkan", renderer="spirv", device="vulkan", table="work_groups
                  suffix=".sterna", group_threads=256, shared_bytes=16384, most_buffers=16,
                  most_buffer_bytes=2**31 - 4, buffer_align=256)  # fmt: skip
 
+# A folder for browsers has the programs of all rows of this kind; one row's alone if it is named.
+_WEBGPU = Target("webgpu", renderer="wgsl", device="webgpu", table="work_groups",
+                 suffix=".sterna", group_threads=256, shared_bytes=16384, most_buffers=10,
+                 most_buffer_bytes=128 << 20, buffer_align=256, small_numbers=(),
+                 packaged=("webgpu:f16", "webgpu", "webgpu:barrier-free"))  # fmt: skip
+_WEBGPU_F16 = replace(_WEBGPU, spec="webgpu:f16", features=("shader-f16",), float16=True,
+                      small_numbers=("f16",))  # fmt: skip
+_WEBGPU_ALONE = replace(_WEBGPU, spec="webgpu:barrier-free", table="alone", barriers=False,
+                        shared_bytes=0, vector_bytes=4)  # fmt: skip
+
 _CUDA = Target("cuda", renderer="cuda", device="cuda", table="work_groups", suffix=".sterna",
                fma=True, float16=True, group_threads=1024, shared_bytes=49152, most_buffers=256,
                buffer_align=256, subgroup=32)  # fmt: skip
@@ -130,7 +142,7 @@ _GROUPED = {
     },
     "vulkan": {
         "": _VULKAN,
-        "f32": replace(_VULKAN, spec="vulkan:f32", small_numbers=False),
+        "f32": replace(_VULKAN, spec="vulkan:f32", small_numbers=()),
     },
     "opencl": {
         "": Target("opencl", renderer="opencl", device="opencl", table="work_groups",
@@ -138,10 +150,9 @@ _GROUPED = {
                    most_buffers=64, buffer_align=1024),
     },
     "webgpu": {
-        "": Target("webgpu", renderer="wgsl", device="webgpu", table="work_groups",
-                   suffix=".sterna", group_threads=256, shared_bytes=16384, most_buffers=10,
-                   most_buffer_bytes=128 << 20, buffer_align=256, small_numbers=False,
-                   packaged=("webgpu",)),
+        "": _WEBGPU,
+        "f16": replace(_WEBGPU_F16, packaged=("webgpu:f16",)),
+        "barrier-free": replace(_WEBGPU_ALONE, packaged=("webgpu:barrier-free",)),
     },
 }  # fmt: skip
 

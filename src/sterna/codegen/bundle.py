@@ -35,7 +35,7 @@ class SourceRenderer:
 
     def render_kernel(self, func: PrimFunc, target: Target) -> GroupSource:
         """See Renderer."""
-        return render_groups(func, self.style)
+        return render_groups(func, self.style, barriers=target.barriers)
 
     def library_source(self, parts: LibraryParts) -> str:
         """See Renderer: the prelude and every kernel's text."""

@@ -86,6 +86,11 @@ class CStyle(ExprStyle):
 
     # What a language spells its own way.
 
+    @classmethod
+    def prepared(cls, stmt: Stmt) -> Stmt:
+        """The loops of a phase as they are written, before they are shared among threads."""
+        return stmt
+
     def head(self, s: Signature) -> str:
         """The function's first line, up to its opening brace."""
         raise NotImplementedError
@@ -326,14 +331,14 @@ TID = Var("tid", I32, 0)  # the number of a thread in its group
 _ALONE: Nest = (For(Var("one"), wrap(1), Seq(()), ForKind.THREAD),)  # one thread's statements
 
 
-def render_groups(func: PrimFunc, style: type[CStyle]) -> GroupSource:
-    """A function and a launch for each phase of a kernel."""
+def render_groups(func: PrimFunc, style: type[CStyle], *, barriers: bool = True) -> GroupSource:
+    """A function and a launch for each phase of a kernel; see `group_kernel`."""
     body = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
     texts, items, launches = [], [], []
     for i, stmt in enumerate(body):
         symbol = name(func.name) if len(body) == 1 else f"{name(func.name)}_{i}"
         stmt = simplify_stmt(stmt)
-        text, launch = _phase(symbol, func, stmt, style)
+        text, launch = _phase(symbol, func, stmt, style, barriers)
         texts.append(text)
         launches.append(launch)
         many = stmt.extent if isinstance(stmt, For) and stmt.kind is ForKind.PARALLEL else wrap(1)
@@ -348,8 +353,10 @@ def launch_dims(func: PrimFunc) -> tuple[Var, ...]:
     return tuple(d for d in func.dims if d in needed)
 
 
-def _phase(symbol: str, func: PrimFunc, stmt: Stmt, style: type[CStyle]) -> tuple[str, Phase]:
-    kernel = group_kernel(stmt)
+def _phase(
+    symbol: str, func: PrimFunc, stmt: Stmt, style: type[CStyle], barriers: bool
+) -> tuple[str, Phase]:
+    kernel = group_kernel(style.prepared(stmt), barriers=barriers)
     used = {n.buffer for n in visit(kernel.body) if isinstance(n, Load | Store)}
     stored = {n.buffer for n in visit(kernel.body) if isinstance(n, Store)}
     known = set(func.dims)

@@ -47,7 +47,10 @@ class Private:
 
 @dataclass(frozen=True, slots=True)
 class GroupKernel:
-    """`groups` turns of `group`, of `threads` threads each. Buffers not in `private` are shared."""
+    """`groups` turns of `group`, of `threads` threads each. Buffers not in `private` are shared.
+
+    All threads alike read from `steering` to know which way they go.
+    """
 
     group: Var
     groups: Expr
@@ -55,16 +58,20 @@ class GroupKernel:
     body: Stmt
     private: dict[Buffer, Private]
     shared: tuple[Buffer, ...]
+    steering: frozenset[Buffer]
 
 
-def group_kernel(stmt: Stmt) -> GroupKernel:
-    """The work groups of one phase of a kernel; CodegenError where they cannot be formed."""
+def group_kernel(stmt: Stmt, *, barriers: bool = True) -> GroupKernel:
+    """The work groups of one phase of a kernel; CodegenError where they cannot be formed.
+
+    Without `barriers` each work item is one thread's, and none may wait for another.
+    """
     if isinstance(stmt, For) and stmt.kind is ForKind.PARALLEL:
         group, groups, body = stmt.var, stmt.extent, stmt.body
     else:
         group, groups, body = Var("group", I32, 0, 0), wrap(1), stmt
     body = _without_hints(body)
-    if not _has(body, ForKind.THREAD):
+    if not _has(body, ForKind.THREAD) and barriers:
         body = _threads_from_vectors(body)
     if not _has(body, ForKind.THREAD) and const_value(groups) != 1:
         group, groups, body = _flat(group, groups, body)
@@ -82,12 +89,20 @@ def group_kernel(stmt: Stmt) -> GroupKernel:
         else:
             private[node.buffer] = found
     body, _ = _Barriers(frozenset(private), accesses).stmt(body, _State())
-    return GroupKernel(group, groups, threads, body, private, tuple(shared))
+    if not barriers and any(isinstance(n, Sync) for n in visit(body)):
+        raise CodegenError("threads of a group would wait for each other, and the target has none")
+    alike = frozenset(accesses.alike)
+    return GroupKernel(group, groups, threads, body, private, tuple(shared), alike)
 
 
 def _without_hints(stmt: Stmt) -> Stmt:
     """No prefetches: a group hides the latency of memory by having many threads."""
-    return rewrite(stmt, stmt_rule=lambda s: Seq(()) if isinstance(s, Prefetch) else s)
+
+    def rule(s: Stmt) -> Stmt:
+        idle = isinstance(s, For | Let) and isinstance(s.body, Seq) and not s.body.stmts
+        return Seq(()) if idle or isinstance(s, Prefetch) else s
+
+    return rewrite(stmt, stmt_rule=rule)
 
 
 def _has(stmt: Stmt, kind: ForKind) -> bool:

@@ -1,20 +1,25 @@
 """The renderer of WebGPU: kernels in WGSL, one module for each launch.
 
 WGSL has neither pointers nor numbers of 8 and 16 bits in memory: such buffers are arrays of words,
-whose elements are cut out where they are read and cannot be stored. Math is the language's own but
+whose elements are cut out where they are read and cannot be stored; f16 can be where the target
+has the extension. Math is the language's own but
 for sine and cosine, so results are close to other targets' and not the same bits.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
 from sterna.base.dtype import BF16, BOOL, F16, F32, I8, I32, U8, U16, U32, DType
 from sterna.base.errors import CodegenError
+from sterna.base.target import Target
 from sterna.codegen.bundle import SourceRenderer
-from sterna.codegen.cstyle import CStyle, Signature
+from sterna.codegen.cstyle import CStyle, GroupSource, Signature, render_groups
+from sterna.codegen.renderer import LibraryParts
 from sterna.ir.expr import Buffer, Const, Expr
+from sterna.ir.loop import PrimFunc
 
 MODULE = "//// module "  # begins the line before each launch's module, with its symbol
 
@@ -55,6 +60,7 @@ fn sin_f32(x: f32) -> f32 { return sine_quarter(x, 0u); }
 fn cos_f32(x: f32) -> f32 { return sine_quarter(x, 1u); }
 """
 _PACKED = {F16: 16, BF16: 16, U16: 16, U8: 8, I8: 8, BOOL: 8}
+_USES_HALF = re.compile(r"\bf16\b")
 
 
 @dataclass(slots=True)
@@ -66,6 +72,7 @@ class Wgsl(CStyle):
         F16: "u32", BF16: "u32", U16: "u32", U8: "u32", I8: "i32",
     }  # fmt: skip
     WIDE: ClassVar[str] = ""
+    PACKED: ClassVar[dict[DType, int]] = _PACKED  # buffers that are arrays of words
 
     def function(self, s: Signature) -> str:
         return f"{MODULE}{s.symbol}\n{CStyle.function(self, s)}"
@@ -73,13 +80,13 @@ class Wgsl(CStyle):
     def head(self, s: Signature) -> str:
         lines = []
         for i, (buffer, title, writes) in enumerate(s.buffers):
-            if writes and buffer.dtype in _PACKED:
+            if writes and buffer.dtype in self.PACKED:
                 raise CodegenError(
                     f"kernel {s.symbol} stores {buffer.dtype}, and memory has no such numbers "
-                    "there; choose a scheme that computes in f32, such as q4f32_1"
+                    "there; leave out the option that asks for them, or choose another target"
                 )
-            kind = "u32" if buffer.dtype in _PACKED else self.TYPES[buffer.dtype]
-            binding = f"@group(0) @binding({i}) var<storage, read_write>"
+            kind = "u32" if buffer.dtype in self.PACKED else self.TYPES[buffer.dtype]
+            binding = f"@group(0) @binding({i}) var<storage, {self.access(buffer, writes)}>"
             lines.append(f"{binding} {title}: array<{kind}>;")
         fields = ", ".join(f"{d}: i32" for d in s.dims)
         if s.dims:
@@ -92,6 +99,14 @@ class Wgsl(CStyle):
         self.arrays += [f"let {d} = dims.{d};" for d in s.dims]
         size = f"@compute @workgroup_size({s.threads})"
         return "\n".join([*lines, f"{size} fn {s.symbol}({builtins}) {{"])
+
+    def access(self, buffer: Buffer, writes: bool) -> str:
+        """Read-only for whole numbers that say which way a group goes, as barriers demand.
+
+        Not for others: a buffer may not be both in one launch, and the arena is one buffer.
+        """
+        steers = buffer in self.kernel.steering and buffer.dtype == I32 and not writes
+        return "read" if steers else "read_write"
 
     def outside(self, declaration: str) -> list[str]:
         self.before.append(declaration)
@@ -122,7 +137,7 @@ class Wgsl(CStyle):
         return f"for (var {var}: i32 = 0; {var} < {end}; {var}++) {{"
 
     def place(self, buffer: Buffer, index: tuple[Expr, ...]) -> str:
-        bits = _PACKED.get(buffer.dtype)
+        bits = self.PACKED.get(buffer.dtype)
         if bits is None or buffer.scope != "global":
             return CStyle.place(self, buffer, index)
         at, many = self.offset(buffer, index), 32 // bits
@@ -153,4 +168,34 @@ class Wgsl(CStyle):
         return f"({x} >> {shift}u)" if op == "//" else f"({x} & {mask})"
 
 
-RENDERER = SourceRenderer(".wgsl", Wgsl, _PRELUDE)
+@dataclass(slots=True)
+class HalfWgsl(Wgsl):
+    """WGSL with the extension that has f16 in memory."""
+
+    TYPES: ClassVar[dict[DType, str]] = {**Wgsl.TYPES, F16: "f16"}
+    PACKED: ClassVar[dict[DType, int]] = {d: n for d, n in _PACKED.items() if d != F16}
+
+    def shared_bytes(self, dtype: DType) -> int:
+        return 2 if dtype == F16 else 4
+
+    def converted(self, text: str, source: DType, to: DType) -> str:
+        halves = {F16, F32}
+        if source != to and {source, to} == halves:
+            return self.cast(to, text)
+        return Wgsl.converted(self, text, source, to)
+
+
+@dataclass(frozen=True, slots=True)
+class WgslRenderer(SourceRenderer):
+    """Kernels in the words of the target's extensions."""
+
+    def render_kernel(self, func: PrimFunc, target: Target) -> GroupSource:
+        style = HalfWgsl if F16.name in target.small_numbers else Wgsl
+        return render_groups(func, style, barriers=target.barriers)
+
+    def library_source(self, parts: LibraryParts) -> str:
+        whole = SourceRenderer.library_source(self, parts)
+        return f"enable f16;\n{whole}" if _USES_HALF.search(whole) else whole
+
+
+RENDERER = WgslRenderer(".wgsl", Wgsl, _PRELUDE)

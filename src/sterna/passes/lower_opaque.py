@@ -19,6 +19,7 @@ from sterna.ir.loop import PrimFunc, Stmt, Store
 from sterna.ir.rewrite import replace_loads, substitute, visit
 from sterna.ir.simplify import simplify_stmt
 from sterna.kernels.attention import AttentionSpec, attention_split, attention_tiles
+from sterna.kernels.attention_alone import attention_alone
 from sterna.kernels.attention_groups import attention_split_groups, attention_tiles_groups
 from sterna.kernels.kv_cache import CacheLayout, StepIndex, kv_append, rope_append
 from sterna.ops import Kind, op
@@ -51,6 +52,7 @@ class Setting:
     context: int  # most cached tokens of a sequence
     split: bool  # few queries: share the pieces of one among threads
     groups: bool = False  # the target runs work groups
+    barriers: bool = True  # whose threads may wait for each other
 
 
 def is_opaque(function: Function) -> bool:
@@ -188,6 +190,9 @@ def _attention(request: _Request) -> _Built:
         chunk=_integer(attrs, "chunk") if "chunk" in attrs else 0,
         sink=sink[0] if sink else None,
     )
+    if setting.groups and not setting.barriers:
+        func = attention_alone(request.name, spec, setting.dims, QUERY_TILE)
+        return _Built(func, head.outs, views=layout.views)
     tiles, split = (
         (attention_tiles_groups, attention_split_groups)
         if setting.groups

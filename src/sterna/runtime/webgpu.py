@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sterna.base.artifact import Phase
 from sterna.base.errors import ArtifactError, DeviceError, Unavailable
+from sterna.runtime.library import read_manifest
 from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
 from sterna.runtime.web_folder import Offer
@@ -26,6 +27,7 @@ _MODULE = "//// module "  # as the renderer writes it
 _STORAGE = 0x80 | 0x08 | 0x04  # storage, copied to and from
 _UNIFORM = 0x40 | 0x08
 _MOST_GROUPS = 65535
+_WANTED = ("shader-f16", "subgroup")  # features, where the adapter has them
 _FEATURES = {"subgroup": "subgroups"}  # what browsers call otherwise
 _LIMITS = {
     "max-storage-buffers-per-shader-stage": "buffers",
@@ -48,7 +50,19 @@ def load(
 ) -> GroupExecutable:
     """Load an artifact; see `load_on`. Unavailable where there is no adapter or no package."""
     check_threads(threads)
+    _check_features(library, index)
     return load_on(open_device(index), library, weights, num_pages=num_pages)
+
+
+def _check_features(library: Path, index: int) -> None:
+    """Unavailable where the library wants what the adapter does not have."""
+    found = offer(index)
+    missing = [f for f in read_manifest(library).features if f not in found.features]
+    if missing:
+        raise Unavailable(
+            f"the library wants {', '.join(missing)}, which {found.name} does not have; compile "
+            "the model with --target webgpu"
+        )
 
 
 def available_memory(index: int = 0) -> int | None:
@@ -138,7 +152,10 @@ class WebGpuDevice:
 
     def __init__(self, adapter: Any) -> None:
         wanted = {name: adapter.limits[name] for name in _LIMITS}
-        self._device = adapter.request_device_sync(required_limits=wanted)
+        features = [name for name in _WANTED if name in adapter.features]
+        self._device = adapter.request_device_sync(
+            required_limits=wanted, required_features=features
+        )
         self._queue = self._device.queue
         self.name = str(adapter.info.get("device", "webgpu"))
         found = self._device.limits

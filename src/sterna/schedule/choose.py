@@ -61,6 +61,21 @@ class Knobs:
 
 
 @dataclass(frozen=True, slots=True)
+class AloneKnobs:
+    """The table of targets whose threads work alone: none waits for another.
+
+    Up to `few_rows` rows of x a product is a matvec. `threads` is of a group without sums.
+    """
+
+    few_rows: int
+    threads: int
+    matvec: MatvecKnobs
+    matmul: MatmulKnobs
+    norm: NormKnobs
+    contraction: ContractionKnobs
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """How steps are written for some form of Group: `write(group, knobs)`, for knobs of a type."""
 
@@ -83,6 +98,8 @@ def choose(group: Group, target: Target) -> Schedule:
 
 def plan_of(group: Group, target: Target) -> Plan:
     """The plan of rule and table; ScheduleError where there is none."""
+    if target.group_threads and not target.barriers:
+        return _alone(group, alone_table(target.table))
     if target.group_threads:
         return _in_groups(group, group_table(target.table))
     knobs = table(target.table).get(target.lanes())
@@ -122,6 +139,21 @@ def _in_groups(group: Group, knobs: GroupKnobs) -> Plan:
         )
     reduces = any(c.over for c in group.computes)
     return Plan("norm_groups" if reduces else "elementwise_groups", knobs)
+
+
+def _alone(group: Group, knobs: AloneKnobs) -> Plan:
+    """Every thread its own tile of the output, sums in registers."""
+    found = product(group)
+    if found is not None:
+        if _most_rows(found) <= knobs.few_rows:
+            return Plan("matvec", knobs.matvec)
+        return Plan("skinny_matmul", knobs.matmul)
+    if contraction(group) is not None:
+        return Plan("contraction", knobs.contraction)
+    if any(c.over for c in group.computes):
+        return Plan("norm", knobs.norm)
+    flat = GroupKnobs(0, knobs.threads, 0, 0, 0, 0, 0, 0)
+    return Plan("elementwise_groups", flat)
 
 
 def _of_product(write: Callable[[Product, Any], Schedule]) -> Callable[[Group, Any], Schedule]:
@@ -169,3 +201,10 @@ def group_table(name: str) -> GroupKnobs:
     """A schedule table of targets with work groups."""
     text = (files("sterna.schedule") / "tables" / f"{name}.json").read_text(encoding="utf-8")
     return msgspec.json.decode(text, type=GroupKnobs)
+
+
+@cache
+def alone_table(name: str) -> AloneKnobs:
+    """A schedule table of targets whose threads work alone."""
+    text = (files("sterna.schedule") / "tables" / f"{name}.json").read_text(encoding="utf-8")
+    return msgspec.json.decode(text, type=AloneKnobs)
