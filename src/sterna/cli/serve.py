@@ -22,7 +22,8 @@ _EXAMPLE = """\
   sterna serve                                 the demo model, on http://localhost:8000
   sterna serve ./dist/M --port 9000 --ui       with a chat page at http://localhost:9000
   sterna serve --model small=./dist/S --model large=./dist/L
-  sterna serve ./dist/M --host :: --api-key-file keys.txt"""
+  sterna serve ./dist/M --host :: --api-key-file keys.txt
+  sterna serve --web ./dist/M-webgpu           a page that computes in the browser"""
 _ENGINE = tuple(option.name for option in fields(EngineOptions))
 
 
@@ -73,6 +74,15 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
     )
     access.add_argument("--ui", action="store_const", const=True, help="a chat page at /")
     access.add_argument(
+        "--web",
+        metavar="FOLDER",
+        action="append",
+        default=[],
+        type=Path,
+        help="instead of a model: a page at / that runs this folder, which `sterna compile "
+        "--target webgpu` wrote, in the browser",
+    )
+    access.add_argument(
         "--api-key",
         metavar="KEY",
         action="append",
@@ -119,16 +129,22 @@ def _limits() -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> int:
     from sterna.serve.options import ServeOptions, read_keys
-    from sterna.serve.server import serve
+    from sterna.serve.server import serve, serve_web
 
     keys = [*args.api_key, *(key for path in args.api_key_file for key in read_keys(path))]
     options = ServeOptions(
         api_keys=tuple(keys),
         allow_hosts=tuple(args.allow_host),
         allow_origins=tuple(args.allow_origin),
+        web=tuple(args.web),
         **given_options(args, ("host", "port", "ui", *_limits())),
     )
-    serve(engines(args), options, _announce)
+    if options.web:
+        if args.models or args.more:
+            raise UsageError("--web serves folders that browsers run; leave out the models")
+        serve_web(options, _announce)
+    else:
+        serve(engines(args), options, _announce)
     return 0
 
 

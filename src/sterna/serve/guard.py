@@ -46,7 +46,7 @@ class Guard:
         own = {"localhost", options.host, socket.gethostname(), *options.allow_hosts}
         self._hosts = frozenset(name.lower().strip("[]") for name in own)
         self._origins = frozenset(options.allow_origins)
-        challenge = b'Basic realm="sterna"' if options.ui else b"Bearer"
+        challenge = b'Basic realm="sterna"' if options.ui or options.web else b"Bearer"
         self._challenge = ((b"www-authenticate", challenge),)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

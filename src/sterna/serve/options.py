@@ -29,7 +29,8 @@ class ServeOptions:
 
     Without `api_keys` only a loopback address may be bound. `allow_hosts` are names beside the
     machine's own addresses by which a client may call; `allow_origins` are web pages of other
-    origins that may read answers ("*": all).
+    origins that may read answers ("*": all). `web` are folders for browsers: with any of them the
+    server computes nothing and serves a page that runs them.
     """
 
     host: str = "localhost"
@@ -38,6 +39,7 @@ class ServeOptions:
     allow_hosts: tuple[str, ...] = ()
     allow_origins: tuple[str, ...] = ()
     ui: bool = False
+    web: tuple[Path, ...] = ()
     max_body: int = _setting(16 * 2**20, int, "most bytes of a request", 1024, 2**31)
     max_head: int = _setting(32 * 2**10, int, "most bytes of its headers", 1024, 2**20)
     max_requests: int = _setting(4096, int, "most requests answered or queued at once", 1, 10**6)
@@ -58,6 +60,8 @@ class ServeOptions:
         for key in self.api_keys:
             if not _KEY.fullmatch(key):
                 raise UsageError("an API key is empty or has spaces or other than ASCII in it")
+        if self.web and self.ui:
+            raise UsageError("--web has a page of its own; leave out --ui")
         if not self.api_keys and not is_loopback(self.host):
             raise UsageError(
                 f"{self.host} can be reached from other machines, so a key is needed: give one "

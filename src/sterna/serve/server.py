@@ -29,6 +29,7 @@ from sterna.serve.app import App
 from sterna.serve.connection import limited
 from sterna.serve.models import Model
 from sterna.serve.options import ServeOptions
+from sterna.serve.web import WebApp
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LAST_WORDS = 2.0  # seconds for answers that are cut off to say so
@@ -37,7 +38,7 @@ _LAST_WORDS = 2.0  # seconds for answers that are cut off to say so
 class Server(uvicorn.Server):
     """A server over sockets that are already bound; `run` blocks until it was told to stop."""
 
-    def __init__(self, app: App, options: ServeOptions, ready: Callable[[], None]) -> None:
+    def __init__(self, app: App | WebApp, options: ServeOptions, ready: Callable[[], None]) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -137,15 +138,24 @@ def serve(
     cannot be had.
     """
     app = App(engines, options)
-    # Else asyncio warns of each write to a client that has just gone.
-    logging.getLogger("asyncio").setLevel(logging.ERROR)
     try:
-        allow_open_files()
-        sockets = bind(options.host, options.port)
-        address = url(options.host, sockets[0])
-        Server(app, options, lambda: ready(address)).run(sockets)
+        _listen(app, options, ready)
     finally:
         app.state.models.close()
+
+
+def serve_web(options: ServeOptions, ready: Callable[[str], None] = lambda url: None) -> None:
+    """Serve the page of `options.web` until a signal says to stop; errors as `serve`."""
+    _listen(WebApp(options), options, ready)
+
+
+def _listen(app: App | WebApp, options: ServeOptions, ready: Callable[[str], None]) -> None:
+    # Else asyncio warns of each write to a client that has just gone.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    allow_open_files()
+    sockets = bind(options.host, options.port)
+    address = url(options.host, sockets[0])
+    Server(app, options, lambda: ready(address)).run(sockets)
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
