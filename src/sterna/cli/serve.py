@@ -23,7 +23,7 @@ _EXAMPLE = """\
   sterna serve ./dist/M --port 9000 --ui       with a chat page at http://localhost:9000
   sterna serve --model small=./dist/S --model large=./dist/L
   sterna serve ./dist/M --host :: --api-key-file keys.txt
-  sterna serve --web ./dist/M-webgpu           a page that computes in the browser"""
+  sterna serve --web ./dist/M-web              a page that computes in the browser"""
 _ENGINE = tuple(option.name for option in fields(EngineOptions))
 
 
@@ -79,8 +79,8 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         type=Path,
-        help="instead of a model: a page at / that runs this folder, which `sterna compile "
-        "--target webgpu` wrote, in the browser",
+        help="instead of a model: a page at / that computes in the browser, with this folder "
+        "that `sterna compile` wrote for browsers",
     )
     access.add_argument(
         "--api-key",

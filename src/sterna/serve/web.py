@@ -1,6 +1,6 @@
 """A page that computes in the browser, and the folders of models that it fetches.
 
-In: folders that `sterna compile --target webgpu` wrote. Out: an application that hands out the
+In: folders that `sterna compile` wrote for browsers. Out: an application that hands out the
 page, the package it is made with, and those files of the folders that their indexes list, with
 ranges and with the headers that browsers ask for before they give a page threads and exact time.
 Knows no engine: nothing is computed here.
@@ -8,7 +8,6 @@ Knows no engine: nothing is computed here.
 
 from __future__ import annotations
 
-import mimetypes
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,13 @@ _HEADERS = {
 _PLACES = (Path(__file__).parent / "web", Path(__file__).parents[3] / "web")  # wheel, checkout
 _ENTRY = "index.js"
 _SHARED = ("markdown.js", "style.css", "icon.svg")  # of the other chat page
-_BINARY = "application/octet-stream"
+_KINDS = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+}
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -105,8 +110,8 @@ def _index(folder: Path) -> WebIndex:
     path = folder / INDEX
     if not path.is_file():
         raise ArtifactError(
-            f"{folder} holds no {INDEX}; make it with "
-            f"`sterna compile --model MODEL --target webgpu --output {folder}/`"
+            f"{folder} holds no {INDEX}; `sterna compile` writes it for a target that browsers have, "
+            f"with --output {folder}/"
         )
     index = decode(path.read_bytes())
     for file in index.files:
@@ -167,4 +172,4 @@ def _application(files: Mapping[str, Path], listed: bytes) -> Starlette:
 
 
 def _kind(path: Path) -> str:
-    return mimetypes.types_map.get(path.suffix, _BINARY)
+    return _KINDS.get(path.suffix, "application/octet-stream")
