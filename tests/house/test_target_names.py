@@ -30,6 +30,7 @@ ALLOWED = (
     "runtime/library.py",  # which machine a library file was made for
     "schedule/tables/",
     "cli/compile.py",  # the examples of --help
+    "serve/web.py",  # a browser's policy for what a page may run is spelled so
 )
 IDENTITY = {"spec", "renderer", "device", "triple", "mcpu"}  # fields that say which target it is
 # Who may compare these: the toolchain that serves a triple.

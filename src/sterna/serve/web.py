@@ -110,8 +110,8 @@ def _index(folder: Path) -> WebIndex:
     path = folder / INDEX
     if not path.is_file():
         raise ArtifactError(
-            f"{folder} holds no {INDEX}; `sterna compile` writes it for a target that browsers have, "
-            f"with --output {folder}/"
+            f"{folder} holds no {INDEX}; `sterna compile` writes it for a target of "
+            f"browsers, with --output {folder}/"
         )
     index = decode(path.read_bytes())
     for file in index.files:
