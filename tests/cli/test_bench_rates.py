@@ -50,7 +50,8 @@ def quick(monkeypatch):
     """The command measures the null device, on a machine of round numbers."""
     monkeypatch.setattr(bench, "open_engine", lambda args: null_engine(prefix_cache=False))
     monkeypatch.setattr("sterna.inspection.peaks.measure_peaks", lambda: PEAKS)
-    return ["bench", "--prompt-tokens", "16", "--generate-tokens", "4", "--repetitions", "2"]
+    return ["bench", "--prompt-tokens", "16", "--generate-tokens", "4", "--repetitions", "2",
+            "--no-kernels"]  # fmt: skip
 
 
 def test_every_size_is_measured(engine):

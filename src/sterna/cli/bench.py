@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -14,19 +15,20 @@ from typing import TYPE_CHECKING, Any
 from sterna.base.cache import write_atomic
 from sterna.base.errors import UsageError
 from sterna.cli.arguments import Subparsers, add_verb, given_options, number
-from sterna.cli.model import ENGINE, add_engine_flags, open_engine
+from sterna.cli.model import ENGINE, add_engine_flags, find_models, open_engine
 from sterna.cli.say import harmless, note
-from sterna.engine.options import Mode, Speculative
+from sterna.engine.options import EngineOptions, KVDtype, Mode, Speculative
 
 if TYPE_CHECKING:
-    from sterna.cli.bench_report import BenchReport, Change
+    from sterna.base.artifact import Manifest
+    from sterna.cli.bench_report import BenchReport, Change, PhaseReport
 
 _EXAMPLE = """\
   sterna bench                                          the demo model
   sterna bench ./dist/M --prompt-tokens 128,512 --parallel 1,8
   sterna bench http://localhost:8000 --concurrency 32 --requests 256
   sterna bench ./dist/M --json now.json --baseline before.json"""
-_OF_MODELS = ("parallel", "repetitions")
+_OF_MODELS = ("parallel", "repetitions", "no_kernels")
 _OF_SERVERS = (
     "requests",
     "concurrency",
@@ -84,6 +86,13 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--repetitions", metavar="N", type=number(int), help="of a model: samples (default: 5)"
+    )
+    parser.add_argument(
+        "--no-kernels",
+        action="store_const",
+        const=True,
+        help="of a model on the CPU: leave out the time in each kernel, for which a library is "
+        "built",
     )
 
 
@@ -191,7 +200,8 @@ def _of_model(args: argparse.Namespace) -> BenchReport:
         found = rates(engine, options, lambda test: note(f"measuring {test}"))
         # A guess that comes true makes a step worth several tokens: what it costs is unknown then.
         guesses = args.speculative not in (None, Speculative.OFF)
-        told = () if guesses else phases(engine.manifest, engine.limits.chunk, found, peaks)
+        manifest, chunk = engine.manifest, engine.limits.chunk
+        told = () if guesses else phases(manifest, chunk, found, peaks)
         settings = {
             "target": engine.manifest.target,
             "quantization": engine.manifest.model.quantization,
@@ -199,13 +209,59 @@ def _of_model(args: argparse.Namespace) -> BenchReport:
             **given_options(args, _ENGINE),
             "threads": _threads(args),
         }
-        return BenchReport(
-            kind="rates",
-            subject=engine.model_name,
-            settings={name: _plain(value) for name, value in settings.items()},
-            metrics=found,
-            phases=told,
+        subject = engine.model_name
+    if told and not args.no_kernels:  # the engine has given its memory back
+        told = _with_kernels(args, manifest, chunk, told)
+    return BenchReport(
+        kind="rates",
+        subject=subject,
+        settings={name: _plain(value) for name, value in settings.items()},
+        metrics=found,
+        phases=told,
+    )
+
+
+def _with_kernels(
+    args: argparse.Namespace, manifest: Manifest, chunk: int, told: tuple[PhaseReport, ...]
+) -> tuple[PhaseReport, ...]:
+    """The phases with the times of their kernels; as they are where those cannot be had."""
+    from sterna.base.target import KINDS, parse_target
+    from sterna.checkpoint.model_folder import open_model
+    from sterna.cli.bench_rates import phase_steps, with_kernels
+    from sterna.compiler import CompileOptions, compile_source
+    from sterna.engine.loader import packed_file
+    from sterna.inspection.kernel_times import kernel_times
+    from sterna.tune.database import tuned_plans
+
+    target = parse_target(manifest.target)
+    if target.group_threads or not hasattr(time, "clock_gettime"):
+        note(f"the time in each kernel is not told: it is for {KINDS[0]}, on Linux and macOS")
+        return told
+    options = EngineOptions(**given_options(args, _ENGINE))
+    (located,), _ = find_models(args, [args.model], options)
+    folder = open_model(located.folder, weights=False)
+    asked: Any = None if options.kv_dtype == KVDtype.AUTO else str(options.kv_dtype)
+    plans = tuned_plans(target, lambda text: None)
+    source = compile_source(folder, target, CompileOptions(kv_dtype=asked), tuned=plans)
+    if (source.manifest.kernels, source.manifest.entries) != (manifest.kernels, manifest.entries):
+        note("the time in each kernel is not told: the library was compiled with other options")
+        return told
+    note("measuring kernels")
+    steps = [phase_steps(manifest, chunk, phase.name) for phase in told]
+    times = iter(
+        kernel_times(
+            source,
+            target,
+            located.weights,
+            [(context, tokens) for each in steps for _, context, tokens in each],
+            threads=_threads(args),
+            packed=packed_file(located, manifest, options),
         )
+    )
+    return tuple(
+        with_kernels(phase, manifest, each, [next(times) for _ in each])
+        for phase, each in zip(told, steps, strict=True)
+    )
 
 
 def _of_server(args: argparse.Namespace) -> tuple[BenchReport, dict[str, int]]:

@@ -31,6 +31,7 @@ def document(
     sections = [Section("Measured", tuple(_measured(report)))]
     if report.phases:
         sections.append(Section("Against the machine", tuple(_phases(report.phases))))
+        sections += [_kernels(phase) for phase in report.phases if phase.kernels]
     if failures:
         rows = tuple((why, str(count)) for why, count in failures.items())
         sections.append(Section("Failures", (Table(("answer", "requests"), rows),)))
@@ -97,6 +98,40 @@ def _phases(phases: Sequence[PhaseReport]) -> Iterator[Part]:
         f"and multiplying were measured just before, on all cores with numpy: "
         f"{decimal(phases[0].copy_bytes_per_s)}B/s and "
         f"{decimal(phases[0].peak_flops_per_s)}FLOP/s of float32."
+    )
+
+
+def _kernels(phase: PhaseReport) -> Section:
+    """Where the time of a phase goes."""
+    inside = sum(kernel.seconds for kernel in phase.kernels)
+    whole = inside + phase.host
+
+    def row(name: str, launches: str, seconds: float, *rates: str) -> tuple[str, ...]:
+        return (name, launches, duration(seconds), f"{seconds / whole:.1%}", *(rates or ("", "")))
+
+    rows = [
+        row(
+            k.name,
+            str(k.launches),
+            k.seconds,
+            f"{decimal(k.bytes / k.seconds)}B/s",
+            f"{decimal(k.flops / k.seconds)}FLOP/s",
+        )
+        for k in phase.kernels
+        if k.seconds
+    ]
+    rows.append(row("host", "", phase.host))
+    head = ("kernel", "launches", "in", "", "", "")
+    return Section(
+        f"The time of {phase.name}",
+        (
+            Table(head, (*rows, row("together", "", whole)), summed=True),
+            Line(
+                f"Timed in a library of its own, {phase.name} once. In the kernels the main thread "
+                f"waited {duration(phase.waiting)} ({phase.waiting / whole:.1%}) for others: forks "
+                "and barriers. The host's part is what a step takes beside its kernels."
+            ),
+        ),
     )
 
 

@@ -8,20 +8,24 @@ phases, which set a step's bytes and operations against what the machine can do.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
+import msgspec
+
 from sterna.base.artifact import Entry, Manifest
 from sterna.base.errors import RequestError
-from sterna.cli.bench_report import Metric, PhaseReport
+from sterna.cli.bench_report import KernelTime, Metric, PhaseReport
 from sterna.engine.engine import Engine
 from sterna.inspection.costs import step_cost
+from sterna.inspection.kernel_times import StepTimes
 from sterna.inspection.peaks import Peaks
 
 Progress = Callable[[str], None]
 Draw = Callable[[int], list[int]]  # random token ids
+Step = tuple[Entry, int, int]  # cached tokens, new tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,38 +93,65 @@ def phases(
     manifest: Manifest, chunk: int, metrics: Sequence[Metric], peaks: Peaks
 ) -> tuple[PhaseReport, ...]:
     """The steps behind the metrics of one sequence, where the library says what they cost."""
+    steps = ((metric, phase_steps(manifest, chunk, metric.name)) for metric in metrics)
+    return tuple(_phase(metric, manifest, found, peaks) for metric, found in steps if found)
+
+
+def phase_steps(manifest: Manifest, chunk: int, name: str) -> list[Step]:
+    """The steps behind a metric; none for one of several sequences.
+
+    The library's formulas are of one sequence.
+    """
     entries = {entry.name: entry for entry in manifest.entries}
-    found = []
-    for metric in metrics:
-        kind, size = metric.name[:2], metric.name[2:]
-        if not size.isdigit():
-            continue  # of several sequences; the library's formulas are of one
-        length = int(size)
-        if kind == "pp" and "prefill" in entries:
-            spans = [(at, min(chunk, length - at)) for at in range(0, length, chunk)]
-            found.append(_phase(metric, manifest, entries["prefill"], spans, peaks))
-        elif kind == "tg" and "decode" in entries and length > 1:
-            middle = length // 2  # costs grow with the context, evenly
-            found.append(_phase(metric, manifest, entries["decode"], [(middle, 1)], peaks))
-    return tuple(found)
+    kind, size = name[:2], name[2:]
+    length = int(size) if size.isdigit() else 0
+    if kind == "pp" and "prefill" in entries:
+        parts = [(at, min(chunk, length - at)) for at in range(0, length, chunk)]
+        return [(_of_prompt(entries, tokens), at, tokens) for at, tokens in parts]
+    if kind == "tg" and "decode" in entries and length > 1:
+        return [(entries["decode"], length // 2, 1)]  # costs grow with the context, evenly
+    return []
 
 
-def _phase(
-    metric: Metric,
-    manifest: Manifest,
-    entry: Entry,
-    spans: Sequence[tuple[int, int]],
-    peaks: Peaks,
+def _of_prompt(entries: Mapping[str, Entry], tokens: int) -> Entry:
+    """The entry point that takes a part of a prompt: what is short enough is verified."""
+    verify = entries.get("verify")
+    most = next((d.hi for d in verify.dims if d.name == "n"), 0) if verify else 0
+    return verify if verify and tokens <= most else entries["prefill"]
+
+
+def with_kernels(
+    phase: PhaseReport, manifest: Manifest, steps: Sequence[Step], times: Sequence[StepTimes]
 ) -> PhaseReport:
-    """`spans`: (context, tokens) of each step."""
-    costs = [step_cost(manifest, entry, context, tokens) for context, tokens in spans]
-    tokens = sum(count for _, count in spans)
+    """A phase with the times of its steps' kernels, `times` a step."""
+    found: dict[str, KernelTime] = {}
+    for (entry, context, tokens), step in zip(steps, times, strict=True):
+        for cost in step_cost(manifest, entry, context, tokens, rows=1).kernels:
+            name, old = cost.kernel.name, found.get(cost.kernel.name)
+            found[name] = KernelTime(
+                name=name,
+                launches=cost.launches + (old.launches if old else 0),
+                seconds=step.kernels.get(name, 0.0) + (old.seconds if old else 0.0),
+                bytes=cost.launches * cost.bytes + (old.bytes if old else 0),
+                flops=cost.launches * cost.flops + (old.flops if old else 0),
+            )
+    return msgspec.structs.replace(
+        phase,
+        kernels=tuple(sorted(found.values(), key=lambda kernel: -kernel.seconds)),
+        waiting=sum(step.waiting for step in times),
+        host=sum(step.host for step in times),
+    )
+
+
+def _phase(metric: Metric, manifest: Manifest, steps: Sequence[Step], peaks: Peaks) -> PhaseReport:
+    costs = [step_cost(manifest, *step, rows=1) for step in steps]
+    tokens = sum(count for *_, count in steps)
     seconds = tokens / metric.value
     moved, flops = sum(cost.bytes for cost in costs), sum(cost.flops for cost in costs)
     return PhaseReport(
         name=metric.name,
         tokens=tokens,
-        context=spans[0][0],
+        context=steps[0][1],
         seconds=seconds,
         bytes=moved,
         flops=flops,

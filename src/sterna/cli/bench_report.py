@@ -30,12 +30,24 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     samples: tuple[float, ...] = ()
 
 
+class KernelTime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A kernel's launches in one phase, together: seconds, and what the formulas say they do."""
+
+    name: str
+    launches: int
+    seconds: float
+    bytes: int
+    flops: int
+
+
 class PhaseReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One kind of step: what it moves and computes, and how near that is to what the machine can.
 
     `bytes` and `flops` are of one step, from the library's own formulas, at `tokens` tokens after
     `context` cached ones. The two rates are set against copies and multiplications measured on
-    this machine just before.
+    this machine just before. `kernels` are timed apart, in a library built for that, the longest
+    first; `waiting` is what in them the main thread waits for others (forks and barriers), `host`
+    is what a step takes beside them: batches made ready, the call, Python.
     """
 
     name: str
@@ -48,6 +60,9 @@ class PhaseReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     flops_per_s: float
     copy_bytes_per_s: float
     peak_flops_per_s: float
+    kernels: tuple[KernelTime, ...] = ()
+    waiting: float = 0.0
+    host: float = 0.0
 
     @property
     def of_copy(self) -> float:

@@ -194,11 +194,11 @@ def _load_on(
         num_pages=num_pages,
         threads=options.threads,
         index=index,
-        packed=_packed(located, manifest, options),
+        packed=packed_file(located, manifest, options),
     )
 
 
-def _packed(located: Located, manifest: Manifest, options: EngineOptions) -> Path | None:
+def packed_file(located: Located, manifest: Manifest, options: EngineOptions) -> Path | None:
     """Where the cache keeps these weights as this library reads them."""
     if not options.keep_packed or not worth_keeping(manifest):
         return None

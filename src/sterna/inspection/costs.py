@@ -69,11 +69,17 @@ def step_costs(manifest: Manifest, context: int) -> tuple[StepCost, ...]:
 
 
 def step_cost(
-    manifest: Manifest, entry: Entry, context: int, tokens: int | None = None
+    manifest: Manifest,
+    entry: Entry,
+    context: int,
+    tokens: int | None = None,
+    rows: int | None = None,
 ) -> StepCost:
-    """The cost of one step of so many tokens, as many as are typical where None."""
+    """The cost of a step of so many tokens and rows of logits, as typical where None."""
     kernels = {kernel.name: kernel for kernel in manifest.kernels}
     dims = typical_dims(entry, manifest, context, tokens)
+    if rows is not None and "r" in dims:
+        dims["r"] = rows
     costs = (_cost(kernels, name, n, dims) for name, n in launches(entry).items())
     return StepCost(entry, dims, tuple(costs))
 
