@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sterna.base.errors import UsageError
+from sterna.base.errors import TokenizerError, UsageError
 from sterna.base.target import EXAMPLES, Target, parse_target
 from sterna.cli.arguments import Subparsers, add_verb, closest
 from sterna.cli.progress import shown
@@ -121,12 +121,27 @@ def run(args: argparse.Namespace) -> int:
             told = f"{size(library.stat().st_size)}, {target.spec}"
     if dump is not None:
         note(f"every phase is in {dump}")
+    if args.activations == "i8" and not whole:
+        note(_effect(folder, target, output, settings))
     print(f"{output} ({told})")
     return 0
 
 
 def _programs(index: WebIndex) -> str:
     return "programs " + ", ".join(program.target for program in index.programs)
+
+
+def _effect(folder: Path, target: Target, library: Path, settings: dict[str, Any]) -> str:
+    """What activations of 8 bits cost in quality, or why that is not told."""
+    from sterna.cli.compile_effect import effect, unmeasurable
+
+    why = unmeasurable(target, library)
+    try:
+        if why is None:
+            return f"activations i8: {effect(folder, target, library, settings)}"
+    except TokenizerError as error:
+        why = str(error)
+    return f"what activations i8 cost in quality was not measured: {why}"
 
 
 def _tuned(target: Target, report: Report) -> Mapping[str, Plan]:
