@@ -78,6 +78,7 @@ def driver_rocm() -> Device:
 # Target, and what runs its kernels here.
 TARGETS: dict[str, Callable[[], Device]] = {
     "opencl": driver_opencl,
+    "opencl:mali": driver_opencl,
     "cuda": driver_cuda,
     "cuda:source": simulated_cuda,
     "rocm": driver_rocm,

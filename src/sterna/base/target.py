@@ -120,6 +120,11 @@ def _machines(row: Target, names: tuple[str, ...], subgroup: int) -> dict[str, T
     }
 
 
+# Mali's shared memory is ordinary memory, so its threads work alone.
+_OPENCL = Target("opencl", renderer="opencl", device="opencl", table="work_groups",
+                 suffix=".sterna", fma=True, group_threads=256, shared_bytes=32768,
+                 most_buffers=64, buffer_align=1024)  # fmt: skip
+
 # Kinds whose kernels run in work groups; the detail after the colon picks a row. Without a detail
 # CUDA's code is PTX, which every later GPU takes, and ROCm's is for several at once; "source" is
 # compiled by the device's own machine. Kinds stand in the order in which a device is preferred.
@@ -145,9 +150,9 @@ _GROUPED = {
         "f32": replace(_VULKAN, spec="vulkan:f32", small_numbers=()),
     },
     "opencl": {
-        "": Target("opencl", renderer="opencl", device="opencl", table="work_groups",
-                   suffix=".sterna", fma=True, group_threads=256, shared_bytes=32768,
-                   most_buffers=64, buffer_align=1024),
+        "": _OPENCL,
+        "adreno": replace(_OPENCL, spec="opencl:adreno", subgroup=64),
+        "mali": replace(_OPENCL, spec="opencl:mali", table="alone", barriers=False),
     },
     "webgpu": {
         "": _WEBGPU,
