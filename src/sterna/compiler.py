@@ -147,7 +147,7 @@ def compile_model(
     the digest of the Group they are for; see `KernelTable`. Raises CheckpointError, CompileError
     and their kin.
     """
-    say = progress or _silent
+    say = progress or str  # nobody asked
     opened = open_model(folder, weights=False)
     options = options or CompileOptions()
     identity = library_key(opened, target, options, tuned)
@@ -421,6 +421,7 @@ def _manifest(
         entries=tuple(e.entry for e in entries),
         kernels=table.manifest(),
         sampler=sampler,
+        part_bytes=target.most_buffer_bytes if target.split_buffers else 0,
     )
 
 
@@ -462,10 +463,6 @@ def _param(weight: Value, title: str, tiles: dict[str, int]) -> Param:
     shape = tuple(int(getattr(d, "value", 0)) for d in weight.shape)
     tile = tiles.get(weight.name, 0)
     return Param(name=title, dtype=weight.dtype.name, shape=shape, row_tile=tile)
-
-
-def _silent(message: str) -> None:
-    """Progress that nobody asked for."""
 
 
 def _dump_of(own: Target, target: Target, folder: Path | None) -> _Dump:

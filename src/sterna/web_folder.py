@@ -166,7 +166,8 @@ def _program(target: Target, file: str, manifest: Manifest) -> Program:
 def _limits(manifest: Manifest, cache: int) -> dict[str, int]:
     """What the program takes of each limit that browsers name."""
     phases = [phase for kernel in manifest.kernels for phase in kernel.phases]
-    bound = [packed_bytes(p) for p in manifest.params]
+    weights = [packed_bytes(p) for p in manifest.params]
+    bound = [min(size, manifest.part_bytes or size) for size in weights]
     bound += [prod(c.shape) * dtype(c.dtype).bytes for c in manifest.constants]
     bound += [cache, *io_bytes(manifest.entries).values()]
     bound += [entry.arena_bytes for entry in manifest.entries]
@@ -177,5 +178,5 @@ def _limits(manifest: Manifest, cache: int) -> dict[str, int]:
         "maxComputeInvocationsPerWorkgroup": max(p.threads for p in phases),
         "maxComputeWorkgroupSizeX": max(p.threads for p in phases),
         "maxStorageBufferBindingSize": largest,
-        "maxBufferSize": largest,
+        "maxBufferSize": max(largest, *weights),
     }

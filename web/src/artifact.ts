@@ -76,6 +76,7 @@ const manifest = record({
   params: list(param), entries: list(entry), kernels: list(kernel),
   constants: optional(list(constant), []), blobs: optional(list(blob), []),
   sampler: optional(nullable(entry), null), carried: optional(list(text), []),
+  part_bytes: optional(count, 0),
 });
 
 export type Buffer = Of<typeof buffer>;

@@ -44,6 +44,7 @@ interface Ready {
 export class Program implements Executable {
   readonly manifest: Manifest;
   private readonly places = new Map<string, View>();
+  private readonly weightBytes = new Map<string, number>();
   private readonly inputs = new Map<string, Int32Array | Uint32Array | Float32Array>(); // as last written
   private readonly functions: Map<string, GPUComputePipeline>;
   private readonly staging: GPUBuffer;
@@ -85,6 +86,7 @@ export class Program implements Executable {
   upload(bytes: Uint8Array, tensor: Tensor, param: Param): void {
     const place = this.device.allocate(packedBytes(param), (memory) => pack(bytes, tensor, param, memory));
     this.places.set(param.name, place);
+    this.weightBytes.set(param.name, packedBytes(param));
   }
 
   /** Make the bind groups, once every weight is there. */
@@ -157,13 +159,11 @@ export class Program implements Executable {
     for (const { call, pipeline, bindings } of ready.launches) {
       const count = groups.get(call.groups) ?? call.groups(dims);
       groups.set(call.groups, count);
-      if (count > MOST_GROUPS) {
-        throw new RequestError(`a launch wants ${count} work groups, and WebGPU has ${MOST_GROUPS}; compile the model with a smaller prefill_chunk_size`);
-      }
       if (count <= 0) continue;
       pass.setPipeline(pipeline);
       pass.setBindGroup(0, bindings);
-      pass.dispatchWorkgroups(count);
+      // More than fit side by side become a grid, which kernels number row by row.
+      pass.dispatchWorkgroups(Math.min(count, MOST_GROUPS), Math.ceil(count / MOST_GROUPS));
     }
     pass.end();
   }
@@ -212,7 +212,18 @@ export class Program implements Executable {
   private launch(call: Call, own: ReadonlyMap<string, View>, sizes: View): Prepared {
     const pipeline = this.functions.get(call.phase.symbol);
     if (pipeline === undefined) throw new ArtifactError(`the program has no kernel ${call.phase.symbol}; compile the model again`);
-    const views = call.buffers.map((name) => own.get(name) ?? this.place(name));
+    const views = call.buffers.map((name, i) => {
+      const whole = own.get(name) ?? this.place(name);
+      const same = call.buffers.filter((other) => other === name).length;
+      const bytes = this.weightBytes.get(name);
+      if (same < 2 || bytes === undefined || bytes <= this.manifest.part_bytes) return whole;
+      const at = call.buffers.slice(0, i).filter((other) => other === name).length * this.manifest.part_bytes;
+      const rest = Math.min(this.manifest.part_bytes, bytes - at);
+      if (this.manifest.part_bytes === 0 || rest <= 0) {
+        throw new ArtifactError(`the program binds a part of ${name} that it does not have; compile the model again`);
+      }
+      return { ...whole, offset: whole.offset + at, size: rest };
+    });
     if (call.dims.length > 0) views.push(sizes);
     const bindings = this.device.gpu.createBindGroup({
       layout: pipeline.getBindGroupLayout(0),

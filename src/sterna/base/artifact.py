@@ -90,7 +90,8 @@ class Phase(_Record, frozen=True):
     """One launch of work groups: function `symbol` of the artifact's code.
 
     It takes the buffers at these positions of the kernel's arguments, then the kernel's dims as
-    i32. `groups` is a size expression over the dims; each group has `threads` threads.
+    i32; a position that comes again is the next part of a buffer (see Manifest). `groups` is a size
+    expression over the dims; each group has `threads` threads.
     """
 
     symbol: str
@@ -188,7 +189,11 @@ class Model(_Record, frozen=True):
 
 
 class Manifest(_Record, frozen=True):
-    """All of the above, for one library."""
+    """All of the above, for one library.
+
+    A weight of more than `part_bytes` is bound in parts, each of so many bytes but the last; 0: no
+    weight is. Where a launch has more groups than a device takes side by side, they are a grid.
+    """
 
     format: int
     sterna: str
@@ -203,6 +208,7 @@ class Manifest(_Record, frozen=True):
     blobs: tuple[Blob, ...] = ()
     sampler: Entry | None = None  # tokens from logits; None where the host does it
     carried: tuple[str, ...] = ()  # targets of all programs in the library, where it has several
+    part_bytes: int = 0
 
     @property
     def symbol(self) -> str:

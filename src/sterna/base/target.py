@@ -45,6 +45,7 @@ class Target:
     small_numbers: tuple[str, ...] = SMALL  # dtypes below 32 bits that a kernel can store
     most_buffers: int = 0  # that a kernel may take
     most_buffer_bytes: int = 0  # of one buffer; 0: no limit but memory
+    split_buffers: bool = False  # larger weights are bound in parts
     buffer_align: int = 64  # of a tensor inside a larger buffer
     page_bytes: int = 4096
     carried: tuple[str, ...] = ()  # targets whose programs share one library, least demanding first
@@ -96,7 +97,8 @@ _VULKAN = Target("vulkan", renderer="spirv", device="vulkan", table="work_groups
 # A folder for browsers has the programs of all rows of this kind; one row's alone if it is named.
 _WEBGPU = Target("webgpu", renderer="wgsl", device="webgpu", table="work_groups",
                  suffix=".sterna", group_threads=256, shared_bytes=16384, most_buffers=10,
-                 most_buffer_bytes=128 << 20, buffer_align=256, small_numbers=(),
+                 most_buffer_bytes=128 << 20, split_buffers=True, buffer_align=256,
+                 small_numbers=(),
                  packaged=("webgpu:f16", "webgpu", "webgpu:barrier-free"))  # fmt: skip
 _WEBGPU_F16 = replace(_WEBGPU, spec="webgpu:f16", features=("shader-f16",), float16=True,
                       small_numbers=("f16",))  # fmt: skip

@@ -35,7 +35,7 @@ class SourceRenderer:
 
     def render_kernel(self, func: PrimFunc, target: Target) -> GroupSource:
         """See Renderer."""
-        return render_groups(func, self.style, barriers=target.barriers)
+        return render_groups(func, self.style, target)
 
     def library_source(self, parts: LibraryParts) -> str:
         """See Renderer: the prelude and every kernel's text."""
@@ -90,7 +90,7 @@ def check_limits(parts: LibraryParts, target: Target) -> None:
                         f"kernel {title} wants {used} {what}, and {target.spec} has {most}; "
                         "choose another target, or smaller limits with --overrides"
                     )
-    for param in parts.manifest.params:
+    for param in () if target.split_buffers else parts.manifest.params:
         size = prod(param.shape) * dtype(param.dtype).bytes
         if target.most_buffer_bytes and size > target.most_buffer_bytes:
             raise CodegenError(

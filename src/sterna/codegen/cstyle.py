@@ -11,6 +11,7 @@ same polynomials as the CPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sterna.base.artifact import Phase
@@ -20,6 +21,7 @@ from sterna.base.dtype import (
     DType,
 )
 from sterna.base.errors import CodegenError
+from sterna.base.target import Target
 from sterna.codegen.c_names import Names, name
 from sterna.codegen.cstyle_expr import ExprStyle
 from sterna.codegen.simt import (
@@ -80,6 +82,7 @@ class CStyle(ExprStyle):
     before: list[str] = field(default_factory=list)  # declared outside it
     buffers: dict[Buffer, str] = field(default_factory=dict)
     large: frozenset[Buffer] = frozenset()
+    whole: set[Buffer] = field(default_factory=set)  # bound in parts
     nest: Nest = ()
     depth: int = 1
     simplifier: Simplifier = field(default_factory=Simplifier)
@@ -116,6 +119,7 @@ class CStyle(ExprStyle):
 
     def function(self, s: Signature) -> str:
         head = [self.head(s)]
+        self.beyond(self.kernel.groups)
         if not self.kernel.group.name or self.kernel.group in _read(self.kernel.body):
             self.ranges[self.kernel.group] = (0, float("inf"))
             self.constant(I32, self.declare(self.kernel.group), self.group_index())
@@ -162,6 +166,32 @@ class CStyle(ExprStyle):
 
     def end(self) -> None:
         self.close()
+
+    def beyond(self, groups: Expr) -> None:
+        """Leave the function where the group's number is none, in a language with grids."""
+
+    def parts(self, buffer: Buffer, title: str, target: Target) -> list[str]:
+        """What a buffer is bound as: itself, or parts of it that are read through a function."""
+        if not target.split_buffers or any(const_value(d) is None for d in buffer.shape):
+            return [title]
+        size = elements(buffer.shape, buffer.name) * buffer.dtype.bytes
+        if size <= target.most_buffer_bytes:
+            return [title]
+        names = [
+            self.identifier(f"{title}_part") for _ in range(-(-size // target.most_buffer_bytes))
+        ]
+        self.whole.add(buffer)
+        self.joined(buffer, title, names, target.most_buffer_bytes)
+        return names
+
+    def joined(self, buffer: Buffer, title: str, parts: Sequence[str], size: int) -> None:
+        """Declare the function `title` of an element's number, over parts of `size` bytes each."""
+        raise NotImplementedError
+
+    def element(self, buffer: Buffer, at: str) -> str:
+        """An element by its number."""
+        title = self.buffers[buffer]
+        return f"{title}({at})" if buffer in self.whole else f"{title}[{at}]"
 
     def identifier(self, text: str) -> str:
         """A new name like `text`, as it is written."""
@@ -299,7 +329,7 @@ class CStyle(ExprStyle):
     def place(self, buffer: Buffer, index: tuple[Expr, ...]) -> str:
         if buffer not in self.buffers:
             raise CodegenError(f"buffer {buffer.name} is used where it is not known")
-        return f"{self.buffers[buffer]}[{self.offset(buffer, index)}]"
+        return self.element(buffer, self.offset(buffer, index))
 
     def offset(self, buffer: Buffer, index: tuple[Expr, ...]) -> str:
         """The flat index of an element, in the part that the thread owns where it owns one."""
@@ -331,14 +361,14 @@ TID = Var("tid", I32, 0)  # the number of a thread in its group
 _ALONE: Nest = (For(Var("one"), wrap(1), Seq(()), ForKind.THREAD),)  # one thread's statements
 
 
-def render_groups(func: PrimFunc, style: type[CStyle], *, barriers: bool = True) -> GroupSource:
+def render_groups(func: PrimFunc, style: type[CStyle], target: Target) -> GroupSource:
     """A function and a launch for each phase of a kernel; see `group_kernel`."""
     body = func.body.stmts if isinstance(func.body, Seq) else (func.body,)
     texts, items, launches = [], [], []
     for i, stmt in enumerate(body):
         symbol = name(func.name) if len(body) == 1 else f"{name(func.name)}_{i}"
         stmt = simplify_stmt(stmt)
-        text, launch = _phase(symbol, func, stmt, style, barriers)
+        text, launch = _phase(symbol, func, stmt, style, target)
         texts.append(text)
         launches.append(launch)
         many = stmt.extent if isinstance(stmt, For) and stmt.kind is ForKind.PARALLEL else wrap(1)
@@ -354,9 +384,9 @@ def launch_dims(func: PrimFunc) -> tuple[Var, ...]:
 
 
 def _phase(
-    symbol: str, func: PrimFunc, stmt: Stmt, style: type[CStyle], barriers: bool
+    symbol: str, func: PrimFunc, stmt: Stmt, style: type[CStyle], target: Target
 ) -> tuple[str, Phase]:
-    kernel = group_kernel(style.prepared(stmt), barriers=barriers)
+    kernel = group_kernel(style.prepared(stmt), barriers=target.barriers)
     used = {n.buffer for n in visit(kernel.body) if isinstance(n, Load | Store)}
     stored = {n.buffer for n in visit(kernel.body) if isinstance(n, Store)}
     known = set(func.dims)
@@ -368,8 +398,9 @@ def _phase(
     for i, p in enumerate(func.params):
         if p in used:
             title = writer.buffers[p] = writer.identifier(p.name)
-            buffers.append((p, title, p in stored))
-            where.append(i)
+            names = [title] if p in stored else writer.parts(p, title, target)
+            buffers += [(p, part, p in stored) for part in names]
+            where += [i] * len(names)
     needed = launch_dims(func)
     for d in needed:
         writer.ranges[d] = (d.lo or 0, float("inf"))

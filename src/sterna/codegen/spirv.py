@@ -422,7 +422,7 @@ class SpirvRenderer(SourceRenderer):
 
     def render_kernel(self, func: PrimFunc, target: Target) -> GroupSource:
         """See Renderer."""
-        return render_groups(func, Spirv if target.small_numbers else WordSpirv)
+        return render_groups(func, Spirv if target.small_numbers else WordSpirv, target)
 
     def library_code(self, parts: LibraryParts, target: Target) -> bytes:
         """Every module behind its size in bytes, as a little-endian u32."""

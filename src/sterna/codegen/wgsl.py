@@ -9,6 +9,7 @@ for sine and cosine, so results are close to other targets' and not the same bit
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -85,7 +86,7 @@ class Wgsl(CStyle):
                     f"kernel {s.symbol} stores {buffer.dtype}, and memory has no such numbers "
                     "there; leave out the option that asks for them, or choose another target"
                 )
-            kind = "u32" if buffer.dtype in self.PACKED else self.TYPES[buffer.dtype]
+            kind = self.stored(buffer)
             binding = f"@group(0) @binding({i}) var<storage, {self.access(buffer, writes)}>"
             lines.append(f"{binding} {title}: array<{kind}>;")
         fields = ", ".join(f"{d}: i32" for d in s.dims)
@@ -94,6 +95,7 @@ class Wgsl(CStyle):
             lines.append(f"@group(0) @binding({len(s.buffers)}) var<uniform> dims: Dims;")
         builtins = (
             "@builtin(workgroup_id) group_number: vec3<u32>, "
+            "@builtin(num_workgroups) group_count: vec3<u32>, "
             "@builtin(local_invocation_index) thread_number: u32"
         )
         self.arrays += [f"let {d} = dims.{d};" for d in s.dims]
@@ -119,7 +121,23 @@ class Wgsl(CStyle):
         return 4  # smaller numbers are words there
 
     def group_index(self) -> str:
-        return "i32(group_number.x)"
+        return "i32(group_number.x + group_number.y * group_count.x)"
+
+    def beyond(self, groups: Expr) -> None:
+        """A grid has some groups too many."""
+        self.line(f"if ({self.group_index()} >= {self.text(groups)}) {{ return; }}")
+
+    def stored(self, buffer: Buffer) -> str:
+        """The type of what a buffer is an array of."""
+        return "u32" if buffer.dtype in self.PACKED else self.TYPES[buffer.dtype]
+
+    def joined(self, buffer: Buffer, title: str, parts: Sequence[str], size: int) -> None:
+        each = size // (4 if buffer.dtype in self.PACKED else buffer.dtype.bytes)
+        lines = [f"fn {title}(i: i32) -> {self.stored(buffer)} {{"]
+        for i, part in enumerate(parts[:-1]):
+            lines.append(f"    if (i < {(i + 1) * each}) {{ return {part}[i - {i * each}]; }}")
+        lines.append(f"    return {parts[-1]}[i - {(len(parts) - 1) * each}];\n}}")
+        self.before.append("\n".join(lines))
 
     def thread_index(self) -> str:
         return "i32(thread_number)"
@@ -142,7 +160,7 @@ class Wgsl(CStyle):
             return CStyle.place(self, buffer, index)
         at, many = self.offset(buffer, index), 32 // bits
         shift = many.bit_length() - 1
-        word = f"{self.buffers[buffer]}[{at} >> {shift}u]"
+        word = self.element(buffer, f"{at} >> {shift}u")
         cut = f"(({word} >> (u32({at} & {many - 1}) * {bits}u)) & {(1 << bits) - 1}u)"
         if buffer.dtype == I8:
             return f"extractBits(bitcast<i32>({word}), u32({at} & 3) * 8u, 8u)"
@@ -191,7 +209,7 @@ class WgslRenderer(SourceRenderer):
 
     def render_kernel(self, func: PrimFunc, target: Target) -> GroupSource:
         style = HalfWgsl if F16.name in target.small_numbers else Wgsl
-        return render_groups(func, style, barriers=target.barriers)
+        return render_groups(func, style, target)
 
     def library_source(self, parts: LibraryParts) -> str:
         whole = SourceRenderer.library_source(self, parts)

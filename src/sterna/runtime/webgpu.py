@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.base.artifact import Phase
-from sterna.base.errors import ArtifactError, DeviceError, Unavailable
+from sterna.base.errors import ArtifactError, Unavailable
 from sterna.runtime.library import read_manifest
 from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
@@ -26,7 +26,7 @@ from sterna.runtime.work_groups import GroupExecutable, Limits, check_threads, l
 _MODULE = "//// module "  # as the renderer writes it
 _STORAGE = 0x80 | 0x08 | 0x04  # storage, copied to and from
 _UNIFORM = 0x40 | 0x08
-_MOST_GROUPS = 65535
+_MOST_GROUPS = 65535  # side by side; more become a grid, which kernels number row by row
 _WANTED = ("shader-f16", "subgroup")  # features, where the adapter has them
 _FEATURES = {"subgroup": "subgroups"}  # what browsers call otherwise
 _LIMITS = {
@@ -162,6 +162,7 @@ class WebGpuDevice:
         self.limits = Limits(
             memory=None,
             buffer_bytes=min(found["max-storage-buffer-binding-size"], found["max-buffer-size"]),
+            allocation_bytes=found["max-buffer-size"],
             group_threads=found["max-compute-invocations-per-workgroup"],
             shared_bytes=found["max-compute-workgroup-storage-size"],
             buffers=found["max-storage-buffers-per-shader-stage"],
@@ -235,16 +236,11 @@ class WebGpuDevice:
         encoder = self._device.create_command_encoder()
         compute = encoder.begin_compute_pass()
         for launch, groups, values in launches:
-            if groups > _MOST_GROUPS:
-                raise DeviceError(
-                    f"a launch wants {groups} work groups, and WebGPU has {_MOST_GROUPS}; use a "
-                    "smaller prefill_chunk_size"
-                )
             if launch.sizes is not None:
                 self._queue.write_buffer(launch.sizes, 0, np.array(values, np.int32))
             compute.set_pipeline(launch.pipeline)
             compute.set_bind_group(0, launch.bindings)
-            compute.dispatch_workgroups(groups, 1, 1)
+            compute.dispatch_workgroups(min(groups, _MOST_GROUPS), -(-groups // _MOST_GROUPS), 1)
         compute.end()
         self._queue.submit([encoder.finish()])
 

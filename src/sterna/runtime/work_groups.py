@@ -47,6 +47,7 @@ class Limits:
     group_threads: int
     shared_bytes: int
     buffers: int
+    allocation_bytes: int | None = None  # of one buffer, however much of it a kernel takes
 
 
 class Device(Protocol):
@@ -161,6 +162,7 @@ class GroupExecutable:
         for name, values in bundle.constants.items():
             self._fixed[name] = device.allocate(max(4, values.nbytes))
             device.write(self._fixed[name], values)
+        self._sizes = {param.name: param_bytes(param) for param in manifest.params}
         for param in manifest.params:
             memory = np.zeros(param_bytes(param), np.uint8)
             read_param(param, weights, memory)
@@ -277,6 +279,13 @@ class GroupExecutable:
         size = int(np.prod(largest_shape(buffer, entry))) * dtype(buffer.dtype).bytes
         return self._device.view(arena, buffer.offset, max(4, size))
 
+    def _part(self, name: str, whole: Handle, part: int) -> Handle:
+        """Part of a weight that is bound in parts."""
+        size, each = self._sizes.get(name, 0), self._manifest.part_bytes
+        if not 0 <= part * each < size:
+            raise ArtifactError(f"the library binds a part of {name!r} that it does not have")
+        return self._device.view(whole, part * each, min(each, size - part * each))
+
     def _launches(self, launch: Launch, places: Mapping[str, Handle], layer: int) -> list[_Call]:
         kernel = self._kernels.get(launch.kernel)
         if kernel is None:
@@ -293,14 +302,23 @@ class GroupExecutable:
         layer: int,
     ) -> _Call:
         buffers = []
-        for i in phase.buffers:
+        for i, part in numbered(phase.buffers):
             found = places.get(names[i]) if names[i] in places else self._fixed.get(names[i])
             if found is None:
                 raise ArtifactError(f"kernel {kernel.name} reads {names[i]!r}, which nothing holds")
+            if part is not None:
+                found = self._part(names[i], found, part)
             buffers.append(found)
         function = self._functions[phase.symbol]
         prepared = self._device.prepare(function, phase, buffers, kernel.dims)
         return _Call(prepared, phase.groups, kernel.dims, layer)
+
+
+def numbered(buffers: Sequence[int]) -> list[tuple[int, int | None]]:
+    """Positions with the number of the part, for those that come several times."""
+    return [
+        (i, buffers[:at].count(i) if buffers.count(i) > 1 else None) for at, i in enumerate(buffers)
+    ]
 
 
 def _sized(calls: Sequence[_Call], dims: Mapping[str, int]) -> Sized:
@@ -330,8 +348,10 @@ def _check_limits(manifest: Manifest, plan: MemoryPlan, num_pages: int, device: 
     limits = device.limits
     cache = num_pages * manifest.kv_cache.page_bytes
     sizes = {p.name: param_bytes(p) for p in manifest.params} | {"the KV cache": cache}
+    part, whole = manifest.part_bytes, limits.allocation_bytes
     for title, size in sizes.items():
-        if size > limits.buffer_bytes:
+        bound = size if title == "the KV cache" or not part else min(size, part)
+        if bound > limits.buffer_bytes or (whole is not None and size > whole):
             raise OutOfMemory(
                 f"{title} takes {size} bytes, and {device.name} binds {limits.buffer_bytes} at "
                 "most; use a smaller context or batch, or a quantization with fewer bits"
