@@ -15,7 +15,7 @@ from sterna.engine.request import GONE, Sequence
 from sterna.runtime.executable import Ints, StepInput
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for each token, and that takes thrice as long
 class Piece:
     """The next `count` pending tokens of a sequence, and `draft` guesses at what follows them.
 
@@ -58,15 +58,15 @@ class Batch:
     @property
     def prefill_tokens(self) -> int:
         """Tokens of prompts, and of answers computed again; asked before the step runs."""
-        return sum(p.count for p in self.pieces if p.count > 1 or _in_prompt(p.sequence))
+        return sum(
+            p.count
+            for p in self.pieces
+            if p.count > 1 or p.sequence.cached < p.sequence.prompt_length
+        )
 
     @property
     def draft_tokens(self) -> int:
         return sum(len(piece.draft) for piece in self.pieces)
-
-
-def _in_prompt(sequence: Sequence) -> bool:
-    return sequence.cached < sequence.prompt_length
 
 
 class StepArrays:
@@ -80,6 +80,7 @@ class StepArrays:
         self._page_indptr = np.zeros(limits.max_sequences + 1, np.int32)
         self._page_table = np.zeros(table, np.int32)
         self._logit_rows = np.zeros(limits.rows, np.int32)
+        self._holes = limits.sliding is not None
 
     def fill(self, batch: Batch) -> StepInput:
         """The batch as the device wants it; valid until the next call."""
@@ -100,7 +101,7 @@ class StepArrays:
                 tokens += piece.draft
                 positions += range(first, first + piece.size)
                 rows += range(len(tokens) - piece.rows, len(tokens))
-            pages += _table(sequence)
+            pages += _table(sequence) if self._holes else sequence.pages
             seq_indptr.append(len(tokens))
             page_indptr.append(len(pages))
         if not rows:  # programs are compiled for one row or more; nobody looks at this one

@@ -33,6 +33,7 @@ from sterna.engine.sampler import Wanted, sample_input, told
 from sterna.engine.scheduler import Scheduler
 from sterna.engine.speculative import Speculator
 from sterna.engine.trace import Trace
+from sterna.runtime.sampling import NONE
 
 T = TypeVar("T")
 Command = Callable[[], None]
@@ -73,6 +74,9 @@ class Core:
             store.restore(self.scheduler.prefix, self.scheduler.pages, parts.executable)
         self._arrays = StepArrays(parts.limits)
         self._answers: dict[int, Answer] = {}  # by the number of their sequence
+        self._new: dict[int, Answer] = {}  # of these, those that no step has run
+        self._last_step = 0.0  # when its tokens came
+        self._steady = 0  # tokens of this step whose forerunners came with the last one
         self._numbers = count()
         self._touched: list[Request] = []  # with events to hand over at the end of the step
         self._trace_file = trace_file
@@ -203,7 +207,7 @@ class Core:
             sequence = Sequence(next(self._numbers), prompt, len(prompt))
             answer = Answer(request, index, sequence, self._parts)
             request.answers.append(answer)
-            self._answers[sequence.number] = answer
+            self._answers[sequence.number] = self._new[sequence.number] = answer
             self.scheduler.add(sequence)
 
     def _cancel(self, request: Request) -> None:
@@ -235,11 +239,11 @@ class Core:
             self._note_step(self._trace, batch, (began, prepared, computed, sampled))
 
     def _note_starts(self, batch: Batch, now: float) -> None:
-        for piece in batch.pieces:
-            clock = self._answers[piece.sequence.number].request.clock
-            if clock.started is None:
-                clock.started = now
-                self.histograms.queue_seconds.observe(now - clock.arrived)
+        for piece in batch.pieces if self._new else ():
+            answer = self._new.pop(piece.sequence.number, None)
+            if answer is not None and answer.request.clock.started is None:
+                answer.request.clock.started = now
+                self.histograms.queue_seconds.observe(now - answer.request.clock.arrived)
         self.counters.prompt_tokens += batch.prefill_tokens
         self.histograms.step_tokens.observe(sum(piece.size for piece in batch.pieces))
 
@@ -258,15 +262,26 @@ class Core:
                 answer = self._answers.get(piece.sequence.number)
                 if answer is not None:  # no sibling failed just now
                     asked.append((piece, answer, at, len(wanted)))
-                    wanted += self._wanted(answer, at, piece.draft)
-                at += piece.rows
+                    if piece.draft or answer.constrained:
+                        wanted += self._wanted(answer, at, piece.draft)
+                    else:
+                        wanted.append(answer.wanted(at))
+                at += 1 + len(piece.draft)
         chosen = self._choose(wanted)
         ends = [*(first for _, _, _, first in asked[1:]), len(wanted)]
         for (piece, answer, row, first), end in zip(asked, ends):
             # A sibling that failed in this very step has taken its whole request along.
-            if piece.sequence.phase is Phase.RUNNING:
+            if piece.sequence.phase is not Phase.RUNNING:
+                continue
+            if answer.silent and not piece.draft and chosen[first] != NONE:
+                self._take(answer, chosen[first], now)
+            else:
                 choices = _Chosen(wanted[first:end], chosen[first:end], logits, row)
                 self._advance(answer, piece, choices, now)
+        if self._steady:
+            gap = now - self._last_step
+            self.histograms.inter_token_seconds.observe(gap, self._steady)
+        self._last_step, self._steady = now, 0
 
     def _wanted(self, answer: Answer, row: int, draft: tuple[int, ...]) -> list[Wanted]:
         try:
@@ -286,9 +301,20 @@ class Core:
         tokens: list[int] = parts.executable.sample(given).tolist()
         return tokens
 
+    def _take(self, answer: Answer, token: int, now: float) -> None:
+        """As `_advance`, for an answer of which nothing is told before its end."""
+        try:
+            ended = answer.take(token)
+            self.counters.completion_tokens += 1
+            self._note_token(answer.request.clock, now)
+            if ended:
+                self._tell(answer.request, answer.told())
+                self._end(answer)
+        except Exception as error:
+            self._fail(answer.request, error)
+
     def _advance(self, answer: Answer, piece: Piece, chosen: _Chosen, now: float) -> None:
         """Append the token that follows, and those after it while they are what was guessed."""
-        request = answer.request
         try:
             tokens, before = answer.sequence.tokens, len(answer.sequence.tokens)
             self._append(answer, chosen, 0, now)
@@ -298,12 +324,16 @@ class Core:
                     self._append(answer, chosen, len(tokens) - before, now)
                 self._note_draft(piece, tokens[before:])
             if answer.finish_reason is not None:
-                self._forget(answer)
-                if not request.open:
-                    self._finish(request)
+                self._end(answer)
         except Exception as error:
             # It concerns this request alone: its logits, its text, its listener.
-            self._fail(request, error)
+            self._fail(answer.request, error)
+
+    def _end(self, answer: Answer) -> None:
+        """The answer has its last token."""
+        self._forget(answer)
+        if not answer.request.open:
+            self._finish(answer.request)
 
     def _append(self, answer: Answer, chosen: _Chosen, at: int, now: float) -> None:
         row = chosen.row + at
@@ -336,12 +366,14 @@ class Core:
         seen.completion_tokens.observe(finished.completion_tokens)
 
     def _note_token(self, clock: Clock, now: float) -> None:
-        if clock.last is None:
+        last, clock.last = clock.last, now
+        if last is None:
             clock.first = now
             self.histograms.time_to_first_token_seconds.observe(now - clock.arrived)
+        elif last == self._last_step:
+            self._steady += 1  # most do: they are counted together
         else:
-            self.histograms.inter_token_seconds.observe(now - clock.last)
-        clock.last = now
+            self.histograms.inter_token_seconds.observe(now - last)
 
     def _note_draft(self, piece: Piece, found: list[int]) -> None:
         """`found` are the tokens that stand where others were guessed."""
@@ -401,6 +433,7 @@ class Core:
 
     def _forget(self, answer: Answer) -> None:
         self._answers.pop(answer.sequence.number, None)
+        self._new.pop(answer.sequence.number, None)
         if answer.sequence.phase is not Phase.FINISHED:
             self.scheduler.finish(answer.sequence)
             if self._speculator is not None:

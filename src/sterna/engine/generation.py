@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from sterna.engine.api import FinishReason, Timings
 from sterna.engine.grammar import Grammar
@@ -18,8 +19,7 @@ from sterna.engine.sampler import History, Sample, Wanted, orders
 from sterna.text.detokenizer import StopStrings, StreamDecoder
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """What a sampled token, and those that its grammar forces after it, added to an answer.
 
     The last one has a finish reason.
@@ -138,8 +138,10 @@ class Answer:
         stops = parts.stop_strings or options.stop
         self._lazy = request.lazy and self._constraint is None and not stops
         self._kept: list[Sample] = []
+        self._end = sequence.prompt_length + self._limit
         self.orders = orders(options)
         self._plain = self._constraint is None and options.min_tokens == 0
+        self.silent = self._lazy and not options.logprobs  # `take` is all that a token needs
         self.history = History(sequence.tokens, sequence.prompt_length, ask.seed, index)
         self._shortened = False
         self._way_out = 0  # how long it was when last looked for
@@ -172,7 +174,8 @@ class Answer:
         step and does not choose them. Where log probabilities are asked for they come one by one.
         """
         if self._lazy:
-            return self._keep(sample)
+            self._kept.append(sample)
+            return self.told() if self.take(sample.token) else None
         samples, text = [sample], self._append(sample.token)
         self._mind_the_limit()
         while (token := self._forced()) is not None:
@@ -183,22 +186,26 @@ class Answer:
         choice = self.request.ask.first_choice + self._index
         return Piece(choice, text, tuple(samples), self.finish_reason, self._shortened)
 
-    def _keep(self, sample: Sample) -> Piece | None:
-        """Append a token to be told with all others, as text decoded at once."""
-        sequence, token = self.sequence, sample.token
-        self._kept.append(sample)
-        sequence.tokens.append(token)
+    def take(self, token: int) -> bool:
+        """Append a token of a lazy answer, and nothing else; whether it was the last."""
+        tokens = self.sequence.tokens
+        tokens.append(token)
         if token in self._stop_ids:
             self.finish_reason = "stop"
-        elif sequence.output_length >= self._limit:
+            return True
+        if len(tokens) >= self._end:
             self.finish_reason = "length"
-        else:
-            return None
-        ended = self.finish_reason == "stop"
-        said = sequence.tokens[sequence.prompt_length : -1 if ended else None]
+            return True
+        return False
+
+    def told(self) -> Piece:
+        """A lazy answer that has ended, as one piece whose text is decoded at once."""
+        tokens = self.sequence.tokens[self.sequence.prompt_length :]
+        said = tokens[:-1] if self.finish_reason == "stop" else tokens
         text = self._decoder.put(said) + self._decoder.finish()
+        samples = tuple(self._kept) if self._kept else tuple(map(Sample, tokens))
         choice = self.request.ask.first_choice + self._index
-        return Piece(choice, text, tuple(self._kept), self.finish_reason)
+        return Piece(choice, text, samples, self.finish_reason)
 
     def _mind_the_limit(self) -> None:
         """Where tokens run short, let the grammar end while there is room for its end."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, TypeGuard, TypeVar
 
 from sterna.base.errors import RequestError
@@ -38,6 +38,7 @@ from sterna.engine.offer import Offer, offer_of
 from sterna.engine.options import SamplingOptions, override
 from sterna.engine.parts import Parts
 from sterna.engine.reasoning import Start
+from sterna.engine.tool_syntax import ToolSyntax
 
 T = TypeVar("T")
 MAX_ANSWERS = 1024  # to one request
@@ -120,9 +121,9 @@ def completion_job(
         )
     echo = _echo(parts, prompts, request, options)
     grammar = _format_grammar(parts, request.response_format, Start.SPEECH)
-    reply, asks = _reply(parts, "cmpl", [_ids(parts, one) for one in prompts], request, options)
-    asks = tuple(replace(ask, grammar=grammar) for ask in asks)
-    reply = replace(reply, echo=echo)
+    ids = [_ids(parts, one) for one in prompts]
+    reply = _reply(parts, "cmpl", ids, request, options, echo=echo)
+    asks = _asks(parts, reply, options, grammar)
     return Job(asks, CompletionChunks(reply) if stream else WholeCompletion(reply))
 
 
@@ -142,10 +143,9 @@ def _chat(parts: Parts, request: ChatFields) -> tuple[Reply, tuple[Ask, ...]]:
     if offer is not None:
         grammar = _tools_grammar(parts, request.response_format, offer, start)
         shown = _shown(parts)
-    reply, asks = _reply(parts, "chatcmpl", [ids], request, options)
-    asks = tuple(replace(ask, grammar=grammar, shown=shown) for ask in asks)
     tools = None if offer is None else parts.dialect.tools
-    return replace(reply, start=start, tools=tools), asks
+    reply = _reply(parts, "chatcmpl", [ids], request, options, start=start, tools=tools)
+    return reply, _asks(parts, reply, options, grammar, shown)
 
 
 def _format_grammar(parts: Parts, form: ResponseFormat | None, start: Start) -> Grammar | None:
@@ -199,13 +199,14 @@ def _reply(
     prompts: Sequence[Sequence[int]],
     request: ChatFields | CompletionFields,
     options: SamplingOptions,
-) -> tuple[Reply, tuple[Ask, ...]]:
+    *,
+    start: Start = Start.SPEECH,
+    tools: ToolSyntax | None = None,
+    echo: tuple[str, ...] = (),
+) -> Reply:
     for ids in prompts:
         _check_prompt(parts, ids)
-    asks = tuple(
-        Ask(tuple(ids), options, _seed(options), i * options.n) for i, ids in enumerate(prompts)
-    )
-    reply = Reply(
+    return Reply(
         id=f"{kind}-{random.getrandbits(96):024x}",
         model=parts.model_name,
         created=int(time.time()),
@@ -216,8 +217,23 @@ def _reply(
         usage_chunk=request.stream_options is not None and request.stream_options.include_usage,
         token_ids=bool(request.return_token_ids),
         fingerprint=parts.fingerprint,
+        start=start,
+        tools=tools,
+        echo=echo,
     )
-    return reply, asks
+
+
+def _asks(
+    parts: Parts,
+    reply: Reply,
+    options: SamplingOptions,
+    grammar: Grammar | None,
+    shown: frozenset[int] = frozenset(),
+) -> tuple[Ask, ...]:
+    return tuple(
+        Ask(prompt, options, _seed(options), i * options.n, grammar, shown)
+        for i, prompt in enumerate(reply.prompts)
+    )
 
 
 def _seed(options: SamplingOptions) -> int:
@@ -234,7 +250,7 @@ def _check_prompt(parts: Parts, ids: Sequence[int]) -> None:
             "and answer; shorten the prompt or raise context_window_size if the model allows",
             code="context_length_exceeded",
         )
-    for token in ids:
+    for token in (min(ids), max(ids)):
         if not 0 <= token < vocab:
             raise RequestError(f"the prompt has token id {token}, possible are 0 to {vocab - 1}")
 

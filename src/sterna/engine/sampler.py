@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,8 +51,7 @@ class History:
         return self.tokens[self.prompt_length :]
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """A token; log probabilities when asked for, `top` likeliest first."""
 
     token: int
@@ -78,8 +78,7 @@ def orders(options: SamplingOptions) -> Orders:
     return Orders(options, _inverse(options), _limits(options), edited)
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A token to be chosen from a row of the last step's logits: one of `allowed`, not `banned`."""
 
     row: int
@@ -92,29 +91,38 @@ class Wanted:
 def sample_input(wanted: Sequence[Wanted], vocabulary: int, vocab_size: int) -> SampleInput:
     """What the device takes, row by row. `vocabulary` of the `vocab_size` ids exist."""
     count = len(wanted)
-    masked = np.array([w.allowed is not None for w in wanted], np.int32)
-    seeds = np.array([w.history.seed for w in wanted], np.uint64)
-    positions = np.array([len(w.history.tokens) for w in wanted], np.uint64)
-    streams = np.array([w.history.stream for w in wanted], np.uint64)
-    words = (seeds, seeds >> _WORD, streams, positions, positions >> _WORD)
+    masked = np.zeros(count, np.int32)
     allowed = np.zeros((count, -(-vocab_size // 32)), np.uint32)
     for i, w in enumerate(wanted):
         if w.allowed is not None:
+            masked[i] = 1
             bits = np.packbits(w.allowed, bitorder="little")
             allowed[i].view(np.uint8)[: len(bits)] = bits
-    edits = [_edits(w, vocabulary) for w in wanted]
+    orders = [w.orders for w in wanted]
+    indptr, ids, edits = _all_edits(wanted, vocabulary)
     return SampleInput(
         vocabulary=vocabulary,
         rows=np.array([w.row for w in wanted], np.int32),
-        inverse_temperature=np.array([w.orders.inverse_temperature for w in wanted], np.float32),
-        limits=np.array([w.orders.limits for w in wanted], np.int32).reshape(count, 3),
-        keys=np.stack([word & _MASK for word in words], axis=1).astype(np.uint32),
+        inverse_temperature=np.array([o.inverse_temperature for o in orders], np.float32),
+        limits=np.array([o.limits for o in orders], np.int32).reshape(count, 3),
+        keys=_keys([w.history for w in wanted]),
         masked=masked,
         allowed=allowed,
-        edit_indptr=np.cumsum([0, *(len(ids) for ids, _ in edits)], dtype=np.int32),
-        edit_ids=np.concatenate([ids for ids, _ in edits]),
-        edits=np.concatenate([numbers for _, numbers in edits]),
+        edit_indptr=indptr,
+        edit_ids=ids,
+        edits=edits,
     )
+
+
+def _keys(histories: Sequence[History]) -> NDArray[np.uint32]:
+    """Seed, answer and position, in words."""
+    found = np.empty((len(histories), 5), np.uint32)
+    seeds = np.array([h.seed for h in histories], np.uint64)
+    positions = np.array([len(h.tokens) for h in histories], np.uint64)
+    found[:, 0], found[:, 1] = seeds & _MASK, seeds >> _WORD
+    found[:, 2] = [h.stream for h in histories]
+    found[:, 3], found[:, 4] = positions & _MASK, positions >> _WORD
+    return found
 
 
 def told(wanted: Wanted, token: int, logits: NDArray[np.float32]) -> Sample:
@@ -149,6 +157,17 @@ def _limits(options: SamplingOptions) -> tuple[int, int, int]:
 
 
 _NO_EDITS: Edits = (np.zeros(0, np.int32), np.zeros((0, 3), np.float32))
+
+
+def _all_edits(
+    wanted: Sequence[Wanted], vocabulary: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
+    """Where each row's edits begin, and the edits of all rows."""
+    if not any(w.orders.edited or w.banned for w in wanted):
+        return (np.zeros(len(wanted) + 1, np.int32), *_NO_EDITS)
+    rows = [_edits(w, vocabulary) for w in wanted]
+    ids, numbers = (np.concatenate(part) for part in zip(*rows))
+    return np.cumsum([0, *(len(one) for one, _ in rows)], dtype=np.int32), ids, numbers
 
 
 def _edits(wanted: Wanted, vocabulary: int) -> Edits:

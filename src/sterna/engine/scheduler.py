@@ -280,18 +280,21 @@ class Scheduler:
 
     def _extend(self, sequence: Sequence, count: int) -> None:
         """`count` more of the sequence's tokens are in the cache: publish and give back pages."""
-        before, sequence.cached = sequence.cached, sequence.cached + count
-        if sequence.cached // self.limits.page_size > sequence.published:
-            self._publish(sequence)
-        if before < sequence.prompt_length <= sequence.cached:
-            self._publish_rest(sequence)
+        before = sequence.cached
+        sequence.cached = after = before + count
+        if sequence.node is not None:
+            if after // self.limits.page_size > sequence.published:
+                self._publish(sequence)
+            if before < sequence.prompt_length <= after:
+                self._publish_rest(sequence)
         if self.limits.sliding is not None:
             self._give_back(sequence, self.limits.sliding)
 
     def _publish(self, sequence: Sequence) -> None:
         """Put the pages that became full into the prefix cache."""
         size = self.limits.page_size
-        while sequence.node is not None and sequence.published < sequence.cached // size:
+        while sequence.published < sequence.cached // size:
+            assert sequence.node is not None, "it publishes"
             at = sequence.published
             tokens = tuple(sequence.tokens[at * size : (at + 1) * size])
             own = sequence.pages[at]
