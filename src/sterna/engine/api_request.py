@@ -32,7 +32,9 @@ CHAT_REFUSED: Mapping[str, str] = {
     "audio": "answers are text",
     "function_call": "it was replaced by tool_choice",
     "functions": "they were replaced by tools",
+    "moderation": "nothing is moderated",
     "prediction": "answers are not predicted by the caller",
+    "prompt_cache_options": "prompts are reused by their tokens, whoever sent them",
     "web_search_options": "there is no web search",
 }
 COMPLETION_REFUSED: Mapping[str, str] = {

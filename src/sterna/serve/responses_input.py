@@ -94,7 +94,7 @@ def _messages(request: ResponsesRequest) -> Iterator[Fields]:
 def _items(items: Sequence[Any]) -> Iterator[InputItem]:
     for index, item in enumerate(items):
         kind = item.get("type", "message")
-        if kind not in ITEMS:
+        if not isinstance(kind, str) or kind not in ITEMS:
             raise HttpError(
                 400,
                 f"input[{index}] is of type {kind!r}, possible are {', '.join(ITEMS)}",

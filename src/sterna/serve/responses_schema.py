@@ -17,12 +17,17 @@ from sterna.engine.api_request import JsonObject, Labels
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 REFUSED: Mapping[str, str] = {
+    "access_programs": "there are none",
     "background": "answers are made while the client waits",
+    "background_options": "answers are made while the client waits",
     "context_management": "send the conversation as it should be read",
     "conversation": "nothing is stored; send the conversation in input",
+    "image": "answers are text",
     "max_tool_calls": "tools are the caller's, so it counts their calls",
+    "moderation": "nothing is moderated",
     "previous_response_id": "nothing is stored; send the conversation in input",
     "prompt": "no prompts are stored; send it in input",
+    "prompt_cache_options": "prompts are reused by their tokens, whoever sent them",
 }
 # Values that say what is done anyway.
 HARMLESS: Mapping[str, Any] = {"background": False}
