@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPO / "src"), str(REPO / "tests" / "engine")]
+sys.path.insert(0, str(REPO / "src"))
 
 RESULTS = Path(__file__).parent / "results" / "serve_overhead.json"
 TOKENS = 16
@@ -35,21 +35,19 @@ CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else
 
 def serve_null(profile: str | None) -> None:
     """The server's process: prints its address, serves until it is told to stop."""
-    from null_model import engine as null_engine
-    from null_model import manifest
-
-    from sterna.engine.engine import AsyncEngine
-    from sterna.runtime.null import NullExecutable
+    from sterna import AsyncEngine
+    from sterna.engine.options import EngineOptions, Mode
     from sterna.serve.options import ServeOptions
     from sterna.serve.server import serve
 
     if len(CORES) > 1:
         os.sched_setaffinity(0, {CORES[0]})
-    executable = NullExecutable(manifest(max_batch_size=64, prefill_chunk_size=2048), 4096)
     profiles: list[cProfile.Profile] = []
     if profile is not None:
         _profile_threads(profiles)
-    engine: Any = null_engine(executable, face=AsyncEngine, prefix_cache=False)
+    # All requests are the same: without the prefix cache each one's prompt is computed.
+    options = EngineOptions(mode=Mode.SERVER, prefix_cache=False)
+    engine = AsyncEngine(device="null", options=options)
     main = cProfile.Profile(time.thread_time)
     if profile is not None:
         main.enable()

@@ -12,11 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sterna.base.errors import UsageError
 from sterna.base.target import KINDS, parse_target
 from sterna.checkpoint.mlc import CONFIG
 from sterna.checkpoint.model_folder import open_model
 from sterna.engine import embedder, engine
 from sterna.engine.loader import Located, Resolve
+from sterna.engine.null_model import NULL
 from sterna.engine.options import EngineOptions, KVDtype, Mode
 from sterna.found import identity, recall, remember
 from sterna.runtime.devices import AUTO, automatic, library_in, parse_device
@@ -37,6 +39,13 @@ def locate(
     `quantization` is for a source that is not converted yet, `kv_dtype` for a library that is not
     compiled yet; `progress` is a `jit.Report`.
     """
+    if device == NULL:
+        if model not in (None, NULL) or model_lib is not None or quantization is not None:
+            raise UsageError(
+                "the null device answers without a model; leave out the model, its library and "
+                f"quantization, or write NAME={NULL} to give it a name on a server"
+            )
+        return Located.null()
     if model_lib is None and model is not None and _holds_programs(Path(model), device):
         model_lib = model
     if quantization is None and model is not None and model_lib is not None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import openai
 import pydantic
 import pytest
-from running import Process
+from running import Process, sterna_serve
 
 pytestmark = pytest.mark.slow
 WEATHER: Any = {
@@ -141,3 +143,28 @@ def test_a_port_that_is_taken(demo_process: Process) -> None:
     assert done.returncode == 1
     assert "choose another with --port" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_null_device_needs_no_model(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src"),
+        "STERNA_CACHE": str(tmp_path / "cache"),
+    }
+    process, url = sterna_serve(environment, "--device", "null", "one=null", "two=null")
+    try:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="any")
+        assert [model.id for model in client.models.list()] == ["one", "two"]
+        asked: Any = [{"role": "user", "content": "hello"}]
+        one, two = (
+            client.chat.completions.create(model=model, messages=asked, temperature=0)
+            for model in ("one", "two")
+        )
+        assert one.choices[0].message.content == two.choices[0].message.content
+        assert one.choices[0].finish_reason == "stop"
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+        assert process.stderr is not None
+        process.stderr.close()
+    assert not (tmp_path / "cache").exists(), "nothing was made"

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 from sterna.base.errors import UsageError
 
+DEVICE_HELP = "where to run; null answers without a model, to test applications (default: auto)"
+
 Group = argparse._ActionsContainer  # a parser, or a titled group of its flags
 Subparsers = Any  # argparse keeps the type of add_subparsers() to itself
 

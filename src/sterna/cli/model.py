@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from sterna.base.errors import RequestError, UsageError
-from sterna.cli.arguments import add_option_flags, given_options
+from sterna.cli.arguments import DEVICE_HELP, add_option_flags, given_options
 from sterna.cli.progress import shown
 from sterna.engine.options import EngineOptions, SamplingOptions, override
 
@@ -43,7 +43,7 @@ def add_engine_flags(parser: argparse.ArgumentParser, options: Iterable[str]) ->
         metavar="SCHEME",
         help="for a model that is not converted yet (default: chosen for the model)",
     )
-    parser.add_argument("--device", default="auto", help="where to run (default: auto)")
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
     add_option_flags(parser.add_argument_group("engine"), EngineOptions, options)
 
 

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sterna.base.errors import UsageError
-from sterna.cli.arguments import Subparsers, add_option_flags, add_verb, given_options, number
+from sterna.cli.arguments import (
+    DEVICE_HELP,
+    Subparsers,
+    add_option_flags,
+    add_verb,
+    given_options,
+    number,
+)
 from sterna.cli.model import find_models
 from sterna.cli.say import note
 from sterna.engine.options import EngineOptions, Mode
@@ -59,7 +66,7 @@ def add(verbs: Subparsers) -> None:
         metavar="SCHEME",
         help="for models that are not converted yet (default: chosen for the model)",
     )
-    parser.add_argument("--device", default="auto", help="where to run (default: auto)")
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
     _add_access(parser)
     _add_limits(parser)
     add_option_flags(parser.add_argument_group("engine"), EngineOptions, _ENGINE)

@@ -20,6 +20,7 @@ from sterna.engine.chat_config import ChatConfig, check_library, read_chat_confi
 from sterna.engine.draft_model import DraftModel
 from sterna.engine.fingerprint import system_fingerprint
 from sterna.engine.limits import Limits, draft_limits, embedding_limits, plan
+from sterna.engine.null_model import NULL, null_manifest, null_parts
 from sterna.engine.options import EngineOptions, KVDtype
 from sterna.engine.parts import Parts
 from sterna.runtime.devices import DeviceModule, choose_device, parse_device
@@ -40,12 +41,23 @@ _MEMORY_SHARE = 0.9  # of what is free, unless options say how much; the rest is
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A converted model's folder, a library compiled for it, and its tensors, not yet read."""
+    """A converted model's folder, a library compiled for it, and its tensors, not yet read.
+
+    On the null device there are none of these.
+    """
 
     folder: Path
     library: Path
     weights: Mapping[str, WeightReader]
     device: str = "auto"
+
+    @classmethod
+    def null(cls) -> Located:
+        """What stands for a model on the null device."""
+        return cls(Path(NULL), Path(NULL), {}, NULL)
+
+    def manifest(self) -> Manifest:
+        return null_manifest() if self.device == NULL else read_manifest(self.library)
 
 
 # (model, model_lib, device) as the user gave them; None: the resolver finds or makes one
@@ -58,6 +70,8 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
     Memory is left for `draft`, which `load_draft` loads. ArtifactError when folder and library
     differ, TokenizerError, OutOfMemory, and what the device raises.
     """
+    if located.device == NULL:
+        return null_parts(options)
     config, manifest = _checked(located, options)
     if manifest.model.pooling is not None:
         raise RequestError(
@@ -88,7 +102,7 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
 
 def embeds(located: Located) -> bool:
     """Whether the model makes embeddings, so that `load_embedding_model` loads it."""
-    return read_manifest(located.library).model.pooling is not None
+    return located.manifest().model.pooling is not None
 
 
 def without_generating(options: EngineOptions) -> EngineOptions:
@@ -104,12 +118,12 @@ def load_embedding_model(
 
     RequestError for one that writes text, and for options that only such models have.
     """
-    _, manifest = _checked(located, options)
-    if manifest.model.pooling is None:
+    if not embeds(located):
         raise RequestError(
             f"the model {located.folder.name} writes text and makes no embeddings; choose an "
             "embedding model"
         )
+    _, manifest = _checked(located, options)
     usual = without_generating(options)
     if given := [name for name in _GENERATING if getattr(options, name) != getattr(usual, name)]:
         raise RequestError(
@@ -137,7 +151,7 @@ def share_memory(models: Sequence[Located], options: EngineOptions) -> list[Engi
 
     Each gets what it needs at least, and models on one device share the rest of its memory evenly.
     """
-    if len(models) < 2:
+    if len(models) < 2 or models[0].device == NULL:
         return [options] * len(models)
     threads = options.threads or usable_cores()
     manifests = [read_manifest(model.library) for model in models]
@@ -177,7 +191,8 @@ def _check_kv_dtype(options: EngineOptions, manifest: Manifest, library: Path) -
 
 def check_device(device: str) -> None:
     """Unavailable for a device that this Sterna cannot run on, or that is not here."""
-    parse_device(device)
+    if device != NULL:
+        parse_device(device)
 
 
 def _load_on(
@@ -224,6 +239,8 @@ def identity(located: Located) -> str:
 
     The list has a checksum of every file of weights.
     """
+    if located.device == NULL:
+        return NULL
     library = hashlib.sha256(located.library.read_bytes()).hexdigest()
     return f"{library} {hashlib.sha256(_listed(located)).hexdigest()}"
 

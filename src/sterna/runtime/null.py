@@ -9,6 +9,8 @@ read and not used. It knows nothing of engines or schedulers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,14 +23,22 @@ _Words = NDArray[np.uint64]
 
 
 class NullExecutable:
-    """Implements `Executable` deterministically and without arithmetic worth the name."""
+    """Implements `Executable` deterministically and without arithmetic worth the name.
 
-    def __init__(self, manifest: Manifest, num_pages: int) -> None:
+    `lift` is added to the logits of some ids, so that answers can be made to look like text.
+    """
+
+    def __init__(
+        self, manifest: Manifest, num_pages: int, lift: Mapping[int, float] | None = None
+    ) -> None:
         self._manifest = manifest
         self._num_pages = num_pages
         self._page_size = manifest.kv_cache.page_size
         self._slots: _Words = np.zeros((num_pages, self._page_size), np.uint64)
         self._ids = _mix(np.arange(manifest.model.vocab_size, dtype=np.uint64))
+        self._lift = np.zeros(manifest.model.vocab_size, np.float32)
+        for token, more in (lift or {}).items():
+            self._lift[token] = more
         self._logits = np.zeros((0, manifest.model.vocab_size), np.float32)  # of the last step
         self._closed = False
 
@@ -41,7 +51,7 @@ class NullExecutable:
         return self._num_pages
 
     def step(self, batch: StepInput) -> NDArray[np.float32]:
-        """Store the batch's tokens; hash what each wanted row sees to logits in [0, 8)."""
+        """Store the batch's tokens; hash what each wanted row sees to logits in [0, 8), lifted."""
         if self._closed:
             raise DeviceError("the null device was closed")
         self._check(batch)
@@ -49,7 +59,7 @@ class NullExecutable:
         words = self._ids ^ self._seen(batch)[:, None]
         words *= np.uint64(0x9E3779B97F4A7C15)
         words >>= np.uint64(40)
-        self._logits = words.astype(np.float32) * np.float32(8 / 2**24)
+        self._logits = words.astype(np.float32) * np.float32(8 / 2**24) + self._lift
         return self._logits
 
     def sample(self, given: SampleInput) -> Ints:
