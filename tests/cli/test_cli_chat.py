@@ -264,12 +264,22 @@ def test_explain_tells_where_a_prompt_left_the_cache(conversation):
     assert obey("/explain", conversation).endswith("tokens were in the cache")
 
 
-def test_a_stopped_answer_leaves_the_window_unknown(conversation):
+def test_what_a_stopped_answer_fills_is_counted(conversation):
     conversation.answer("hi", Pieces(until="ok"))
-    assert chat.status(conversation) == "context ░░░░░░░░░░ ? of 256"
-    assert "context: ? of 256" in obey("/stats", conversation)
+    (asked, said) = conversation.messages
+    tokens = len(f"user: {asked['content']} assistant: {said['content']} assistant:")
+    assert chat.status(conversation).endswith(f"{tokens} of 256")
+    assert f"context: {tokens} of 256" in obey("/stats", conversation)
+
+
+def test_what_a_loaded_conversation_fills_is_counted(conversation, tmp_path):
     conversation.answer("hi", Pieces())
-    assert "?" not in chat.status(conversation)
+    path = tmp_path / "conversation.json"
+    obey(f"/save {path}", conversation)
+    conversation.reset()
+    obey(f"/load {path}", conversation)
+    tokens = len(f"user: hi assistant: {conversation.messages[-1]['content']} assistant:")
+    assert chat.status(conversation).endswith(f"{tokens} of 256")
 
 
 def test_what_the_bottom_line_says(conversation):

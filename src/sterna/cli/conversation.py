@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sterna.base.errors import UsageError
+from sterna.base.errors import RequestError, UsageError
 from sterna.engine.options import SamplingOptions, override
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class Conversation:
     form: dict[str, Any] | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
+    _counted: tuple[list[dict[str, str]], int | None] | None = None
 
     def answer(self, text: str, view: View) -> Turn:
         """Say `text` and show the answer; Ctrl-C ends the answer and only that.
@@ -91,11 +92,25 @@ class Conversation:
         self.messages = []
 
     def used(self) -> int | None:
-        """Tokens of the window that the conversation fills; None: the next answer will tell."""
+        """Tokens of the window that the conversation fills; None: its template refuses it."""
         if not self.messages:
             return 0
         usage = self.turns[-1].usage if self.turns else None
-        return None if usage is None else usage.total_tokens
+        if usage is not None:
+            return usage.total_tokens
+        if self._counted is None or self._counted[0] is not self.messages:
+            self._counted = self.messages, self._count()
+        return self._counted[1]
+
+    def _count(self) -> int | None:
+        """What was loaded, or broken off, as the next prompt will have it."""
+        try:
+            return len(self.engine.chat_ids([*self._opening(), *self.messages]))
+        except RequestError:
+            return None
+
+    def _opening(self) -> list[dict[str, str]]:
+        return [{"role": "system", "content": self.system}] if self.system else []
 
     def window_full(self, turn: Turn) -> bool:
         """Whether the answer ended because prompt and answer fill the context window."""
@@ -106,10 +121,9 @@ class Conversation:
 
     def _ask(self, asked: list[dict[str, str]], view: View) -> Turn:
         """`asked` ends with a question."""
-        opening = [{"role": "system", "content": self.system}] if self.system else []
         form = {} if self.form is None else {"response_format": self.form}
         options: dict[str, Any] = self.options | form
-        messages = opening + asked
+        messages = [*self._opening(), *asked]
         turn = Turn(self.engine.explain_prefix(messages=messages))
         with self.engine.chat.completions.create(
             messages=messages,
