@@ -16,10 +16,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 
-from compiled import Compiled, Logits, Part, build_tiny, step_input, tiny
+import tiny_families
+from compiled import Compiled, Logits, Part, build_drawn, build_tiny, step_input, tiny
 from conformance import CONFIG, TARGETS
 from simt_device import SimtDevice
+from test_family_logits import weights
 
 from sterna.base.dtype import dtype
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, RequestError, UsageError
@@ -46,11 +49,13 @@ def model(made: dict[str, Compiled], scheme: str, root: Path) -> Compiled:
     return made[scheme]
 
 
-def on_target(found: Compiled, name: str, device: Device, root: Path) -> GroupExecutable:
+def on_target(
+    found: Compiled, name: str, device: Device, root: Path, sizes: dict[str, int] = OPTIONS
+) -> GroupExecutable:
     """The model compiled for a target and loaded on a device that runs its kernels."""
     target = parse_target(name)
     library = root / f"model-{name}{target.suffix}"
-    compile_model(found.folder, target, library, options=CompileOptions(**OPTIONS), cached=False)
+    compile_model(found.folder, target, library, options=CompileOptions(**sizes), cached=False)
     tensors = read_mlc_folder(found.folder).tensors
     return load_on(device, library, tensors, num_pages=PAGES)
 
@@ -116,6 +121,28 @@ def test_the_cpus_logits(
             check_close(got, wanted, ours.manifest.kv_cache.dtype)
     np.testing.assert_array_equal(pairs[-1][0], pairs[-2][0])
     ours.close()
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["deepseek-v3", "gpt-oss", "llama4", "qwen2-moe"])
+@pytest.mark.parametrize("name", ["metal", "vulkan"])
+def test_mixtures_of_experts(name: str, variant: str, tmp_path: Path) -> None:
+    """Routing, experts, latents, sinks and chunks: what CONFIG has none of."""
+    device = TARGETS[name]()
+    config, sizes = tiny_families.VARIANTS[variant], {**OPTIONS, "context_window_size": 128}
+    found = build_drawn(tmp_path, config, weights(variant), "q4f16_1", **sizes)
+    plain = tmp_path / "plain.so"
+    options = CompileOptions(**sizes, activations="f32")
+    compile_model(found.folder, parse_target("cpu"), plain, options=options)
+    ours = on_target(found, name, device, tmp_path, sizes)
+    theirs = Compiled(found.folder, plain).load(num_pages=PAGES)
+    for got, wanted in zip(some_steps(ours), some_steps(theirs), strict=True):
+        if parse_target(name).fma:
+            np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))
+        else:
+            check_close(got, wanted, ours.manifest.kv_cache.dtype)
     ours.close()
     theirs.close()
 

@@ -30,7 +30,7 @@ USUAL = ("mlp", "gate_proj", "up_proj", "down_proj")
 
 
 # Stacks of experts whose matrices are [in, out], gate and up row by row in turn.
-TURNED = {"gpt_oss": True}
+TURNED = {"gpt_oss": True, "llama4_text": False}
 
 
 def parts_of_stack(name: str, shape: torch.Size, turns: bool) -> dict[str, tuple[int, ...]]:

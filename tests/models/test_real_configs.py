@@ -40,10 +40,6 @@ REFUSED = {
     "SmolLM-135M-seqcls": "'LlamaForSequenceClassification'",
     "baichuan": "'baichuan'",
     "bloom": "'bloom'",
-    "codegen": "'codegen'",
-    "falcon-40b": "'RefinedWeb'",
-    "falcon-7b": "'falcon'",
-    "opt": "'opt'",
     "pythia-410m-seqcls": "'GPTNeoXForSequenceClassification'",
 }
 

@@ -37,6 +37,34 @@ _SANDWICH = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+    "ffn_up_exps": "mlp.experts.{}.up_proj",
+    "ffn_down_exps": "mlp.experts.{}.down_proj",
+}
+_MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
+}
+_SHARED = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+_ROUTED_SHARED = {name: path.replace("expert.", "experts.") for name, path in _SHARED.items()}
+_GPT_OSS = {
+    "attn_sinks.weight": "self_attn.sinks",
+    "ffn_gate_inp": "mlp.router",
+    "post_attention_norm": "post_attention_layernorm",
+}
+_GLM = {
+    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+    "post_attention_norm": "post_attention_layernorm",
+}
 _AFTER = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
@@ -48,10 +76,12 @@ ROPE_TABLES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_sh
 class Architecture:
     """One value of general.architecture.
 
-    `layer` maps the names of a layer's tensors; `permuted` says that rows of q and k lie in the
-    order of interleaved rotation; `norms_add_one` that norms hold weight + 1; `config` is what the
-    architecture implies besides the keys of the file, `numbers` are keys of its own, `present`
-    are flags that a tensor's presence tells. `epsilon` is what config.json calls the norms' own.
+    `layer` maps the names of a layer's tensors, a name with its leaf that of a whole tensor; "{}"
+    in a path stands for an expert, whose parts the file stacks. `permuted` says that rows of q and
+    k lie in the order of interleaved rotation; `norms_add_one` that norms hold weight + 1; `config`
+    is what the architecture implies besides the keys of the file. `numbers`, `counts` and `flags`
+    are keys of its own, `present` are flags that a tensor's presence tells. `epsilon` is what
+    config.json calls the norms' own. `sparse` is the row of files that have experts.
     """
 
     model_type: str
@@ -62,7 +92,10 @@ class Architecture:
     config: Mapping[str, Any] = field(default_factory=dict)
     numbers: Mapping[str, str] = field(default_factory=dict)
     present: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, str] = field(default_factory=dict)
+    flags: Mapping[str, str] = field(default_factory=dict)
     epsilon: str = "rms_norm_eps"
+    sparse: Architecture | None = None
 
 
 _GEMMA = {"hidden_activation": "gelu_pytorch_tanh"}
@@ -73,12 +106,69 @@ _GRANITE = {
     "residual_multiplier": "residual_scale",
     "logits_scaling": "logit_scale",
 }
+_CHOSEN = {"num_experts_per_tok": "expert_used_count"}
+_QWEN_EXPERTS = {
+    **_CHOSEN,
+    "num_experts": "expert_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+}
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(
         "llama",
         "LlamaForCausalLM",
         permuted=True,
         present={"attention_bias": "blk.0.attn_q.bias"},
+        sparse=Architecture(
+            "mixtral",
+            "MixtralForCausalLM",
+            {**_LAYER, **_MIXTRAL},
+            permuted=True,
+            counts={**_CHOSEN, "num_local_experts": "expert_count"},
+        ),
+    ),
+    "qwen2moe": Architecture(
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        {**_LAYER, **_EXPERTS, **_SHARED},
+        config={"norm_topk_prob": False},
+        counts={
+            **_QWEN_EXPERTS,
+            "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+        },
+    ),
+    "qwen3moe": Architecture(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        {**_LAYER, **_EXPERTS},
+        config={"norm_topk_prob": True},
+        counts=_QWEN_EXPERTS,
+    ),
+    "gpt-oss": Architecture(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {**_LAYER, **_EXPERTS, **_GPT_OSS},
+        config={"attention_bias": True, "rope_scaling": {"truncate": False}},  # of its yarn
+        counts={**_CHOSEN, "num_local_experts": "expert_count"},
+    ),
+    "glm4moe": Architecture(
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        {**_LAYER, **_EXPERTS, **_ROUTED_SHARED, **_GLM},
+        counts={
+            **_CHOSEN,
+            "n_routed_experts": "expert_count",
+            "n_shared_experts": "expert_shared_count",
+            "moe_intermediate_size": "expert_feed_forward_length",
+            "first_k_dense_replace": "leading_dense_block_count",
+            "n_group": "expert_group_count",
+            "topk_group": "expert_group_used_count",
+        },
+        numbers={"routed_scaling_factor": "expert_weights_scale"},
+        flags={"norm_topk_prob": "expert_weights_norm"},
+        present={
+            "attention_bias": "blk.0.attn_q.bias",
+            "use_qk_norm": "blk.0.attn_q_norm.weight",
+        },
     ),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM"),

@@ -8,8 +8,8 @@ to say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,8 @@ def architecture(file: GgufFile) -> Architecture:
             f"{file.path} holds a model of the architecture {str(name)[:80]!r}; GGUF files of "
             f"{', '.join(ARCHITECTURES)} are read: for others, take the Hugging Face folder"
         )
-    return found
+    experts = file.metadata.get(f"{name}.expert_count")
+    return found.sparse if found.sparse is not None and experts else found
 
 
 def config_json(file: GgufFile) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def config_json(file: GgufFile) -> dict[str, Any]:
         "model_type": row.model_type,
         "hidden_size": hidden,
         "intermediate_size": keys.positive("feed_forward_length"),
-        "num_hidden_layers": keys.positive("block_count"),
+        "num_hidden_layers": keys.layers,
         "num_attention_heads": heads,
         "num_key_value_heads": keys.positive("attention.head_count_kv", heads),
         "head_dim": _head_dim(keys, hidden, heads),
@@ -74,6 +75,12 @@ def config_json(file: GgufFile) -> dict[str, Any]:
             config[title] = keys.number(key, 0.0)
     if keys.has("attention.sliding_window"):
         config["sliding_window"] = keys.positive("attention.sliding_window")
+    for title, key in row.counts.items():
+        if keys.has(key):
+            config[title] = keys.positive(key)
+    for title, key in row.flags.items():
+        if keys.has(key):
+            config[title] = keys.flag(key)
     for title, key in row.numbers.items():
         if keys.has(key):
             config[title] = keys.number(key, 0.0)
@@ -114,7 +121,7 @@ def checkpoint_tensors(file: GgufFile) -> dict[str, Mapped]:
     key_heads = keys.positive("attention.head_count_kv", heads)
     found: dict[str, Mapped] = {}
     for name, tensor in file.tensors.items():
-        if name in ROPE_TABLES:
+        if name in ROPE_TABLES or keys.guesses(name):
             continue
         path = _path(name, row)
         if path is None:
@@ -123,16 +130,29 @@ def checkpoint_tensors(file: GgufFile) -> dict[str, Mapped]:
                 f"models of the architecture {file.metadata['general.architecture']}"
             )
         mapped = Mapped(path, tensor)
+        if path.endswith("shared_expert_gate.weight") and len(tensor.shape) == 1:
+            mapped = Mapped(path, replace(tensor, shape=(1, *tensor.shape)))  # of one row
         if row.permuted and path.endswith(("q_proj.weight", "q_proj.bias")):
             mapped = Mapped(path, tensor, heads=heads)
         elif row.permuted and path.endswith(("k_proj.weight", "k_proj.bias")):
             mapped = Mapped(path, tensor, heads=key_heads)
         elif row.norms_add_one and path.endswith("norm.weight"):
             mapped = Mapped(path, tensor, minus_one=True)
-        found[path] = mapped
+        found |= {m.name: m for m in (_apart(mapped) if "{}" in path else [mapped])}
     if not found:
         raise MissingTensor(f"{file.path} holds a vocabulary and no weights")
     return found
+
+
+def _apart(stack: Mapped) -> Iterator[Mapped]:
+    """The slice of each expert of a stack [experts, ...], under a name of its own."""
+    tensor = stack.tensor
+    _, *shape = tensor.shape
+    inner = shape[0] if len(shape) > 1 else 1  # rows of bytes that an expert has
+    for e in range(tensor.shape[0] if shape else 0):
+        rows = tensor.rows.rows(e * inner, (e + 1) * inner)
+        own = replace(tensor, shape=tuple(shape), rows=rows)
+        yield replace(stack, name=stack.name.format(e), tensor=own)
 
 
 def file_type(file: GgufFile) -> str:
@@ -155,9 +175,11 @@ def _path(name: str, row: Architecture) -> str | None:
     if stem in ENDS:
         return f"{ENDS[stem]}.{leaf}"
     parts = stem.split(".")
-    if len(parts) == 3 and parts[0] == "blk" and parts[1].isdecimal() and parts[2] in row.layer:
-        return f"model.layers.{int(parts[1])}.{row.layer[parts[2]]}.{leaf}"
-    return None
+    if len(parts) != 3 or parts[0] != "blk" or not parts[1].isdecimal():
+        return None
+    whole, module = row.layer.get(f"{parts[2]}.{leaf}"), row.layer.get(parts[2])
+    own = whole if whole is not None else f"{module}.{leaf}" if module is not None else None
+    return None if own is None else f"model.layers.{int(parts[1])}.{own}"
 
 
 class _Keys:
@@ -166,6 +188,18 @@ class _Keys:
     def __init__(self, file: GgufFile) -> None:
         self.file = file
         self.prefix = str(file.metadata.get("general.architecture"))
+
+    @property
+    def layers(self) -> int:
+        """Layers of the model, without those behind the last that guess tokens ahead."""
+        ahead = self.positive("nextn_predict_layers") if self.get("nextn_predict_layers") else 0
+        return max(1, self.positive("block_count") - ahead)
+
+    def guesses(self, name: str) -> bool:
+        """Whether a tensor belongs to a layer that guesses ahead."""
+        parts = name.split(".")
+        layer = int(parts[1]) if parts[0] == "blk" and parts[1].isdecimal() else -1
+        return layer >= self.layers and bool(self.get("nextn_predict_layers"))
 
     def has(self, key: str) -> bool:
         return f"{self.prefix}.{key}" in self.file.metadata
@@ -188,6 +222,14 @@ class _Keys:
             raise UnsafeFile(
                 f"{self.file.path}: {self.prefix}.{key} must be a positive whole number, "
                 f"found {found!r:.40}"
+            )
+        return found
+
+    def flag(self, key: str) -> bool:
+        found = self.get(key)
+        if not isinstance(found, bool):
+            raise UnsafeFile(
+                f"{self.file.path}: {self.prefix}.{key} must be true or false, found {found!r:.40}"
             )
         return found
 
@@ -252,7 +294,7 @@ def _rope(file: GgufFile, keys: _Keys, config: Mapping[str, Any]) -> dict[str, A
     scaling = {"rope_type": kind, "factor": keys.number("rope.scaling.factor", 1.0)}
     if original is not None:
         scaling["original_max_position_embeddings"] = original
-    return {"rope_scaling": scaling}
+    return {"rope_scaling": {**scaling, **config.get("rope_scaling", {})}}
 
 
 def _floats(tensor: GgufTensor) -> np.ndarray[Any, Any]:

@@ -20,7 +20,6 @@ from sterna.models.params import (
     stored_weights,
     tied_head,
 )
-from sterna.quantize.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ def plan(source: Source, tensors: Tensors) -> Plan:
     for name, shape in expected.items():
         _check_shape(found[name], name, shape)
     matched = (Planned(weight, _parts(weight, found)) for weight in weights)
-    return Plan(tuple(matched), (*notes, *_twice(source, found, expected)))
+    return Plan(tuple(matched), (*notes, *_twice(weights, found)))
 
 
 def _parts(weight: StoredWeight, found: Tensors) -> tuple[StoredTensor, ...]:
@@ -78,21 +77,19 @@ def _with_base(source: Source, tensors: Tensors) -> Tensors:
     return {name if name in head else f"{base}.{name}": t for name, t in tensors.items()}
 
 
-def _twice(source: Source, found: Tensors, expected: Mapping[str, object]) -> tuple[str, ...]:
+def _twice(weights: list[StoredWeight], found: Tensors) -> tuple[str, ...]:
     """A note where weights that were quantized before are quantized again."""
-    again = [name for name in expected if found[name].scheme is not None]
-    if not again or all(_stays(source, name, found[name]) for name in again):
+    again = [
+        name
+        for weight in weights
+        for name in weight.sources
+        if found[name].scheme not in (None, weight.scheme)
+    ]
+    if not again:
         return ()
     return (
         f"{again[0]}{_and_more(again)} was quantized before, so its accuracy is lost twice; "
         "quantization 'stored' keeps it as it is",
-    )
-
-
-def _stays(source: Source, name: str, tensor: StoredTensor) -> bool:
-    """Whether a weight that was quantized before stays as it is."""
-    return isinstance(source.quantization, Recipe) and (
-        source.quantization.own.get(name) == tensor.scheme
     )
 
 

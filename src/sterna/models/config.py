@@ -81,9 +81,13 @@ COMMON = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class LayerKind:
-    """What may differ from layer to layer. `rope` numbers a table of angles, None is none."""
+    """What may differ from layer to layer. `rope` numbers a table of angles, None is none.
+
+    With a `chunk` a token sees its own chunk of so many positions alone.
+    """
 
     window: int = -1
+    chunk: int = 0
     rope: int | None = 0
     experts: bool = False
 
@@ -94,9 +98,10 @@ class DecoderConfig:
 
     `kinds` holds one LayerKind a layer; `local_rope` is the table of angles numbered 1, where a
     model has two. A `query_scale` of 0 is 1 / sqrt(head_dim), a `qkv_clip` of 0 none. `parallel`
-    layers have attention and feed-forward layer side by side, `head_norms` are of queries and keys;
-    `interleaved` and `projections` are those of AttentionOptions; with `latent` sizes the heads'
-    keys and values come from one small vector a token. A model with `pooling` embeds
+    layers have attention and feed-forward layer side by side, with `two_norms` a norm for each;
+    `head_norms` are of queries and keys;
+    `interleaved`, `projections` and `temper` are of AttentionOptions; with `latent` sizes heads'
+    have keys and values from one small vector a token. A model with `pooling` embeds
     texts and has no head; without `causal` every token sees its whole sequence.
     """
 
@@ -117,6 +122,7 @@ class DecoderConfig:
     layer_norm: bool = False
     gated: bool = True
     parallel: bool = False
+    two_norms: bool = False
     interleaved: bool = False
     projections: Projections = "apart"
     local_rope: RopeOptions | None = None
@@ -135,6 +141,7 @@ class DecoderConfig:
     residual_scale: float = 1.0
     qkv_clip: float = 0.0
     head_norms: bool = False
+    temper: tuple[float, float] | None = None
     causal: bool = True
     token_types: int = 0
     pooling: Pooling | None = None
@@ -286,6 +293,14 @@ class Fields:
             shown = " or ".join(repr(o) for o in options)
             raise UnsupportedModel(
                 f"{key} {self.config[key]!r} in config.json is not supported; supported: {shown}"
+            )
+
+    def refuse_uneven(self, key: str, factor: int) -> None:
+        """UnsupportedModel for a number that is no multiple of `factor`."""
+        value = self.positive(key)
+        if value % factor:
+            raise UnsupportedModel(
+                f"{key} {value} in config.json is not supported; supported: multiples of {factor}"
             )
 
     def refuse_architectures_but(self, allowed: Iterable[str]) -> None:

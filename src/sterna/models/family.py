@@ -96,7 +96,7 @@ class Family:
         norm, attention = cls.norm(c, dtype), cls.attention(c, kind, dtype)
         mlp = cls.mlp(c, kind, dtype)
         if c.parallel:
-            return ParallelLayer(norm, attention, mlp)
+            return ParallelLayer(norm, attention, mlp, cls.norm(c, dtype) if c.two_norms else None)
         return PreNormLayer(norm, attention, cls.norm(c, dtype), mlp, scale=c.residual_scale)
 
     @classmethod
@@ -148,7 +148,7 @@ class Family:
         cache = cls.cache(c, dtype)
         decoder = cls.decoder(c, layers, dtype)
         if c.pooling is not None:
-            return EmbeddingModel(decoder, cache, ropes, causal=c.causal, names=cls.NAMES)
+            return EmbeddingModel(decoder, cache, ropes, causal=c.causal, names=cls.names(c))
         head = Linear(c.hidden_size, c.vocab_size, dtype, bias=c.head_bias, kind="head")
         return CausalLM(
             decoder,
@@ -157,8 +157,13 @@ class Family:
             ropes,
             logit_scale=c.logit_scale,
             logit_softcap=c.logit_softcap,
-            names=cls.NAMES,
+            names=cls.names(c),
         )
+
+    @classmethod
+    def names(cls, c: DecoderConfig) -> Names:
+        """NAMES as they are for a config."""
+        return cls.NAMES
 
     @classmethod
     def cache(cls, c: DecoderConfig, dtype: DType) -> Cache:
@@ -195,6 +200,7 @@ def attention_options(
         "qkv_bias": c.qkv_bias,
         "output_bias": c.output_bias,
         "window": kind.window,
+        "chunk": kind.chunk,
         "sinks": c.attention_sinks,
         "scale": c.query_scale or None,
         "softcap": c.score_softcap,

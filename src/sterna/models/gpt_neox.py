@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from sterna.base.dtype import DType
-from sterna.models.config import DecoderConfig, Fields, LayerKind
+from sterna.models.config import DecoderConfig, Fields
 from sterna.models.family import Family, Names
 from sterna.models.rope_options import rope_options
-from sterna.nn.decoder import DecoderLayer
-from sterna.nn.layers import ParallelLayer, PreNormLayer
 
 
 class GPTNeoX(Family):
@@ -50,12 +47,5 @@ class GPTNeoX(Family):
             output_bias=bias,
             mlp_bias=True,
             parallel=f.flag("use_parallel_residual", True),
+            two_norms=True,
         )
-
-    @classmethod
-    def layer(cls, c: DecoderConfig, kind: LayerKind, dtype: DType) -> DecoderLayer:
-        first, second = cls.norm(c, dtype), cls.norm(c, dtype)
-        attention, mlp = cls.attention(c, kind, dtype), cls.mlp(c, kind, dtype)
-        if c.parallel:
-            return ParallelLayer(first, attention, mlp, post_attention_layernorm=second)
-        return PreNormLayer(first, attention, second, mlp)

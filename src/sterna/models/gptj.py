@@ -5,7 +5,7 @@ Neighbouring dims are rotated together, in the first `rotary_dim` of a head.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sterna.models.config import GPT_KEYS, GPT_NAMES, DecoderConfig, Fields
 from sterna.models.family import Family, Names
@@ -25,7 +25,11 @@ class GPTJ(Family):
         "up_proj": "fc_in",
         "down_proj": "fc_out",
     }
-    IGNORED = ("*.attn.bias", "*.attn.masked_bias", "*.attn.embed_positions")
+    IGNORED: ClassVar[tuple[str, ...]] = (
+        "*.attn.bias",
+        "*.attn.masked_bias",
+        "*.attn.embed_positions",
+    )
 
     @classmethod
     def read(cls, f: Fields) -> DecoderConfig:
@@ -46,4 +50,10 @@ class GPTJ(Family):
             usual_act="gelu_new",
             mlp_bias=True,
             head_bias=True,
+            **cls.own(f),
         )
+
+    @classmethod
+    def own(cls, f: Fields) -> dict[str, Any]:
+        """How CodeGen differs."""
+        return {}

@@ -11,9 +11,10 @@ from sterna.nn.module import Module, Parameter
 from sterna.nn.norm import Norm
 from sterna.nn.trace import Tensor, Trace
 
-# How a checkpoint holds the projections: three matrices; one with all of q, then k, then v; or
-# one in which each group of query heads is followed by its key head and its value head.
-Projections = Literal["apart", "joined", "grouped"]
+# How a checkpoint holds the projections: three matrices; one with all of q, then k, then v; one
+# in which each group of query heads is followed by its key head and its value head; or four blocks
+# of q, v and k.
+Projections = Literal["apart", "joined", "grouped", "blocks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,8 @@ class AttentionOptions:
     is not 0. `rope` is the table of angles, None for a layer without positions; `interleaved`
     pairs neighbouring dims where others pair the halves of a head. `clip` bounds q, k and v.
     With `head_sinks` each head has learned a score for a token without a value that all see; with
-    a `chunk` tokens see their own chunk of so many positions alone.
+    a `chunk` tokens see their own chunk of so many positions alone. `temper` (floor, scale)
+    multiplies a query at position p by 1 + scale * log(1 + (p + 1) // floor).
     """
 
     hidden_size: int
@@ -85,6 +87,7 @@ class AttentionOptions:
     projections: Projections = "apart"
     head_sinks: bool = False
     chunk: int = 0
+    temper: tuple[float, float] | None = None
 
     @property
     def width(self) -> int:
@@ -134,6 +137,8 @@ class Attention(SelfAttention):
         q, k, v = (self._clipped(t) for t in self._project(x))
         q, k = self._normed("q_norm", q), self._normed("k_norm", k)
         q, k = self._rotated(q, step), self._rotated(k, step)
+        if o.temper is not None:
+            q = emit("temper", q, step.positions, floor=o.temper[0], scale=o.temper[1])
         index = (step.positions, step.seq_ids, step.page_indptr, step.page_table)
         cache = emit("kv_append", k, v, cache, *index, head_dim=o.head_dim)
         tiles = (step.tile_start, step.tile_size, step.tile_seq)
@@ -160,9 +165,13 @@ class Attention(SelfAttention):
         if o.projections == "joined":
             ends = (o.width, o.width + o.kv_width)
             return y.part(0, o.width), y.part(ends[0], o.kv_width), y.part(ends[1], o.kv_width)
-        queries = o.width // o.num_kv_heads
-        stride = queries + 2 * o.head_dim
-        parts = ((0, queries), (queries, o.head_dim), (queries + o.head_dim, o.head_dim))
+        if o.projections == "blocks":
+            size = o.width // 4
+            stride, parts = 3 * size, ((0, size), (2 * size, size), (size, size))
+        else:
+            queries = o.width // o.num_kv_heads
+            stride = queries + 2 * o.head_dim
+            parts = ((0, queries), (queries, o.head_dim), (queries + o.head_dim, o.head_dim))
         q, k, v = (
             x.trace.emit("slice_groups", y, start=start, size=size, stride=stride)
             for start, size in parts

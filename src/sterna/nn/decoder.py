@@ -38,7 +38,7 @@ class Decoder(Module):
     """Embedding, layers and the final norm: what checkpoints call "model".
 
     A token's embedding is multiplied by `embedding_scale`; learned `position_embeddings` are
-    added to it.
+    added to it, that of position 0 being row `first_position`.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Decoder(Module):
         *,
         position_embeddings: Embedding | None = None,
         embedding_scale: float = 1.0,
+        first_position: int = 0,
     ) -> None:
         self.embed_tokens = embed_tokens
         if position_embeddings is not None:
@@ -56,12 +57,16 @@ class Decoder(Module):
         self.layers = layers
         self.norm = norm
         self.embedding_scale = embedding_scale
+        self.first_position = first_position
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """[n] ids and [n] positions -> [n, hidden] in f32."""
         x = self.embed_tokens(tokens).scaled(self.embedding_scale)
-        table = getattr(self, "position_embeddings", None)
-        return x if table is None else x + table(positions)
+        table: Embedding | None = getattr(self, "position_embeddings", None)
+        if table is None:
+            return x
+        first = self.first_position
+        return x + table(positions.trace.emit("shift", positions, by=first) if first else positions)
 
     def finish(self, x: Tensor) -> Tensor:
         """What follows the last layer, [n, hidden] -> [n, hidden]."""

@@ -49,13 +49,22 @@ class LayerNorm(Norm):
 
 
 class HeadNorm(Norm):
-    """RMSNorm of each head of [n, heads * head_dim], with one weight for all of them."""
+    """RMSNorm of each head of [n, heads * head_dim], with one weight for all of them, or none."""
 
     op = "head_rms_norm"
 
-    def __init__(self, head_dim: int, eps: float, dtype: DType, *, offset: float = 0.0) -> None:
+    def __init__(
+        self,
+        head_dim: int,
+        eps: float,
+        dtype: DType,
+        *,
+        offset: float = 0.0,
+        weight: bool = True,
+    ) -> None:
         super().__init__(eps, head_dim=head_dim, **({"offset": offset} if offset else {}))
-        self.weight = Parameter((head_dim,), dtype, "norm")
+        if weight:
+            self.weight = Parameter((head_dim,), dtype, "norm")
 
 
 class HeadLayerNorm(Norm):

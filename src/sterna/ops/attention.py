@@ -94,6 +94,26 @@ def _compute_rope(
     return (define(out, types[0], "n c", body),)
 
 
+def _infer_temper(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    """(x [n, width], positions [n]) -> like x."""
+    return (types[0],)
+
+
+def _compute_temper(
+    out: str, args: tuple[Buffer, ...], types: tuple[TensorType, ...], attrs: Attrs
+) -> tuple[Compute, ...]:
+    """x * (1 + scale * log(1 + floor((position + 1) / floor))): Llama 4's; arXiv:2501.19399."""
+    x, positions = args
+    floor, scale = number(attrs, "floor"), number(attrs, "scale")
+
+    def body(n: Expr, c: Expr) -> Expr:
+        stretches = Unary("floor", (cast(F32, positions[n]) + 1.0) / wrap(floor))
+        grown = Unary("log", stretches + 1.0) * scale + 1.0
+        return cast(types[0].dtype, cast(F32, x[n, c]) * grown)
+
+    return (define(out, types[0], "n c", body),)
+
+
 def _infer_append(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
     """(k[, v], kv, positions, seq_ids, page_indptr, page_table) -> the cache, changed.
 
@@ -135,6 +155,7 @@ def _infer_attention(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[Tenso
 COSINE = _angles("cos")
 SINE = _angles("sin")
 ROPE = Op("rope", Kind.INJECTIVE, _infer_rope, _compute_rope)
+TEMPER = Op("temper", Kind.INJECTIVE, _infer_temper, _compute_temper)
 KV_APPEND = Op("kv_append", Kind.OPAQUE, _infer_append, effect=True)
 ROPE_APPEND = Op("rope_append", Kind.OPAQUE, _infer_rope_append, effect=True)
 ATTENTION = Op("attention", Kind.OPAQUE, _infer_attention)

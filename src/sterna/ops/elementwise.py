@@ -75,5 +75,6 @@ def _silu(x: Expr) -> Expr:
 ADD = elementwise("add", lambda a, b: a + b)
 MULTIPLY = elementwise("multiply", lambda a, b: a * b)
 MAXIMUM = elementwise("maximum", lambda a, b: binary("max", a, b))
+SHIFT = elementwise("shift", lambda x, by: x + by)
 SILU = elementwise("silu", _silu)
 CAST = Op("cast", Kind.ELEMENTWISE, _infer_cast, _compute_cast)

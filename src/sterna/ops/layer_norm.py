@@ -119,13 +119,14 @@ def _infer_layer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorTyp
 
 
 def _infer_head(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
-    x, weight = types
+    x, *weights = types
     dim = integer(attrs, "head_dim")
     whole = static(x.shape[1], "head norm: the last dim")
     expect(whole % dim == 0, "head norm: heads do not divide the width")
-    learned = [static(d, "head norm: the weight") for d in weight.shape]
-    alike = learned in ([dim], [whole // dim, dim])
-    expect(alike, "head norm: the weight is [head_dim] or [heads, head_dim]")
+    for weight in weights:
+        learned = [static(d, "head norm: the weight") for d in weight.shape]
+        alike = learned in ([dim], [whole // dim, dim])
+        expect(alike, "head norm: the weight is [head_dim] or [heads, head_dim]")
     return (x,)
 
 

@@ -34,6 +34,7 @@ from sterna.schedule.rules.matmul import (
 from sterna.schedule.rules.norm import NormKnobs, norm
 from sterna.schedule.rules.work_groups import (
     GroupKnobs,
+    contraction_groups,
     elementwise_groups,
     matmul_groups,
     matvec_groups,
@@ -133,10 +134,7 @@ def _in_groups(group: Group, knobs: GroupKnobs) -> Plan:
         few = _most_rows(found) <= knobs.few_rows
         return Plan("matvec_groups" if few else "matmul_groups", knobs)
     if contraction(group) is not None:
-        raise ScheduleError(
-            f"{group.name} multiplies with the weights of chosen experts, which has no schedule "
-            "for targets of work groups; compile mixtures of experts for a CPU"
-        )
+        return Plan("contraction_groups", knobs)
     reduces = any(c.over for c in group.computes)
     return Plan("norm_groups" if reduces else "elementwise_groups", knobs)
 
@@ -178,6 +176,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "elementwise": Rule(ElementwiseKnobs, elementwise),
         "matvec_groups": Rule(GroupKnobs, _of_product(matvec_groups)),
         "matmul_groups": Rule(GroupKnobs, _of_product(matmul_groups)),
+        "contraction_groups": Rule(GroupKnobs, contraction_groups),
         "norm_groups": Rule(GroupKnobs, norm_groups),
         "elementwise_groups": Rule(GroupKnobs, elementwise_groups),
     }

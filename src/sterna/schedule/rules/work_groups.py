@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Compute, Group
 from sterna.ir.expr import const_value
+from sterna.schedule.rules.contraction import contraction
 from sterna.schedule.rules.matmul import Product
 from sterna.schedule.steps import (
     At,
@@ -71,6 +72,23 @@ def _flat(stage: Compute, threads: int) -> list[Step]:
         Parallel(stage.name, f"{flat}_group"),
         Thread(stage.name, f"{flat}_thread"),
     ]
+
+
+def contraction_groups(group: Group, knobs: GroupKnobs) -> Schedule:
+    """All elements in a row, cut into groups; each thread makes the sums of its own."""
+    found = contraction(group)
+    if found is None:
+        raise ScheduleError(f"{group.name} has no sums of this form")
+    out, row, column = found.out.name, *(axis.name for axis in found.out.axes)
+    sums = [c for c in (found.partial, found.total) if c is not None]
+    flat, thread = f"{row}_{column}", f"{row}_{column}_thread"
+    return (
+        Fuse(out, row, column, flat),
+        Split(out, flat, f"{flat}_group", thread, knobs.threads),
+        Parallel(out, f"{flat}_group"),
+        Thread(out, thread),
+        *(At(stage.name, out, thread, "register") for stage in sums),
+    )
 
 
 def norm_groups(group: Group, knobs: GroupKnobs) -> Schedule:
