@@ -62,7 +62,7 @@ def on_target(
 
 def some_steps(executable: Executable) -> list[Logits]:
     """A prompt in two chunks beside another, then both decoded, and a page copied between."""
-    prompt, other = [5 + 7 * i % 61 for i in range(37)], [3, 9, 27]
+    prompt, other = [3 + 7 * i % 61 for i in range(37)], [3, 9, 27]
     pages, more = [3, 11, 2, 30], [7, 8]
     size = executable.manifest.kv_cache.page_size
     steps = [
