@@ -55,13 +55,33 @@ export function repeated(body: string, least: number, most: number | null): stri
   return `${body}{${least},${most}}`;
 }
 
-/** Characters from ranges of code points, as one class; `not`: all others. */
-export function charClass(ranges: readonly (readonly [number, number])[], not = false): string {
-  const parts = ranges.map(([lo, hi]) => {
+export type Range = readonly [first: number, last: number];
+
+const ALL: Range = [0, 0x10ffff];
+
+/** `ranges` without `holes`. */
+export function cut(ranges: readonly Range[], holes: readonly Range[]): Range[] {
+  let left = [...ranges];
+  for (const [from, to] of holes) {
+    left = left.flatMap(([lo, hi]): Range[] => {
+      if (to < lo || hi < from) return [[lo, hi]];
+      const parts: Range[] = [[lo, from - 1], [to + 1, hi]];
+      return parts.filter(([a, b]) => a <= b);
+    });
+  }
+  return left;
+}
+
+/**
+ * Characters from ranges of code points, as one class; `not`: all others. Written without `^`, which
+ * the matcher takes for bytes where a character is not ASCII.
+ */
+export function charClass(ranges: readonly Range[], not = false): string {
+  const parts = (not ? cut([ALL], ranges) : ranges).map(([lo, hi]) => {
     const first = character(String.fromCodePoint(lo), "]\\-^[");
     return lo === hi ? first : `${first}-${character(String.fromCodePoint(hi), "]\\-^[")}`;
   });
-  return `[${not ? "^" : ""}${parts.join("")}]`;
+  return `[${parts.join("")}]`;
 }
 
 function character(c: string, special: string): string {

@@ -6,10 +6,8 @@
  * missing anything may stand there. `json`: the text stands in a JSON string, with its escapes.
  */
 
-import { charClass, either, quoted, repeated } from "./ebnf.js";
+import { charClass, cut, either, quoted, repeated, type Range } from "./ebnf.js";
 import { RequestError } from "./errors.js";
-
-type Range = readonly [number, number];
 
 const MAX_CODE = 0x10ffff;
 const MOST = 1000; // of a counted repetition
@@ -195,17 +193,4 @@ class Reader {
 
 function complement(ranges: readonly Range[]): Range[] {
   return cut([[0, MAX_CODE]], ranges);
-}
-
-/** `ranges` without `holes`. */
-function cut(ranges: readonly Range[], holes: readonly Range[]): Range[] {
-  let left = [...ranges];
-  for (const [from, to] of holes) {
-    left = left.flatMap(([lo, hi]): Range[] => {
-      if (to < lo || hi < from) return [[lo, hi]];
-      const parts: Range[] = [[lo, from - 1], [to + 1, hi]];
-      return parts.filter(([a, b]) => a <= b);
-    });
-  }
-  return left;
 }
