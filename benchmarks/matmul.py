@@ -32,20 +32,29 @@ from sterna.schedule.apply import apply
 from sterna.schedule.choose import choose
 
 _ROUNDS = 8
-_FMAS = 12 * 20_000  # vectors of eight
+_CHAINS, _TURNS = 12, 20_000  # of FMAs
 _PEAK = """
 struct peak_args { f32 *out; };
 EXPORT void run_peak(const struct peak_args *a);
 EXPORT void run_peak(const struct peak_args *a) {
-    typedef f32 v8 __attribute__((vector_size(32)));
-    v8 s[12], x = {1, 1, 1, 1, 1, 1, 1, 1}, y = x * 0.999f;
-    for (int j = 0; j < 12; j++) s[j] = x;
-    for (int i = 0; i < 20000; i++)
-        for (int j = 0; j < 12; j++) s[j] = __builtin_elementwise_fma(s[j], y, x);
-    for (int j = 1; j < 12; j++) s[0] += s[j];
+    typedef f32 vector __attribute__((vector_size(BYTES)));
+    vector s[CHAINS], x = (vector){0} + 1, y = x * 0.999f;
+    for (int j = 0; j < CHAINS; j++) s[j] = x;
+    for (int i = 0; i < TURNS; i++)
+        for (int j = 0; j < CHAINS; j++) s[j] = __builtin_elementwise_fma(s[j], y, x);
+    for (int j = 1; j < CHAINS; j++) s[0] += s[j];
     a->out[0] = s[0][0];
 }
 """
+
+
+def peak_source() -> str:
+    """FMAs that depend on nothing but their own chain, in registers as wide as the target's."""
+    numbers = {"BYTES": host_target().vector_bytes, "CHAINS": _CHAINS, "TURNS": _TURNS}
+    text = _PEAK
+    for name, number in numbers.items():
+        text = text.replace(name, str(number))
+    return text
 
 
 def fastest(call: Callable[[], object], count: int) -> float:
@@ -81,7 +90,7 @@ def measure(name: str, rows: int, size: int, bits: int) -> dict[str, Any]:
             for list_ in ([*inputs, *arrays, out], [x, *inputs])]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         sources = [render(apply(g, choose(g, host_target()))) for g in groups]
-        lib = library(sources, Path(folder), _PEAK)
+        lib = library(sources, Path(folder), peak_source())
         runs = [getattr(lib, f"run_{i}") for i in range(len(groups))]
         calls = [
             lambda run=run, a=a: run(ctypes.c_void_p(a.ctypes.data))
@@ -91,7 +100,8 @@ def measure(name: str, rows: int, size: int, bits: int) -> dict[str, Any]:
         where = ctypes.c_void_p(holder.ctypes.data)
         rounds = []
         for _ in range(_ROUNDS):
-            peak = _FMAS * 16 / fastest(lambda: lib.run_peak(where), 30) / 1e9
+            operations = 2 * _CHAINS * _TURNS * host_target().lanes()
+            peak = operations / fastest(lambda: lib.run_peak(where), 30) / 1e9
             before = fastest(calls[1], 10) if len(calls) > 1 else 0.0
             seconds = fastest(calls[0], 5)
             rate = 2 * rows * size * size / (seconds + before) / 1e9

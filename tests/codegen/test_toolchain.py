@@ -44,7 +44,10 @@ UNITS = [
 CPUS = tuple(spec for spec in EXAMPLES if parse_target(spec).triple)
 MORE = (
     "cpu:x86-64-v2",
+    "cpu:x86-64-v3-vnni",
     "cpu:x86-64-v4",
+    "cpu:x86-64-v4-vnni",
+    "cpu:aarch64-dot-linux",
     "cpu:aarch64-windows",
     "cpu:aarch64-android",
     "cpu:x86-64-v3-android",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from compiled import Compiled, all_logits, build_tiny, tiny
 
+from sterna.base import target
 from sterna.base.errors import ArtifactError, Unavailable, UsageError
 from sterna.base.target import parse_target
 from sterna.compiler import CompileOptions, compile_model
@@ -19,7 +20,8 @@ pytestmark = pytest.mark.skipif(
     parse_target("cpu").triple.partition("-")[0] != "x86_64", reason="this machine is no x86-64"
 )
 SMALL = CompileOptions(prefill_chunk_size=16, max_batch_size=2)
-MULTI, LEVELS = "cpu:x86-64-multi", ("cpu:x86-64-v2", "cpu:x86-64-v3")
+MULTI = "cpu:x86-64-multi"
+LEVELS = tuple(f"cpu:x86-64-{level}" for level in ("v2", "v3", "v3-vnni", "v4", "v4-vnni"))
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,30 @@ def test_a_machine_runs_the_best_level_it_has(
     logits = [all_logits(m.load(), prompt, [16, 2, 1], [0, 1]) for m in (several, alone)]
     assert np.isfinite(logits[0]).all()
     assert logits[0].tobytes() == logits[1].tobytes()
+
+
+def test_levels_with_fma_give_the_same_bits(model: Compiled) -> None:
+    """Sums of integers are exact, and sums of floats have one order."""
+    found = host.cpu_features() or frozenset()
+    runs = [spec for spec in LEVELS[1:] if found.issuperset(parse_target(spec).features)]
+    if len(runs) < 2:
+        pytest.skip("this CPU has one level with FMA at most")
+    prompt = np.random.default_rng(1).integers(0, 64, 19).tolist()
+    logits = {
+        all_logits(Compiled(model.folder, path(model, spec)).load(), prompt, [16, 2, 1], [0, 1])
+        .tobytes()
+        for spec in runs
+    }  # fmt: skip
+    assert len(logits) == 1
+
+
+def test_a_bare_cpu_is_the_best_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    for spec in LEVELS:
+        features = frozenset(parse_target(spec).features)
+        monkeypatch.setattr(target, "cpu_features", lambda features=features: features)
+        assert parse_target("cpu").spec == parse_target(spec).spec
+    monkeypatch.setattr(target, "cpu_features", lambda: None)
+    assert parse_target("cpu").spec == parse_target("cpu:x86_64").spec
 
 
 def test_a_machine_with_none_of_them_is_told(

@@ -14,6 +14,7 @@ NAMES = re.compile(
     r"|avx|\bssse?\d|\bfma3|x86|amd64|aarch64|arm64|\bneon\b|wasm"
 )
 ALLOWED = (
+    "base/cpu_features.py",  # what this machine's processor can do
     "base/target.py",  # the rows
     "codegen/",  # the renderers and the compilers that they feed
     "runtime/cpu_report.py",  # what `sterna devices` says of the processor
@@ -26,7 +27,6 @@ ALLOWED = (
     "runtime/vulkan_code.py",
     "runtime/vulkan_instance.py",
     "runtime/webgpu.py",
-    "runtime/host.py",  # what this machine's processor can do
     "runtime/library.py",  # which machine a library file was made for
     "schedule/tables/",
     "cli/compile.py",  # the examples of --help

@@ -16,7 +16,8 @@ from sterna.schedule.rules.matmul import MatmulKnobs
 from sterna.schedule.steps import At, Inline, Parallel, Split, Vectorize
 
 V3 = parse_target("cpu:x86-64-v3")
-TARGETS = ("cpu:x86-64-v2", "cpu:x86-64-v3", "cpu:x86-64-v4", "cpu:aarch64-linux", "cpu:wasm32")
+LEVELS = tuple(f"cpu:x86-64-{level}" for level in ("v2", "v3", "v4-vnni"))
+TARGETS = (*LEVELS, "cpu:aarch64-linux", "cpu:wasm32")
 Q4 = SCHEMES["q4f16_1"]
 
 

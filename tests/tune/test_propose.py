@@ -12,7 +12,7 @@ from sterna.schedule.choose import Plan, table
 from sterna.tune.propose import propose
 from sterna.tune.space import can_tune, everything, features, neighbour, rules_for
 
-ROW = table(host_target().table)[host_target().lanes()]
+ROW = table(host_target().table)[8]  # one row, whatever this machine's is
 SHIPPED = (
     Plan("matvec", ROW.matvec),
     Plan("skinny_matmul", ROW.skinny),

@@ -11,6 +11,7 @@ import platform
 import sys
 from dataclasses import dataclass, replace
 
+from sterna.base.cpu_features import cpu_features
 from sterna.base.errors import UsageError
 
 SMALL = ("f16", "bf16", "i8", "u8", "bool")
@@ -68,18 +69,31 @@ def _cpu(triple: str, mcpu: str, **capabilities: object) -> Target:
     return replace(row, **capabilities)  # type: ignore[arg-type]
 
 
+_V3 = ("avx2", "fma", "f16c", "bmi2")
+_V4 = (*_V3, "avx512f", "avx512bw", "avx512vl")
+
+# Of one kind of machine, the least demanding first: a bare "cpu" is the last that this one has.
 _ARCHITECTURES = {
     "x86-64-v2": _cpu("x86_64", "x86_64_v2", vector_bytes=16, vector_registers=16,
                       features=("ssse3", "sse4_1", "popcnt")),
     "x86-64-v3": _cpu("x86_64", "x86_64_v3", vector_bytes=32, vector_registers=16, fma=True,
-                      features=("avx2", "fma", "f16c", "bmi2")),
-    "x86-64-v4": _cpu("x86_64", "x86_64_v4", vector_bytes=64, vector_registers=32, fma=True,
-                      features=("avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512vl")),
+                      features=_V3),
+    "x86-64-v3-vnni": _cpu("x86_64", "x86_64_v3+avxvnni+fast_dpwssd", vector_bytes=32,
+                           vector_registers=16, fma=True, features=(*_V3, "avx_vnni")),
+    "x86-64-v4": _cpu("x86_64", "x86_64_v4-prefer_256_bit", vector_bytes=64,
+                      vector_registers=32, fma=True, features=_V4),
+    "x86-64-v4-vnni": _cpu("x86_64", "x86_64_v4-prefer_256_bit+avx512vnni+fast_dpwssd",
+                           vector_bytes=64, vector_registers=32, fma=True,
+                           features=(*_V4, "avx512_vnni")),
     "aarch64": _cpu("aarch64", "generic", vector_bytes=16, vector_registers=32, fma=True),
+    "aarch64-dot": _cpu("aarch64", "generic+dotprod", vector_bytes=16, vector_registers=32,
+                        fma=True, features=("asimddp",)),
     "wasm32": _cpu("wasm32", "generic+simd128", vector_bytes=16, vector_registers=16),
 }  # fmt: skip
 # Architectures of which one library carries several, and a machine runs the last that it can.
-_CARRIED = {"x86-64-multi": ("x86-64-v2", "x86-64-v3", "x86-64-v4")}
+_CARRIED = {
+    "x86-64-multi": ("x86-64-v2", "x86-64-v3", "x86-64-v3-vnni", "x86-64-v4", "x86-64-v4-vnni"),
+}
 _ALIASES = {"x86_64": "x86-64-v3", "x86-64": "x86-64-v3", "amd64": "x86-64-v3", "arm64": "aarch64"}
 _SYSTEMS = {
     "linux": ("linux-gnu.2.17", ".so"),
@@ -176,7 +190,7 @@ EXAMPLES = (
 
 
 def parse_target(spec: str) -> Target:
-    """Turn "cpu[:architecture[-system]]" into its row; a bare "cpu" is this machine.
+    """Turn "cpu[:architecture[-system]]" into its row; a bare "cpu" is the best for this machine.
 
     An x86-64 without a level means v3 (AVX2, FMA): machines since 2013.
     """
@@ -239,4 +253,9 @@ def _host_system() -> str:
 
 def _host_architecture() -> str:
     machine = platform.machine().lower()
-    return _ALIASES.get(machine, machine)
+    plain, found = _ALIASES.get(machine, machine), cpu_features()
+    if plain not in _ARCHITECTURES or found is None:
+        return plain
+    triple = _ARCHITECTURES[plain].triple
+    levels = [(name, row) for name, row in _ARCHITECTURES.items() if row.triple == triple]
+    return next((name for name, row in reversed(levels) if found.issuperset(row.features)), plain)

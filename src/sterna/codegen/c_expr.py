@@ -37,6 +37,7 @@ from sterna.ir.simplify import Simplifier, simplify
 
 _INDEX = (I32, I64)
 _HALF = (F16, BF16)
+_DOTS = ("dot2", "dot4")
 _LOGICAL = {"and": ("&&", "&"), "or": ("||", "|")}
 
 Value = tuple[str, int]  # C text, lanes
@@ -122,7 +123,7 @@ class ExprWriter:
             case Intrin(name="fma", args=args) if e.dtype == F32:
                 texts, lanes = self.together(*args)
                 return f"fma_{c_type(F32, lanes)}({', '.join(texts)})", lanes
-            case Intrin(name="dot2" | "dot4" as name, args=args) if e.dtype == I32:
+            case Intrin(name=name, args=args) if name in _DOTS and e.dtype == I32:
                 texts, lanes = self.together(*args)
                 return f"{name}_i32{suffix(lanes)}({', '.join(texts)})", lanes
             case Unary(op=op, a=a):
@@ -152,6 +153,9 @@ class ExprWriter:
         code = packed_code(e) if self.lane is not None else None
         if code is not None:
             return self.code(code)
+        if e.op == "+" and isinstance(e.b, Intrin) and e.b.name in _DOTS:
+            texts, lanes = self.together(*e.b.args, e.a)  # one instruction where there is one
+            return f"{e.b.name}_add_i32{suffix(lanes)}({', '.join(texts)})", lanes
         (x, y), lanes = self.together(e.a, e.b)
         dtype, op = e.a.dtype, e.op
         if dtype in _HALF or (lanes > 1 and dtype.bits > 32) or dtype not in C_NAMES:

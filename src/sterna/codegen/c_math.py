@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sterna.base.dtype import BF16, BOOL, F16, F32, I8, I16, I32, I64, U8, U16, U32, U64
+from sterna.codegen.c_dots import dots
 
 # How a dtype is held in C. f16 and bf16 are carried as their bits until they are converted.
 C_NAMES = {
@@ -31,6 +32,7 @@ def prelude(widths: Iterable[int]) -> str:
         templates = [_SCALAR] if lanes == 1 else [_types(lanes), _VECTOR]
         for template in (*templates, _ARITHMETIC, _MATH, _HALF):
             parts.append(template.replace("@L", str(lanes)).replace("@", suffix))
+        parts.append(dots(lanes))
     return "\n".join(parts)
 
 
@@ -123,14 +125,6 @@ STERNA_MAYBE f32 fma_f32(f32 a, f32 b, f32 c) {
     return a * b + c;
 #endif
 }
-STERNA_MAYBE i32 dot2_i32(i32 a, i32 b) {
-    return (i32)(i16)a * (i32)(i16)b + (a >> 16) * (b >> 16);
-}
-STERNA_MAYBE i32 dot4_i32(i32 a, i32 b) {
-    i32 sum = 0;
-    for (int i = 0; i < 32; i += 8) sum += (i32)(i8)(a >> i) * (i32)(i8)(b >> i);
-    return sum;
-}
 STERNA_MAYBE f32 sqrt_f32(f32 x) { return __builtin_sqrtf(x); }
 #if STERNA_F16
 STERNA_MAYBE f32 f32_from_f16(u16 x) { union { u16 u; _Float16 h; } v = {x}; return (f32)v.h; }
@@ -163,48 +157,6 @@ STERNA_MAYBE f32@ fma_f32@(f32@ a, f32@ b, f32@ c) {
     return r;
 #else
     return a * b + c;
-#endif
-}
-STERNA_MAYBE i32@ dot2_i32@(i32@ a, i32@ b) {
-#if @L == 8 && defined(__AVX2__)
-    typedef i16 half __attribute__((vector_size(32)));
-    return (i32@)__builtin_ia32_pmaddwd256((half)a, (half)b);
-#elif @L == 4 && defined(__SSE2__)
-    typedef i16 half __attribute__((vector_size(16)));
-    return (i32@)__builtin_ia32_pmaddwd128((half)a, (half)b);
-#elif @L == 16 && defined(__AVX512BW__)
-    typedef i16 half __attribute__((vector_size(64)));
-    return (i32@)__builtin_ia32_pmaddwd512((half)a, (half)b);
-#elif @L == 4 && defined(__wasm_simd128__)
-    typedef i16 half __attribute__((vector_size(16)));
-    return (i32@)__builtin_wasm_dot_s_i32x4_i16x8((half)a, (half)b);
-#else
-    i32@ low = (i32@)((u32@)a << 16) >> 16, other = (i32@)((u32@)b << 16) >> 16;
-    return low * other + (a >> 16) * (b >> 16);
-#endif
-}
-// Bytes of b are 0 to 127: two products then fit the 16 bits in which x86 adds them.
-STERNA_MAYBE i32@ dot4_i32@(i32@ a, i32@ b) {
-#if @L == 8 && defined(__AVX2__)
-    typedef char bytes __attribute__((vector_size(32)));
-    typedef i16 half __attribute__((vector_size(32)));
-    half sums = (half)__builtin_ia32_pmaddubsw256((bytes)b, (bytes)a);
-    return (i32@)__builtin_ia32_pmaddwd256(sums, (half){} + 1);
-#elif @L == 4 && defined(__SSSE3__)
-    typedef char bytes __attribute__((vector_size(16)));
-    typedef i16 half __attribute__((vector_size(16)));
-    half sums = (half)__builtin_ia32_pmaddubsw128((bytes)b, (bytes)a);
-    return (i32@)__builtin_ia32_pmaddwd128(sums, (half){} + 1);
-#elif @L == 16 && defined(__AVX512BW__)
-    typedef char bytes __attribute__((vector_size(64)));
-    typedef i16 half __attribute__((vector_size(64)));
-    half sums = (half)__builtin_ia32_pmaddubsw512((bytes)b, (bytes)a);
-    return (i32@)__builtin_ia32_pmaddwd512(sums, (half){} + 1);
-#else
-    i32@ sum = (a >> 24) * (b >> 24);
-    for (int i = 8; i < 32; i += 8)
-        sum += ((i32@)((u32@)a << i) >> 24) * ((i32@)((u32@)b << i) >> 24);
-    return sum;
 #endif
 }
 STERNA_MAYBE f32@ sqrt_f32@(f32@ x) {

@@ -13,14 +13,16 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from sterna.base.cache import cache_dir, key, write_atomic
 from sterna.base.errors import ToolchainError
@@ -39,6 +41,10 @@ _OUTPUT = (
 )  # fmt: skip
 _KEPT = ("unit*.c", "unit*.o", "kernels*")  # of a failure
 _TIMEOUT_SECONDS = 900
+# Features that choose among instructions, by zig's names, and the flags of gcc and clang for them.
+_TUNING: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"fast_dpwssd": (), "prefer_256_bit": ("-mprefer-vector-width=512",)}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +221,10 @@ def _link_flags(target: Target, compiler: Compiler, sanitize: tuple[str, ...]) -
 def _machine_flags(target: Target, compiler: Compiler) -> list[str]:
     if compiler.family == "zig":
         return ["-target", target.triple, f"-mcpu={target.mcpu}"]
-    name, *extras = target.mcpu.split("+")
+    name, *extras = re.split("[+-]", target.mcpu)
     if target.triple.startswith("x86_64"):
-        machine = [f"-march={name.replace('_', '-')}"]
+        flags = [_TUNING.get(extra, (f"-m{extra}",)) for extra in extras]
+        machine = [f"-march={name.replace('_', '-')}", *(flag for some in flags for flag in some)]
     elif target.triple.startswith("aarch64"):
         machine = ["-march=" + "+".join(["armv8-a" if name == "generic" else name, *extras])]
     else:

@@ -7,36 +7,29 @@ system does not tell is None, never a guess.
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
+
+from sterna.base.cpu_features import cpu_features, cpuinfo, sysctl
+
+__all__ = [
+    "available_memory", "cpu_features", "cpu_name", "give_back_memory", "may_have_gpu",
+    "total_memory", "usable_cores",
+]  # fmt: skip
 
 _CGROUP = Path("/sys/fs/cgroup")
 _C_LIBRARY = None if sys.platform == "win32" else ctypes.CDLL(None)
 _GPU_NODES = ("dri/renderD*", "nvidia[0-9]*", "kfd", "dxg")
 
 
-@functools.cache
-def cpu_features() -> frozenset[str] | None:
-    """Instruction set features by their Linux names ("avx2"), or None when not known."""
-    if sys.platform == "linux":
-        line = _cpuinfo("flags") or _cpuinfo("Features")
-        return frozenset(line.split()) if line else None
-    if sys.platform == "darwin" and platform.machine() == "x86_64":
-        text = _sysctl("machdep.cpu.features") + " " + _sysctl("machdep.cpu.leaf7_features")
-        return frozenset(text.lower().replace(".", "_").split()) or None
-    return None
-
-
 def cpu_name() -> str:
     """The processor's name as its maker writes it."""
-    found = _cpuinfo("model name") if sys.platform == "linux" else None
+    found = cpuinfo("model name") if sys.platform == "linux" else None
     if sys.platform == "darwin":
-        found = _sysctl("machdep.cpu.brand_string")
+        found = sysctl("machdep.cpu.brand_string")
     return found or platform.processor() or platform.machine()
 
 
@@ -110,19 +103,6 @@ def _cgroup_memory(folder: Path) -> int | None:
         if line.startswith("inactive_file "):
             reclaimable = int(line.split()[1])
     return int(limit) - int(used) + reclaimable
-
-
-def _cpuinfo(field: str) -> str | None:
-    for line in _read(Path("/proc/cpuinfo")).splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == field:
-            return value.strip()
-    return None
-
-
-def _sysctl(name: str) -> str:
-    done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def _read(path: Path) -> str:

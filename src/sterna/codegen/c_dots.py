@@ -1,0 +1,135 @@
+"""C text of dot products of packed integers, one way for each instruction set that has one.
+
+`dot2` takes an i32 for two i16, `dot4` for four i8, those of the second operand not negative; the
+`_add` forms add the sum to a third operand, which is one instruction on CPUs with VNNI or with
+NEON's dot products. All are exact, so all ways give the same bits. The compiler's own macros say
+which way there is: no target is named.
+"""
+
+from __future__ import annotations
+
+_FUNCTIONS = ("dot2", "dot4", "dot2_add", "dot4_add")
+
+
+def dots(lanes: int) -> str:
+    """The functions for one lane count."""
+    if lanes == 1:
+        return _SCALAR
+    ways = "\n".join(_chain(lanes, name) for name in _FUNCTIONS)
+    return (_GCC_NAMES + ways if lanes == 16 else ways).replace("@", f"x{lanes}")
+
+
+_SCALAR = """
+STERNA_MAYBE i32 dot2_i32(i32 a, i32 b) {
+    return (i32)(i16)a * (i32)(i16)b + (a >> 16) * (b >> 16);
+}
+STERNA_MAYBE i32 dot4_i32(i32 a, i32 b) {
+    i32 sum = 0;
+    for (int i = 0; i < 32; i += 8) sum += (i32)(i8)(a >> i) * (i32)(i8)(b >> i);
+    return sum;
+}
+STERNA_MAYBE i32 dot2_add_i32(i32 a, i32 b, i32 sum) { return sum + dot2_i32(a, b); }
+STERNA_MAYBE i32 dot4_add_i32(i32 a, i32 b, i32 sum) { return sum + dot4_i32(a, b); }
+"""
+
+_GCC_NAMES = """
+#if !defined(__clang__)
+#define __builtin_ia32_pmaddwd512(a, b) \\
+    __builtin_ia32_pmaddwd512_mask(a, b, (i32@){0}, (u16)-1)
+#define __builtin_ia32_pmaddubsw512(a, b) \\
+    __builtin_ia32_pmaddubsw512_mask(a, b, (half){0}, (u32)-1)
+#endif
+"""
+
+# By lane count: the macro of x86 instructions on registers of that width, and that of VNNI's.
+_X86 = {
+    4: ("__SSSE3__", "(defined(__AVX512VNNI__) && defined(__AVX512VL__)) || defined(__AVXVNNI__)"),
+    8: ("__AVX2__", "(defined(__AVX512VNNI__) && defined(__AVX512VL__)) || defined(__AVXVNNI__)"),
+    16: ("__AVX512BW__", "defined(__AVX512VNNI__)"),
+}
+
+
+def _chain(lanes: int, name: str) -> str:
+    """One function: the first of its ways whose condition holds."""
+    ways = [way for way in _ways(lanes, name) if way[0]]
+    head = f"STERNA_MAYBE i32@ {name}_i32@(i32@ a, i32@ b{', i32@ sum' if '_' in name else ''}) {{"
+    lines, word = [head], "#if"
+    for condition, body in ways:
+        lines += [f"{word} {condition}", body]
+        word = "#elif"
+    last = _ANYWHERE[name]
+    return "\n".join([*lines, *(["#else", last, "#endif"] if ways else [last]), "}"])
+
+
+def _ways(lanes: int, name: str) -> list[tuple[str, str]]:
+    """(condition, statements) of each instruction that does it."""
+    wide, vnni = _X86.get(lanes, ("", ""))
+    ways = []
+    if lanes in _X86 and name in _VNNI:
+        for compiler, builtin in _VNNI[name].items():
+            text = f"    return (i32@)__builtin_ia32_{builtin}(sum, b, a);"
+            where = f"({vnni}) && {compiler}"
+            ways.append((where, text.format(bits=32 * lanes, lanes=lanes)))
+    if lanes in _X86 and name in _MULTIPLY_ADD:
+        text = _MULTIPLY_ADD[name].replace("BITS", str(32 * lanes))
+        ways.append((f"defined({wide})", text.replace("BYTES", str(4 * lanes))))
+    return ways + (_NARROW.get(name, []) if lanes == 4 else [])
+
+
+_VNNI = {  # gcc and clang call the builtins differently
+    "dot2_add": {"defined(__clang__)": "vpdpwssd{bits}", "1": "vpdpwssd_v{lanes}si"},
+    "dot4_add": {"defined(__clang__)": "vpdpbusd{bits}", "1": "vpdpbusd_v{lanes}si"},
+}
+_MULTIPLY_ADD = {
+    "dot2": """
+    typedef i16 half __attribute__((vector_size(BYTES)));
+    return (i32@)__builtin_ia32_pmaddwdBITS((half)a, (half)b);
+""".strip("\n"),
+    # Bytes of b are 0 to 127: two products then fit the 16 bits in which x86 adds them.
+    "dot4": """
+    typedef char bytes __attribute__((vector_size(BYTES)));
+    typedef i16 half __attribute__((vector_size(BYTES)));
+    half sums = (half)__builtin_ia32_pmaddubswBITS((bytes)b, (bytes)a);
+    return (i32@)__builtin_ia32_pmaddwdBITS(sums, (half){} + 1);
+""".strip("\n"),
+}
+_NARROW = {  # registers of 16 bytes, on other machines than x86
+    "dot2": [
+        ("defined(__wasm_simd128__)", """
+    typedef i16 half __attribute__((vector_size(16)));
+    return (i32@)__builtin_wasm_dot_s_i32x4_i16x8((half)a, (half)b);
+""".strip("\n")),
+        ("defined(__aarch64__)", """
+    typedef i16 half __attribute__((vector_size(16)));
+    typedef i32 wide __attribute__((vector_size(32)));
+    wide products = __builtin_convertvector((half)a, wide) * __builtin_convertvector((half)b, wide);
+    return __builtin_shufflevector(products, products, 0, 2, 4, 6)
+        + __builtin_shufflevector(products, products, 1, 3, 5, 7);
+""".strip("\n")),
+    ],
+    "dot4_add": [
+        ("defined(__ARM_FEATURE_DOTPROD)", """
+    __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(a), "w"(b));
+    return sum;
+""".strip("\n")),
+    ],
+    "dot4": [("defined(__ARM_FEATURE_DOTPROD)", """
+    i32@ sum = {0};
+    __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(a), "w"(b));
+    return sum;
+""".strip("\n"))],
+}  # fmt: skip
+# Bytes in pairs as i16, those at even places and those between: two sums of two products.
+_ANYWHERE = {
+    "dot2": """
+    i32@ low = (i32@)((u32@)a << 16) >> 16, other = (i32@)((u32@)b << 16) >> 16;
+    return low * other + (a >> 16) * (b >> 16);
+""".strip("\n"),
+    "dot4": """
+    typedef i16 half __attribute__((vector_size(sizeof(i32@))));
+    i32@ even = (i32@)((half)((half)a << 8) >> 8), odd = (i32@)((half)a >> 8);
+    return dot2_i32@(even, b & 0x00ff00ff) + dot2_i32@(odd, (b >> 8) & 0x00ff00ff);
+""".strip("\n"),
+    "dot2_add": "    return sum + dot2_i32@(a, b);",
+    "dot4_add": "    return sum + dot4_i32@(a, b);",
+}

@@ -1,0 +1,174 @@
+"""Dot products of packed integers: every instruction set gives the exact sums, where it can run.
+
+Natively what this CPU has, NEON under qemu, wasm in node; what remains is compiled, and looked at.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sterna.base.cpu_features import cpu_features
+from sterna.base.target import Target, is_of_host, parse_target
+from sterna.codegen.c_math import prelude
+from sterna.codegen.embed import pool_source
+from sterna.codegen.toolchain import compile_library
+from sterna.ir.expr import INTRINSICS
+
+COUNT, WIDTHS, NAMES = 1024, (1, 2, 4, 8, 16, 32), ("dot2", "dot4", "dot2_add", "dot4_add")
+X86 = tuple(f"cpu:x86-64-{level}" for level in ("v2", "v3", "v3-vnni", "v4", "v4-vnni"))
+FILL = """
+static i32 x[COUNT], y[COUNT], z[COUNT], out[WAYS * COUNT];
+EXPORT i32 *sums_of_noise(void);
+EXPORT i32 *sums_of_noise(void) {
+    u32 state = 1;
+    for (i32 i = 0; i < COUNT; i++) {
+        x[i] = (i32)(state = state * 1664525u + 1013904223u);
+        y[i] = (i32)((state = state * 1664525u + 1013904223u) & 0x7f7f7f7fu);
+        z[i] = (i32)((state = state * 1664525u + 1013904223u) & 0xffffu);
+    }
+    i32 *to = out;
+"""
+# An ELF library that is its own program; see test_toolchain.
+START = """
+static i64 call_system(i64 number, i64 a, const void *b, i64 c) {
+    register i64 x8 __asm__("x8") = number, x0 __asm__("x0") = a, x2 __asm__("x2") = c;
+    register const void *x1 __asm__("x1") = b;
+    __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2) : "memory");
+    return x0;
+}
+EXPORT void start(void);
+EXPORT void start(void) {
+    call_system(64, 1, sums_of_noise(), sizeof out);
+    call_system(93, 0, (void *)0, 0);
+}
+"""
+NODE = """
+const bytes = require("fs").readFileSync(process.argv[1]);
+WebAssembly.instantiate(bytes, {}).then(({ instance: { exports: e } }) => {
+    const at = e.sums_of_noise();
+    console.log(JSON.stringify(Array.from(new Int32Array(e.memory.buffer, at, COUNT))));
+});
+"""
+
+
+def source() -> str:
+    """One exported function: all forms and widths over the same noise, one after another."""
+    lines = [pool_source(), prelude(WIDTHS)]
+    ways = len(NAMES) * len(WIDTHS)
+    lines.append(FILL.replace("WAYS", str(ways)).replace("COUNT", str(COUNT)))
+    for name in NAMES:
+        for lanes in WIDTHS:
+            kind = "i32" if lanes == 1 else f"i32x{lanes}u"
+            operands = "xyz" if "_" in name else "xy"
+            value = ", ".join(f"*({kind} *)({operand} + i)" for operand in operands)
+            suffix = "" if lanes == 1 else f"x{lanes}"
+            lines.append(
+                f"    for (i32 i = 0; i < {COUNT}; i += {lanes}, to += {lanes}) "
+                f"*({kind} *)to = {name}_i32{suffix}({value});"
+            )
+    return "\n".join([*lines, "    return out;", "}"])
+
+
+def exact() -> NDArray[Any]:
+    state, noise = 1, []
+    for _ in range(3 * COUNT):
+        state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
+        noise.append(state)
+    x, y, z = (np.array(noise[i::3], np.int64) for i in range(3))
+    y, z = y & 0x7F7F7F7F, z & 0xFFFF
+    plain = [INTRINSICS[name].numpy(x, y) for name in ("dot2", "dot4")]
+    forms = [*plain, *(sums + z for sums in plain)]
+    wrapped = [form.astype(np.uint64).astype(np.uint32).view(np.int32) for form in forms]
+    return np.concatenate([np.tile(form, len(WIDTHS)) for form in wrapped])
+
+
+def native(target: Target, folder: Path, cc: str | None = None) -> NDArray[Any]:
+    library = folder / f"dots{target.suffix}"
+    compile_library(source(), target, library, cc=cc)
+    function = ctypes.CDLL(str(library)).sums_of_noise
+    function.restype = ctypes.POINTER(ctypes.c_int32)
+    return np.ctypeslib.as_array(function(), (len(NAMES) * len(WIDTHS) * COUNT,)).copy()
+
+
+def needed(spec: str) -> Target:
+    """A target whose code this machine can run, else a skip."""
+    target = parse_target(spec)
+    lacks = set(target.features) - (cpu_features() or frozenset())
+    if not is_of_host(target) or lacks:
+        pytest.skip(f"this machine cannot run {spec}: lacks {', '.join(sorted(lacks)) or 'all'}")
+    return target
+
+
+@pytest.mark.parametrize("spec", X86)
+def test_levels_that_this_machine_has(spec: str, tmp_path: Path) -> None:
+    assert np.array_equal(native(needed(spec), tmp_path), exact())
+
+
+@pytest.mark.parametrize("spec", X86)
+def test_levels_that_gcc_compiles(spec: str, tmp_path: Path) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("needs gcc")
+    assert np.array_equal(native(needed(spec), tmp_path, "gcc"), exact())
+
+
+@pytest.mark.parametrize("spec", ["cpu:aarch64-linux", "cpu:aarch64-dot-linux"])
+def test_neon_under_qemu(spec: str, tmp_path: Path) -> None:
+    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if emulator is None or shutil.which("readelf") is None:
+        pytest.skip("needs qemu-aarch64 (package qemu-user) and readelf (binutils)")
+    library = tmp_path / "dots.so"
+    compile_library(source() + START, parse_target(spec), library)
+    symbols = subprocess.run(["readelf", "--dyn-syms", "-W", library], capture_output=True)
+    lines = (line.split() for line in symbols.stdout.decode().splitlines())
+    address = next(int(words[1], 16) for words in lines if words[-1:] == ["start"])
+    program = bytearray(library.read_bytes())
+    struct.pack_into("<Q", program, 24, address)  # e_entry
+    library.write_bytes(program)
+    library.chmod(0o755)
+    done = subprocess.run([emulator, library], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.frombuffer(done.stdout, np.int32), exact())
+
+
+def test_wasm_in_node(tmp_path: Path) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("needs node")
+    library = tmp_path / "dots.wasm"
+    compile_library(source(), parse_target("cpu:wasm32"), library)
+    script = NODE.replace("COUNT", str(exact().size))
+    done = subprocess.run(["node", "-e", script, library], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == exact().tolist()
+
+
+@pytest.mark.parametrize(
+    ("spec", "instructions"),
+    [
+        ("cpu:x86-64-v3-vnni-linux", ("vpdpwssd", "vpdpbusd")),
+        ("cpu:x86-64-v4-vnni-linux", ("vpdpwssd", "vpdpbusd")),
+        ("cpu:aarch64-dot-linux", ("sdot", "smull")),
+    ],
+)
+def test_the_instructions_are_there(
+    spec: str, instructions: tuple[str, ...], tmp_path: Path
+) -> None:
+    disassembler = shutil.which("llvm-objdump")
+    if disassembler is None:
+        pytest.skip("needs llvm-objdump")
+    library = tmp_path / "dots.so"
+    compile_library(source(), parse_target(spec), library)
+    features = ["--mattr=+dotprod"] if "sdot" in instructions else []
+    command = [disassembler, "-d", *features, str(library)]
+    text = subprocess.run(command, capture_output=True, text=True).stdout
+    for instruction in instructions:
+        assert instruction in text, instruction
