@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
 from building import build
 from serving import FileServer
+from web_models import WebModel, web_model
 
 from sterna import demo
-from sterna.base.target import host_target, parse_target
-from sterna.compiler import CompileOptions, compile_model
-from sterna.convert import convert_weight, gen_config
-from sterna.web_folder import compile_folder
 
 HERE = Path(__file__).resolve().parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -29,18 +25,8 @@ FLAGS = [
     *("--disable-component-update", "--disable-sync"),
     *("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"),
 ]
-WINDOW = 512
 
 Open = Callable[..., Any]  # a page at an address of the server
-
-
-@dataclass(frozen=True)
-class WebModel:
-    """A model as a browser fetches it, and the same for this machine's CPU."""
-
-    folder: Path
-    converted: Path
-    library: Path
 
 
 @pytest.fixture(scope="session")
@@ -53,18 +39,6 @@ def dist() -> Path:
 def tern(tmp_path_factory: pytest.TempPathFactory) -> WebModel:
     """The demo model."""
     return web_model(Path(demo.FOLDER), tmp_path_factory.mktemp("tern"), "q4f32_1")
-
-
-def web_model(source: Path, root: Path, quantization: str) -> WebModel:
-    """Convert a Hugging Face folder and compile it for browsers and for the CPU."""
-    converted, folder, library = root / "converted", root / "web", root / "model.so"
-    convert_weight(source, converted, quantization=quantization)
-    gen_config(source, converted, quantization=quantization)
-    sizes = {"context_window_size": WINDOW, "prefill_chunk_size": 128, "max_batch_size": 2}
-    compile_folder(converted, parse_target("webgpu"), folder, options=CompileOptions(**sizes))
-    plain = CompileOptions(**sizes, activations="f32")
-    compile_model(converted, host_target(), library, options=plain)
-    return WebModel(folder, converted, library)
 
 
 @pytest.fixture(scope="session")
