@@ -25,6 +25,7 @@ from sterna.ir.loop import PrimFunc
 from sterna.ir.printer import first_vars, to_text
 from sterna.ir.rewrite import rename_buffers, substitute
 from sterna.kernels.sample import sample
+from sterna.ops import op as operator
 from sterna.ops.restore import UNPACKING
 from sterna.passes.cost import Cost, attention_cost, group_cost, moving_cost
 from sterna.passes.lower import lower
@@ -260,9 +261,10 @@ class _Builder:
     def launch(self, function: Function) -> _Launch:
         """The kernel of a primitive Function; its values are those of the caller."""
         op = "_".join(b.call.op for b in function.bindings if b.call.op not in _QUIET)
-        if is_opaque(function):
+        if is_opaque(function, self.setting):
             program = lower_opaque(function, self.setting)
-            kernel = self.table.add(program.func, op, "by hand", _opaque_cost(function))
+            cost = _opaque_cost(function, self.tiles)
+            kernel = self.table.add(program.func, op, "by hand", cost)
             self.groups[function.name] = to_text(self_contained(program.func))
             args, aliases = program.args, program.aliases
             workspaces = tuple(a for a in args if isinstance(a, Buffer))
@@ -291,8 +293,10 @@ def _made(body: list[_Launch]) -> list[Value]:
 _QUIET = (*UNPACKING, "slice", "slice_groups", "cast")
 
 
-def _opaque_cost(function: Function) -> Cost:
+def _opaque_cost(function: Function, tiles: Mapping[str, int]) -> Cost:
     head = function.bindings[-1]
+    if operator(head.call.op).compute is not None:
+        return group_cost(lower(function, tiles).group)
     if head.call.op != "attention":
         return moving_cost(function)
     dim = int(dict(head.call.attrs)["head_dim"])  # type: ignore[arg-type]

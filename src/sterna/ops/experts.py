@@ -16,7 +16,7 @@ from sterna.ir.expr import Buffer, Expr, cast, wrap
 from sterna.ir.graph import TensorType
 from sterna.ops.op import Attrs, Kind, Op, define, expect, integer, static
 
-_LANES = 16  # partial sums of a product: the order of the reduction, part of its meaning
+LANES = 16  # partial sums of a product: the order of the reduction, part of its meaning
 
 
 def _infer_matmul(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
@@ -42,7 +42,7 @@ def _compute_matmul(
     x, index, weight, *bias = args
     depth = static(weight.shape[1], "expert_matmul: the depth")
     size = static(weight.shape[0], "expert_matmul: the rows") // integer(attrs, "experts")
-    lanes = gcd(depth, _LANES)
+    lanes = gcd(depth, LANES)
     rows, columns = types[0].shape
     n, c, lane = axis("n", rows), axis("c", columns), axis("l", lanes)
     step = axis("j", depth // lanes)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sterna.base.artifact import QUERY_TILE
-from sterna.base.dtype import F32
+from sterna.base.dtype import F32, I32
 from sterna.base.errors import InvalidIR
 from sterna.ir.compute import Compute
 from sterna.ir.expr import Buffer, Expr, Load, Var, const_value, wrap
@@ -21,6 +21,7 @@ from sterna.ir.simplify import simplify_stmt
 from sterna.kernels.attention import AttentionSpec, attention_split, attention_tiles
 from sterna.kernels.attention_alone import attention_alone
 from sterna.kernels.attention_groups import attention_split_groups, attention_tiles_groups
+from sterna.kernels.experts import ExpertSpec, grouped_experts
 from sterna.kernels.kv_cache import CacheLayout, StepIndex, kv_append, rope_append
 from sterna.ops import Kind, op
 from sterna.passes.lower import computes_of, inputs
@@ -55,7 +56,13 @@ class Setting:
     barriers: bool = True  # whose threads may wait for each other
 
 
-def is_opaque(function: Function) -> bool:
+def is_opaque(function: Function, setting: Setting) -> bool:
+    """Whether a loop program stands for the Function, and not a Group that a rule schedules.
+
+    Experts are taken one after another where there are tokens enough to share them.
+    """
+    if function.bindings[-1].call.op == "expert_matmul":
+        return not (setting.split or setting.groups)
     return any(op(b.call.op).kind is Kind.OPAQUE for b in function.bindings)
 
 
@@ -207,6 +214,23 @@ def _attention(request: _Request) -> _Built:
     return _Built(func, head.outs, views=layout.views)
 
 
+def _expert_matmul(request: _Request) -> _Built:
+    x, index, weight, *bias = request.args
+    (result,) = request.head.outs
+    spec = ExpertSpec(
+        experts=_integer(request.attrs, "experts"),
+        x=x,
+        index=index,
+        weight=weight,
+        bias=bias[0] if bias else None,
+        out=request.outs[result],
+    )
+    order = Buffer("order", I32, (spec.pairs,))
+    starts = Buffer("starts", I32, (wrap(spec.experts), wrap(2)))
+    func = grouped_experts(request.name, spec, request.setting.dims, order, starts)
+    return _Built(func, (result,))
+
+
 def _sharing(group: int) -> int:
     """Work items that share the query heads of one kv head, so that each has MOST_HEADS at most."""
     return next(n for n in range(1, group + 1) if group % n == 0 and group // n <= MOST_HEADS)
@@ -221,4 +245,5 @@ _BUILDERS: Mapping[str, Callable[[_Request], _Built]] = {
     "kv_append": _kv_append,
     "rope_append": _rope_append,
     "attention": _attention,
+    "expert_matmul": _expert_matmul,
 }
