@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from sterna.base.errors import RequestError
 from sterna.engine.field_values import possible_values
-from sterna.engine.options import MAX_STOPS, SamplingOptions, override
+from sterna.engine.options import MAX_STOPS, SAMPLING_NAMES, SamplingOptions, override
 
 T = TypeVar("T", bound=msgspec.Struct)
 JsonObject = dict[str, Any]
@@ -267,7 +267,7 @@ def _sampling_fields(without: frozenset[str] = frozenset()) -> list[tuple[str, A
 
 def _sampling_names(kind: type[msgspec.Struct]) -> set[str]:
     """Of a completion's `logprobs` its own type takes care."""
-    names = set(_SAMPLING)
+    names = set(SAMPLING_NAMES)
     return names - _COMPLETION_OWN if kind is CompletionRequest else names
 
 
@@ -286,7 +286,6 @@ def _wire_type(option: Field[Any]) -> Any:
     return Annotated[limited | None, Meta(description=meta["help"])]
 
 
-_SAMPLING = tuple(option.name for option in fields(SamplingOptions))
 _COMPLETION_OWN = frozenset({"logprobs", "top_logprobs"})
 
 ChatRequest = cast(
@@ -333,7 +332,7 @@ def read_completion(given: Mapping[str, Any]) -> CompletionFields:
 
 def sampling_of(request: ChatFields | CompletionFields) -> dict[str, Any]:
     """The sampling options that were given, under the names of SamplingOptions."""
-    given = {name: getattr(request, name, None) for name in _SAMPLING}
+    given = {name: getattr(request, name, None) for name in SAMPLING_NAMES}
     if isinstance(request, CompletionFields):
         given |= _wanted_logprobs(request.logprobs)
     elif request.max_completion_tokens is not None:

@@ -195,11 +195,12 @@ def override(defaults: SamplingOptions, given: Mapping[str, Any]) -> SamplingOpt
 
     RequestError names a keyword that is no option.
     """
-    known = [option.name for option in fields(SamplingOptions)]
     for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"options are {', '.join(known)}"
+        if name not in SAMPLING_NAMES:
+            close = difflib.get_close_matches(name, SAMPLING_NAMES, 1)
+            hint = (
+                f"did you mean {close[0]}?" if close else f"options are {', '.join(SAMPLING_NAMES)}"
+            )
             raise RequestError(f"unknown or unsupported option {name!r}; {hint}", name)
     return replace(defaults, **{name: v for name, v in given.items() if v is not None})
 
@@ -219,6 +220,7 @@ def _check(record: SamplingOptions | EngineOptions) -> None:
             _check_field(option, value)
 
 
+SAMPLING_NAMES = tuple(option.name for option in fields(SamplingOptions))
 _RANGED: dict[type, tuple[Field[Any], ...]] = {
     record: tuple(o for o in fields(record) if o.metadata["kind"] in (int, float, bool))
     for record in (SamplingOptions, EngineOptions)

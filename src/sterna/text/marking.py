@@ -69,12 +69,12 @@ def one_of(texts: tuple[str, ...]) -> str:
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _strings(key)
-            yield from _strings(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
             yield from _strings(item)
 
 
