@@ -127,7 +127,7 @@ def test_metrics_and_histograms():
     assert seen["prompt_tokens"].count == seen["request_seconds"].count == 3
     assert seen["prompt_tokens"].total == 36
     assert seen["cached_tokens"].total == 22
-    assert seen["inter_token_seconds"].count == 30 - 3
+    assert seen["inter_token_seconds"].count == 30 - 6  # from token to token of each answer
     assert seen["step_tokens"].total == metrics["prompt_tokens"] + 30 - 6
     assert seen["step_tokens"].count == metrics["steps"]
     for histogram in seen.values():

@@ -306,7 +306,7 @@ class Core:
         try:
             ended = answer.take(token)
             self.counters.completion_tokens += 1
-            self._note_token(answer.request.clock, now)
+            self._note_token(answer, now)
             if ended:
                 self._tell(answer.request, answer.told())
                 self._end(answer)
@@ -348,7 +348,7 @@ class Core:
         if piece is not None:
             self._tell(request, piece)
         self.counters.completion_tokens += len(tokens) - before
-        self._note_token(request.clock, now)
+        self._note_token(answer, now)
 
     def _finish(self, request: Request) -> None:
         finished = request.finished()
@@ -365,15 +365,16 @@ class Core:
         seen.cached_tokens.observe(finished.cached_tokens)
         seen.completion_tokens.observe(finished.completion_tokens)
 
-    def _note_token(self, clock: Clock, now: float) -> None:
-        last, clock.last = clock.last, now
-        if last is None:
+    def _note_token(self, answer: Answer, now: float) -> None:
+        clock, before = answer.request.clock, answer.last
+        clock.last = answer.last = now
+        if clock.first is None:
             clock.first = now
             self.histograms.time_to_first_token_seconds.observe(now - clock.arrived)
-        elif last == self._last_step:
-            self._steady += 1  # most do: they are counted together
-        else:
-            self.histograms.inter_token_seconds.observe(now - last)
+        elif before == self._last_step:
+            self._steady += 1  # most are: they are counted together
+        elif before is not None:
+            self.histograms.inter_token_seconds.observe(now - before)
 
     def _note_draft(self, piece: Piece, found: list[int]) -> None:
         """`found` are the tokens that stand where others were guessed."""

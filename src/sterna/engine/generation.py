@@ -126,6 +126,7 @@ class Answer:
         self.request = request
         self.sequence = sequence
         self.finish_reason: FinishReason | None = None
+        self.last: float | None = None  # when its last token came
         self._index = index
         self._limit = min(parts.limits.window - sequence.prompt_length, options.max_tokens or 2**62)
         self._constraint = ask.grammar.start() if ask.grammar is not None else None
