@@ -17,8 +17,10 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from sterna import models
-from sterna.base.artifact import FORMAT, Entry, Manifest, Param, Pooling
+from sterna.base.artifact import FACTORS, FORMAT, AdapterRoom, Entry, Manifest, Param, Pooling
 from sterna.base.artifact import KVCache as ManifestCache
 from sterna.base.artifact import Model as ManifestModel
 from sterna.base.cache import key, lookup, store, write_atomic
@@ -86,6 +88,7 @@ class CompileOptions:
     attention_sink_size: int | None = None
     activations: Activations | None = None
     kv_dtype: KVDtype | None = None  # of the KV cache; None: what the scheme computes in
+    adapters: AdapterRoom | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +216,7 @@ def compile_source(
     passes = graph_passes(
         models.family(config).FUSED,
         code_bits=_code_bits(target, options, quantization.compute),
+        adapters=_adapters(options, model, quantization.compute),
     )
     module = run(module, passes, dump.phase)
     products = code_bits(module)
@@ -230,6 +234,7 @@ def compile_source(
     entries = tuple(_entry(title, module, tiles, model, sizes, table) for title in titles)
     sampler = None if embeds else _sampler(target, sizes, table)
     manifest = _manifest(folder, target, module, tiles, model, sizes, table, entries, sampler)
+    manifest = msgspec.structs.replace(manifest, adapters=options.adapters)
     parts = LibraryParts(manifest, table.code(), module.constants)
     return Source(manifest, parts, table, entries, products)
 
@@ -243,6 +248,17 @@ def _code_bits(target: Target, options: CompileOptions, compute: DType) -> int |
         )
     default = "i16" if compute.bits == 16 else "f32"
     return _CODE_BITS.get(options.activations or default) if target.pair_products else None
+
+
+def _adapters(
+    options: CompileOptions, model: CausalLM, compute: DType
+) -> tuple[AdapterRoom, DType] | None:
+    """The room for adapters, whose factors are kept in what the scheme computes in."""
+    if options.adapters is None:
+        return None
+    if isinstance(model, EmbeddingModel):
+        raise UsageError("adapters go with models that write text; this one makes embeddings")
+    return options.adapters, compute
 
 
 def _sampler(target: Target, sizes: Sizes, table: KernelTable) -> Entry | None:
@@ -462,7 +478,8 @@ def _weights(module: IRModule, function: Function) -> list[Value]:
 def _param(weight: Value, title: str, tiles: dict[str, int]) -> Param:
     shape = tuple(int(getattr(d, "value", 0)) for d in weight.shape)
     tile = tiles.get(weight.name, 0)
-    return Param(name=title, dtype=weight.dtype.name, shape=shape, row_tile=tile)
+    adapter = title.rpartition(".")[2] in FACTORS
+    return Param(name=title, dtype=weight.dtype.name, shape=shape, row_tile=tile, adapter=adapter)
 
 
 def _dump_of(own: Target, target: Target, folder: Path | None) -> _Dump:

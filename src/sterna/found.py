@@ -23,7 +23,7 @@ from sterna.runtime.devices import target_of
 
 _KIND = "found"
 
-Asked = tuple[str | None, ...]  # quantization, KV cache's dtype
+Asked = tuple[str | None, ...]  # quantization, KV cache's dtype, room for adapters
 
 
 def identity(model: str | Path | None, device: str, asked: Asked) -> str | None:

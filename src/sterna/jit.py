@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sterna import demo
+from sterna.base.artifact import AdapterRoom
 from sterna.base.cache import cache_dir, key
 from sterna.base.errors import UsageError
 from sterna.base.target import Target, parse_target
@@ -62,11 +63,15 @@ def locate(
     *,
     quantization: str | None = None,
     kv_dtype: KVDtype | None = None,
+    adapters: AdapterRoom | None = None,
     progress: Report = log,
 ) -> Located:
-    """What an engine loads. A library that is given says how to quantize a source."""
+    """What an engine loads. A library that is given says how to quantize a source.
+
+    `adapters` is the room for them in a library that is not compiled yet.
+    """
     if model_lib is None:
-        options = CompileOptions(kv_dtype=kv_dtype)
+        options = CompileOptions(kv_dtype=kv_dtype, adapters=adapters)
         folder, library = ensure(
             model,
             target_of(device),

@@ -18,7 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
 
 from fake_drivers import simulated_cuda, simulated_hip
 from fake_metal import simulated_metal
+from kernel_arrays import ADAPTERS
 
+from sterna.base.artifact import AdapterRoom
 from sterna.base.errors import CodegenError, Unavailable
 from sterna.base.target import Target, parse_target
 from sterna.checkpoint.model_folder import ModelFolder
@@ -38,6 +40,7 @@ CONFIG = {
 CHAT = {"context_window_size": 256, "prefill_chunk_size": 80, "model_config": {"max_batch_size": 4}}
 SCHEMES = ("q4f16_1", "q4f32_1", "q4bf16_1")
 TOKENS = (1, 3, 65)
+ROOM = AdapterRoom(count=ADAPTERS, rank=5, modules=("model.layers.{i}.mlp.down_proj",))
 
 
 def driver_opencl() -> Device:
@@ -109,7 +112,8 @@ def cases(target: Target) -> list[Case]:
     found: dict[str, Case] = {}
     for scheme in SCHEMES:
         folder = ModelFolder(Path(), dict(CHAT), dict(CONFIG), "llama", scheme, scheme, {})
-        source = compile_source(folder, target, CompileOptions())
+        adapters = ROOM if scheme == SCHEMES[0] else None
+        source = compile_source(folder, target, CompileOptions(adapters=adapters))
         for title, kernel in source.table.kernels.items():
             if title == "sample":
                 continue  # its inputs are the sampler's own tests' business

@@ -21,6 +21,7 @@ from sterna.ir.values import whole
 Arrays = dict[str, NDArray[Any]]
 PAGE_SIZE, NUM_PAGES, CACHED = 16, 24, 21
 VOCABULARY = 77
+ADAPTERS = 2
 
 
 def step_index(tokens: int, *, single: bool) -> tuple[Arrays, dict[str, int]]:
@@ -44,7 +45,7 @@ def step_index(tokens: int, *, single: bool) -> tuple[Arrays, dict[str, int]]:
     named = {
         "positions": positions, "seq_ids": seq_ids, "page_table": pages, "page_indptr": indptr,
         "seq_indptr": seq_indptr, "tile_start": start, "tile_size": size, "tile_seq": seq,
-        "logit_rows": rows,
+        "logit_rows": rows, "adapter_ids": np.arange(tokens) % (ADAPTERS + 1) - 1,
     }  # fmt: skip
     dims = {"n": tokens, "b": len(lengths), "p": len(pages), "r": 1, "t": len(start), "layer": 1}
     return {k: np.array(v, np.int32) for k, v in named.items()}, dims

@@ -7,6 +7,8 @@ from functools import partial
 
 import pytest
 
+from sterna.base.artifact import AdapterRoom
+from sterna.base.dtype import F32
 from sterna.ir.equal import equal
 from sterna.ir.parser import parse_group, parse_module
 from sterna.ir.printer import to_text
@@ -16,7 +18,8 @@ from sterna.passes.pipeline import graph_passes, infer
 from sterna.passes.regroup import regroup
 
 FUSED = {"gate_up": ("gate", "up")}  # the table that combine_matmul's example names
-PASSES = dict(graph_passes(FUSED, code_bits=16)) | {"fuse": fuse}
+ROOM = AdapterRoom(count=2, rank=3, modules=("layers.{i}.up",))  # and add_adapters'
+PASSES = dict(graph_passes(FUSED, code_bits=16, adapters=(ROOM, F32))) | {"fuse": fuse}
 
 
 def example(transform: Callable[..., object]) -> tuple[str, str]:

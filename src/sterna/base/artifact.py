@@ -17,6 +17,8 @@ from sterna.base.errors import ArtifactError
 FORMAT = 2  # raised by every change that an older reader could misread
 ABI = 1  # of the C functions in a library: entry signature, pool layout (codegen/pool.h)
 KV_CACHE = "kv_cache"  # what launches call the cache
+ADAPTER_IDS = "adapter_ids"  # the input that says which adapter a token has, -1 for none
+FACTORS = ("lora_A", "lora_B")  # what the params of an adapter's two factors are called
 QUERY_TILE = 32  # most tokens of one sequence that attention takes as a tile (dim t)
 
 # In a CPU library the manifest follows this mark and its length (8 bytes, little-endian), so it
@@ -53,13 +55,15 @@ class Param(_Record, frozen=True):
 
     `name` is the tensor's name in the model folder, `shape` and `dtype` are those of the file.
     `row_tile` 0: as it is. Otherwise rows are interleaved for SIMD: a file tensor [N, W]
-    becomes [ceil(N / row_tile), W, row_tile], rows past N zero.
+    becomes [ceil(N / row_tile), W, row_tile], rows past N zero. An `adapter`'s factors are not in
+    the model folder: see AdapterRoom.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     row_tile: int = 0
+    adapter: bool = False
 
 
 class Launch(_Record, frozen=True, tag="launch"):
@@ -149,6 +153,20 @@ class Entry(_Record, frozen=True):
     steps: tuple[Launch | Repeat, ...]
 
 
+class AdapterRoom(_Record, frozen=True):
+    """Up to `count` LoRA adapters, of ranks up to `rank`, beside the weights of `modules`.
+
+    A module is the path of a layer's weight, "{i}" for the number of the layer, without the last
+    component. The factors are the params M.lora_A [count * rank, in] and M.lora_B
+    [count * rank, out]: adapter e in rows from e * rank on, unused ones zero, the second of them
+    transposed and scaled.
+    """
+
+    count: int
+    rank: int
+    modules: tuple[str, ...]
+
+
 class KVCache(_Record, frozen=True):
     """The paged key/value cache: `page_size` tokens a page, the same pages in every layer.
 
@@ -209,6 +227,7 @@ class Manifest(_Record, frozen=True):
     sampler: Entry | None = None  # tokens from logits; None where the host does it
     carried: tuple[str, ...] = ()  # targets of all programs in the library, where it has several
     part_bytes: int = 0
+    adapters: AdapterRoom | None = None
 
     @property
     def symbol(self) -> str:

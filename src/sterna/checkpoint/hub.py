@@ -13,6 +13,7 @@ from pathlib import Path
 from sterna.base.errors import CheckpointError, UsageError
 from sterna.checkpoint.beside import recover
 from sterna.checkpoint.local_stores import LM_STUDIO, OLLAMA, find
+from sterna.checkpoint.lora import FILES as ADAPTER_FILES
 
 SCHEME = "HF://"
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?"
@@ -27,7 +28,7 @@ _WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja", "pa
 _UNWANTED = ["*/*", "consolidated*.safetensors", "adapter_*", "optimizer*"]
 _MODULES = "modules.json"  # of sentence-transformers, and a folder of it that says more
 _POOLING = "*_Pooling/config.json"
-_CONFIGS = ("config.json", "mlc-chat-config.json")
+_CONFIGS = ("config.json", "mlc-chat-config.json", ADAPTER_FILES[0])
 _SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 
 
@@ -54,7 +55,8 @@ def resolve(model: str) -> Path:
     Raises UsageError for a name that is neither, CheckpointError when the hub cannot give it.
     """
     if model[: len(SCHEME)].upper() == SCHEME:
-        return _download(parse_hub_name(model))
+        name = parse_hub_name(model)
+        return _download(name, *_patterns(name.inside))
     found = find(model)
     if found is not None:
         return found
@@ -73,6 +75,15 @@ def resolve(model: str) -> Path:
     if _REPO.fullmatch(model):
         raise UsageError(f"there is no folder {model}; for the hub's model write {SCHEME}{model}")
     raise UsageError(f"there is no folder {model}; give a model folder or {SCHEME}user/repo")
+
+
+def resolve_adapter(adapter: str) -> Path:
+    """The folder of an adapter, here or on the hub; as `resolve`."""
+    if adapter[: len(SCHEME)].upper() == SCHEME:
+        name = parse_hub_name(adapter)
+        inside = f"{name.inside}/" if name.inside else ""
+        return _download(name, [f"{inside}{file}" for file in ADAPTER_FILES], [])
+    return Path(adapter).expanduser()
 
 
 def parse_hub_name(model: str) -> HubName:
@@ -117,9 +128,8 @@ def _found(folder: Path, name: HubName) -> Path:
     return path
 
 
-def _download(name: HubName) -> Path:
+def _download(name: HubName, wanted: list[str], unwanted: list[str]) -> Path:
     repo, revision = name.repo, name.revision
-    wanted, unwanted = _patterns(name.inside)
     import huggingface_hub  # takes half a second, and most runs never need it
     from huggingface_hub import errors
 

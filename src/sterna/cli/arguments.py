@@ -95,9 +95,21 @@ def number(kind: type) -> Any:
     return read
 
 
+def pair(text: str) -> tuple[str, str]:
+    """A reader of NAME=VALUE for argparse."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=PATH")
+    return name, value
+
+
 def _add_flag(group: Group, name: str, kind: type, help: str, default: Any) -> None:
     flag, help = f"--{name.replace('_', '-')}", help.replace("%", "%%")
-    if kind is bool and default:
+    if kind is dict:
+        group.add_argument(
+            flag, dest=name, action="append", type=pair, metavar="NAME=PATH", help=help
+        )
+    elif kind is bool and default:
         help = f"do not {help}"
         group.add_argument(
             f"--no-{flag[2:]}", dest=name, action="store_const", const=False, help=help

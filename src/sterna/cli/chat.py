@@ -13,7 +13,14 @@ from sterna.cli.answer import PlainView, meter, remark, view, window_full
 from sterna.cli.arguments import Subparsers, add_verb
 from sterna.cli.commands import Next, is_command, obey
 from sterna.cli.conversation import Conversation
-from sterna.cli.model import add_model_flags, open_engine, prompt_text, sampling
+from sterna.cli.model import (
+    ENGINE,
+    add_model_flags,
+    asked_model,
+    open_engine,
+    prompt_text,
+    sampling,
+)
 from sterna.cli.say import harmless, note, one_line, styled, wrapped
 from sterna.cli.source import CONFIG
 
@@ -49,17 +56,17 @@ def add(verbs: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    options = sampling(args)
+    options, model = sampling(args), asked_model(args)
     interactive = args.prompt is None and all(_is_terminal(s) for s in (sys.stdin, sys.stdout))
     prompt = None if interactive else prompt_text(args.prompt)
     if prompt is not None and not prompt.strip():
         raise RequestError("the prompt is blank; say something to the model")
     if args.model is not None:
         _refuse_raw_source(args.model)
-    with open_engine(args) as engine:
+    with open_engine(args, (*ENGINE, "lora")) as engine:
         if not engine.has_chat_template:
             raise _no_template(args.model)
-        conversation = Conversation(engine, options, args.system)
+        conversation = Conversation(engine, options, args.system, model=model)
         if prompt is not None:
             ask_once(conversation, prompt, args.plain)
         else:

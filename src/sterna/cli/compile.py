@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from sterna.cli.say import note, size
 from sterna.cli.source import CONFIG, one_of, output_of
 
 if TYPE_CHECKING:
+    from sterna.base.artifact import AdapterRoom
     from sterna.base.web import WebIndex
     from sterna.jit import Report
     from sterna.schedule.choose import Plan
@@ -71,6 +72,13 @@ def add(verbs: Subparsers) -> None:
         "(default: what the quantization computes in)",
     )
     parser.add_argument(
+        "--lora",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="make room for an adapter such as this PEFT LoRA; as often as adapters are served",
+    )
+    parser.add_argument(
         "--debug-dump", metavar="DIR", help="write every phase as text, schedules and C sources"
     )
     parser.add_argument(
@@ -93,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         **parse_overrides(args.overrides),
         "kv_dtype": args.kv_dtype,
         "activations": args.activations,
+        "adapters": _room(args.lora),
     }
     from sterna.checkpoint.model_folder import open_model
     from sterna.compiler import CompileOptions, compile_model
@@ -142,6 +151,13 @@ def _effect(folder: Path, target: Target, library: Path, settings: dict[str, Any
     except TokenizerError as error:
         why = str(error)
     return f"what activations i8 cost in quality was not measured: {why}"
+
+
+def _room(adapters: Sequence[str]) -> AdapterRoom | None:
+    from sterna.checkpoint.hub import resolve_adapter
+    from sterna.checkpoint.lora import open_adapter, room_for
+
+    return room_for([open_adapter(resolve_adapter(adapter)) for adapter in adapters])
 
 
 def _tuned(target: Target, report: Report) -> Mapping[str, Plan]:

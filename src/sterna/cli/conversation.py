@@ -64,6 +64,7 @@ class Conversation:
     form: dict[str, Any] | None = None
     messages: list[dict[str, str]] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
+    model: str | None = None  # an adapter's name, where one was asked for
     _counted: tuple[list[dict[str, str]], int | None] | None = None
 
     def answer(self, text: str, view: View) -> Turn:
@@ -124,9 +125,10 @@ class Conversation:
         form = {} if self.form is None else {"response_format": self.form}
         options: dict[str, Any] = self.options | form
         messages = [*self._opening(), *asked]
-        turn = Turn(self.engine.explain_prefix(messages=messages))
+        turn = Turn(self.engine.explain_prefix(messages=messages, model=self.model))
         with self.engine.chat.completions.create(
             messages=messages,
+            model=self.model,
             stream=True,
             stream_options={"include_usage": True},
             **options,

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from sterna.base.errors import UsageError
 from sterna.cli.arguments import Subparsers, add_verb
-from sterna.cli.model import add_model_flags, open_engine, prompt_text, sampling
+from sterna.cli.model import (
+    ENGINE,
+    add_model_flags,
+    asked_model,
+    open_engine,
+    prompt_text,
+    sampling,
+)
 from sterna.cli.say import harmless
 
 if TYPE_CHECKING:
@@ -48,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     if args.prompt is None and sys.stdin is not None and sys.stdin.isatty():
         raise UsageError('there is no prompt; give one with --prompt "..." or through a pipe')
     prompt, options = prompt_text(args.prompt), sampling(args)
-    with open_engine(args) as engine:
+    options["model"] = asked_model(args)
+    with open_engine(args, (*ENGINE, "lora")) as engine:
         if args.json:
             print(json.dumps(completion(engine, prompt, options), ensure_ascii=False))
         else:

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 _ELSEWHERE = ("logit_bias", "logprobs", "top_logprobs", "n")  # for programs: not one answer's text
 SAMPLING = tuple(o.name for o in fields(SamplingOptions) if o.name not in _ELSEWHERE)
-ENGINE = tuple(option.name for option in fields(EngineOptions))
+ENGINE = tuple(option.name for option in fields(EngineOptions) if option.name != "lora")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Those of `add_engine_flags`, and a group for sampling options."""
     add_option_flags(parser.add_argument_group("sampling"), SamplingOptions, SAMPLING)
-    add_engine_flags(parser, ENGINE)
+    add_engine_flags(parser, (*ENGINE, "lora"))
 
 
 def add_engine_flags(parser: argparse.ArgumentParser, options: Iterable[str]) -> None:
@@ -54,9 +54,23 @@ def sampling(args: argparse.Namespace) -> dict[str, object]:
     return given
 
 
-def open_engine(args: argparse.Namespace) -> Engine:
-    """Convert and compile what is missing, with progress on stderr, then load."""
-    options = EngineOptions(**given_options(args, ENGINE))
+def asked_model(args: argparse.Namespace) -> str | None:
+    """The adapter to talk to, where one was given; None is the model itself."""
+    given = [name for name, _ in args.lora or ()]
+    if len(given) > 1:
+        raise UsageError(
+            f"--lora names {' and '.join(given)}, and there is one to talk to; give one of them, "
+            "or serve them all with `sterna serve`"
+        )
+    return given[0] if given else None
+
+
+def open_engine(args: argparse.Namespace, names: Sequence[str] = ENGINE) -> Engine:
+    """Convert and compile what is missing, with progress on stderr, then load.
+
+    `names` are the engine's options among the arguments.
+    """
+    options = EngineOptions(**given_options(args, names))
     from sterna.engine.engine import Engine
 
     (located,), draft = find_models(args, [args.model], options)
@@ -73,10 +87,8 @@ def find_models(
     check_device(args.device)
     with shown() as report:
         common: dict[str, Any] = {"kv_dtype": options.kv_dtype, "progress": report}
-        found = [
-            locate(model, args.model_lib, args.device, quantization=args.quantization, **common)
-            for model in models
-        ]
+        given: dict[str, Any] = {"quantization": args.quantization, "lora": options.lora}
+        found = [locate(model, args.model_lib, args.device, **given, **common) for model in models]
         if options.draft_model:
             return found, locate(options.draft_model, device=args.device, **common)
     return found, found[0]

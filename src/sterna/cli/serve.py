@@ -167,6 +167,8 @@ def engines(args: argparse.Namespace) -> dict[str, Model]:
         raise UsageError("--model-lib belongs to one model; compile the others beforehand")
     chosen: dict[str, Any] = {"mode": Mode.SERVER} | given_options(args, _ENGINE)
     options = EngineOptions(**chosen)
+    if options.lora and len(named) > 1:
+        raise UsageError("--lora belongs to one model; serve the others by themselves")
     if options.trace is not None and len(named) > 1:
         raise UsageError("--trace belongs to one model; serve the others by themselves")
     _check_names([name for name, _ in named if name is not None])
@@ -183,6 +185,8 @@ def engines(args: argparse.Namespace) -> dict[str, Model]:
             _check_names([*loaded, engine.model_name])
             loaded[engine.model_name] = engine
             note(f"{engine.model_name}: {engine.context_window} tokens of context")
+            for adapter in getattr(engine, "adapters", ()):
+                note(f"{adapter}: an adapter of {engine.model_name}")
     except BaseException:
         for engine in loaded.values():
             engine.close()

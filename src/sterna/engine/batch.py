@@ -81,6 +81,7 @@ class StepArrays:
         self._page_table = np.zeros(table, np.int32)
         self._logit_rows = np.zeros(limits.rows, np.int32)
         self._holes = limits.sliding is not None
+        self._adapters = np.zeros(limits.max_sequences, np.int32)
 
     def fill(self, batch: Batch) -> StepInput:
         """The batch as the device wants it; valid until the next call."""
@@ -113,6 +114,7 @@ class StepArrays:
             page_indptr=_put(self._page_indptr, page_indptr),
             page_table=_put(self._page_table, pages),
             logit_rows=_put(self._logit_rows, rows),
+            adapters=_put(self._adapters, [piece.sequence.adapter for piece in batch.pieces]),
         )
 
 

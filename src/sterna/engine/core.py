@@ -204,7 +204,7 @@ class Core:
     def _start(self, request: Request) -> None:
         for index in range(request.ask.options.n):
             prompt = list(request.ask.prompt)
-            sequence = Sequence(next(self._numbers), prompt, len(prompt))
+            sequence = Sequence(next(self._numbers), prompt, len(prompt), request.ask.adapter)
             answer = Answer(request, index, sequence, self._parts)
             request.answers.append(answer)
             self._answers[sequence.number] = self._new[sequence.number] = answer

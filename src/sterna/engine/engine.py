@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -76,6 +76,7 @@ class _Model:
             if store is not None:
                 undo.callback(store.close)
             named = parts if name is None else replace(parts, model_name=name)
+            _check_adapters(named)
             self._start(named, _speculator(source, options), store, trace)
             undo.pop_all()
 
@@ -93,11 +94,13 @@ class _Model:
         stop_strings: Sequence[str] = (),
         draft: Executable | None = None,
         identity: str = "",
+        adapters: Mapping[str, int] | None = None,
     ) -> Self:
         """An engine over a model that is already loaded; it closes the executable at its end.
 
         So with `draft`, a draft model of the same vocabulary, for speculative decoding. A prefix
-        cache on disk is taken for this model's if it has the same `identity`.
+        cache on disk is taken for this model's if it has the same `identity`. `adapters` are the
+        numbers of those that the executable was loaded with.
         """
         options = options or EngineOptions()
         limits = plan(options, executable.manifest, executable.num_pages)
@@ -111,7 +114,9 @@ class _Model:
             frozenset(tokenizer.eos_ids) if stop_ids is None else stop_ids,
             tuple(stop_strings),
             fingerprint=system_fingerprint(identity or repr(executable.manifest)),
+            adapters=adapters or {},
         )
+        _check_adapters(parts)
         source = _source(options)
         if draft is not None:
             own = draft_limits(limits, draft.manifest, draft.num_pages)
@@ -135,6 +140,11 @@ class _Model:
     @property
     def model_name(self) -> str:
         return self._parts.model_name
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names that requests may ask for instead of the model's."""
+        return tuple(self._parts.adapters)
 
     @property
     def context_window(self) -> int:
@@ -198,17 +208,21 @@ class _Model:
         prompt: str | Sequence[int] | None = None,
         *,
         messages: Sequence[Message] | None = None,
+        model: str | None = None,
     ) -> Divergence:
-        """Where a prompt, or a conversation, leaves the cached sequence most like it."""
+        """Where a prompt, or a conversation, leaves the cached sequence most like it.
+
+        `model` is an adapter's name where one is meant: each has a cache of its own.
+        """
         job: Job[Any]
         if messages is not None:
-            job = prepare.chat_job(self._parts, messages, None, {})
+            job = prepare.chat_job(self._parts, messages, model, {})
         elif prompt is not None:
-            job = prepare.completion_job(self._parts, prompt, None, {}, False)
+            job = prepare.completion_job(self._parts, prompt, model, {}, False)
         else:
             raise RequestError("there is nothing to explain; give a prompt or messages")
-        ids = job.asks[0].prompt
-        return self._core.call(lambda: self._core.scheduler.prefix.explain(ids))
+        ask = job.asks[0]
+        return self._core.call(lambda: self._core.scheduler.prefix.explain(ask.prompt, ask.adapter))
 
     def start_trace(self) -> None:
         """Note every step from now on, until `stop_trace`; a trace that is on begins anew."""
@@ -224,6 +238,13 @@ class _Model:
     def close(self) -> None:
         """End open requests with an error, stop the thread, free the model. Safe to call twice."""
         self._finalizer()
+
+
+def _check_adapters(parts: Parts) -> None:
+    if parts.model_name in parts.adapters:
+        raise RequestError(
+            f"model and adapter are both called {parts.model_name!r}; give the adapter another name"
+        )
 
 
 def _source(options: EngineOptions) -> Source | None:

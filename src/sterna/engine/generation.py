@@ -14,6 +14,7 @@ from sterna.engine.api import FinishReason, Timings
 from sterna.engine.grammar import Grammar
 from sterna.engine.options import SamplingOptions
 from sterna.engine.parts import Parts
+from sterna.engine.prefix import NO_ADAPTER
 from sterna.engine.request import Sequence
 from sterna.engine.sampler import History, Sample, Wanted, orders
 from sterna.text.detokenizer import StopStrings, StreamDecoder
@@ -56,7 +57,7 @@ class Ask:
     """One prompt with all that decides its answers; `seed` is drawn if the options have none.
 
     `first_choice` numbers the answers when one call has several prompts; `shown` are special
-    tokens that are part of an answer's text.
+    tokens that are part of an answer's text. `adapter` is the number of a loaded one.
     """
 
     prompt: tuple[int, ...]
@@ -65,6 +66,7 @@ class Ask:
     first_choice: int = 0
     grammar: Grammar | None = None
     shown: frozenset[int] = frozenset()
+    adapter: int = NO_ADAPTER
 
 
 @dataclass(slots=True)

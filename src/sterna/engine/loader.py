@@ -35,7 +35,7 @@ from sterna.text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger("sterna")
 # Options of what only a model that writes text does.
-_GENERATING = ("draft_model", "draft_tokens", "speculative", "prefix_cache_dir", "trace")
+_GENERATING = ("draft_model", "draft_tokens", "speculative", "prefix_cache_dir", "lora", "trace")
 _MEMORY_SHARE = 0.9  # of what is free, unless options say how much; the rest is for the process
 
 
@@ -44,12 +44,14 @@ class Located:
     """A converted model's folder, a library compiled for it, and its tensors, not yet read.
 
     On the null device there are none of these.
+    The factors of `adapters` are among the tensors; their numbers are their places in the tuple.
     """
 
     folder: Path
     library: Path
     weights: Mapping[str, WeightReader]
     device: str = "auto"
+    adapters: tuple[str, ...] = ()
 
     @classmethod
     def null(cls) -> Located:
@@ -97,6 +99,7 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
         stop_strings=config.stop_strings,
         conv_template=config.conv_template,
         fingerprint=system_fingerprint(identity(located)),
+        adapters={name: number for number, name in enumerate(located.adapters)},
     )
 
 

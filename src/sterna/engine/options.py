@@ -19,6 +19,7 @@ from typing import Any
 from sterna.base.errors import RequestError
 
 MAX_STOPS = 16
+MAX_ADAPTERS = 256
 
 
 class Mode(StrEnum):
@@ -166,6 +167,14 @@ class EngineOptions:
         metadata={"kind": str, "help": "the smaller model, for speculative draft"},
     )
     draft_tokens: int = _option(4, int, "most tokens guessed at a time", 1, 31)
+    lora: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "kind": dict,
+            "help": "an adapter to load beside the model, by the name under which requests ask "
+            "for it; as often as there are adapters",
+        },
+    )
     trace: str | None = field(
         default=None,
         metadata={
@@ -180,6 +189,7 @@ class EngineOptions:
             if issubclass(kind, StrEnum):
                 given = getattr(self, option.name)
                 object.__setattr__(self, option.name, _choice(option.name, kind, given))
+        object.__setattr__(self, "lora", _adapters(self.lora))
         _check(self)
         if self.prefix_cache_dir is not None and not self.prefix_cache:
             raise RequestError("prefix_cache_dir needs prefix_cache=True")
@@ -276,6 +286,25 @@ def _token_id(key: object) -> int:
     if isinstance(key, numbers.Integral) and not isinstance(key, bool) and int(key) >= 0:
         return int(key)
     raise RequestError(f"logit_bias has the key {key!r}, possible are token ids", "logit_bias")
+
+
+def _adapters(value: object) -> dict[str, str]:
+    """Folders of adapters by name; pairs stand for a map."""
+    pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, list | tuple) or not all(_is_named(pair) for pair in pairs):
+        raise RequestError(f"lora is {value!r}, possible is a map of names to folders", "lora")
+    found = {name: str(folder) for name, folder in pairs}
+    if len(found) < len(pairs):
+        raise RequestError("lora names two adapters alike; give each a name of its own", "lora")
+    if len(found) > MAX_ADAPTERS:
+        raise RequestError(
+            f"lora has {len(found)} adapters, possible are up to {MAX_ADAPTERS}", "lora"
+        )
+    return found
+
+
+def _is_named(pair: object) -> bool:
+    return isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and bool(pair[0])
 
 
 def _stops(value: object) -> tuple[str, ...]:

@@ -20,8 +20,9 @@ from sterna.text.tokenizer import Tokenizer
 class Parts:
     """A chat is rendered by `template` or, in MLC's folders without one, by `conv_template`.
 
-    `stop_ids` and `stop_strings` end every answer; callers may add strings of their own. What
-    follows from template and tokenizer is found out once: how the model calls tools and thinks, the
+    `stop_ids` and `stop_strings` end every answer; callers may add strings of their own.
+    `adapters` are the numbers of those that requests may name instead of the model. What follows
+    from template and tokenizer is found out once: how the model calls tools and thinks, the
     grammars' view of its tokens, what of a user's text must not become special tokens.
     """
 
@@ -35,6 +36,7 @@ class Parts:
     stop_strings: tuple[str, ...] = ()
     conv_template: Mapping[str, Any] | None = None
     fingerprint: str | None = None  # what a reply says of all this
+    adapters: Mapping[str, int] = field(default_factory=dict)
     dialect: Dialect = field(init=False)
     grammars: Grammars = field(init=False)
     marker: Marker = field(init=False)

@@ -2,9 +2,10 @@
 
 A path from the root spells the beginning of some earlier sequence. What lies in a page depends on
 nothing but the tokens up to its end, so whoever begins with the same tokens may read it, bit for
-bit as if computed anew. A node of fewer tokens than a page has is a leaf: others copy its page
-before they write on. When pages run out, those that no sequence owns are dropped, the least
-recently used first, leaves before what they continue. Knows tokens; no device, no clock.
+bit as if computed anew; each adapter has a tree of its own. A node of fewer tokens than a page has
+is a leaf: others copy its page before they write on. When pages run out, those that no sequence
+owns are dropped, the least recently used first, leaves before what they continue. Knows tokens; no
+device, no clock.
 
 Source: Zheng et al. 2023, "SGLang", RadixAttention (arXiv:2312.07104).
 """
@@ -20,6 +21,7 @@ from heapq import heapify, heappop, heappush
 from sterna.engine.pages import Pages
 
 Tokens = tuple[int, ...]
+NO_ADAPTER = -1  # the model as it is; adapters loaded beside it are numbered from 0
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +76,7 @@ class PrefixTree:
 
     def __init__(self, pages: Pages, page_size: int) -> None:
         self.root = Node((), -1, None)
+        self._roots = {NO_ADAPTER: self.root}
         self.evicted = 0  # pages, since the start
         self.born: deque[Node] | None = None  # if not None, new full pages are noted here,
         self.gone: deque[Node] = deque()  # and full pages that were dropped here
@@ -88,9 +91,15 @@ class PrefixTree:
         """Pages kept."""
         return self._count
 
-    def match(self, tokens: Sequence[int], most: int) -> Match:
+    def root_of(self, adapter: int) -> Node:
+        """Where the sequences of an adapter begin."""
+        if adapter not in self._roots:
+            self._roots[adapter] = Node((), -1, None)
+        return self._roots[adapter]
+
+    def match(self, tokens: Sequence[int], most: int, adapter: int = NO_ADAPTER) -> Match:
         """The longest cached beginning of `tokens`, of at most `most` of them."""
-        node, path, at, size = self.root, [], 0, self._size
+        node, path, at, size = self.root_of(adapter), [], 0, self._size
         while at + size <= most:
             child = node.children.get(tuple(tokens[at : at + size]))
             if child is None:
@@ -100,9 +109,9 @@ class PrefixTree:
         partial, shared = _closest(node, tuple(tokens[at : min(at + size, most)]))
         return Match(tuple(path), partial, shared)
 
-    def explain(self, tokens: Sequence[int]) -> Divergence:
+    def explain(self, tokens: Sequence[int], adapter: int = NO_ADAPTER) -> Divergence:
         """Where a prompt leaves what is cached; of several continuations, the last one used."""
-        found = self.match(tokens, len(tokens))
+        found = self.match(tokens, len(tokens), adapter)
         at = len(found.nodes) * self._size + found.shared
         children = found.nodes[-1].children.values() if found.nodes else ()
         other = found.partial or max(children, key=lambda node: node.used, default=None)
@@ -159,7 +168,7 @@ class PrefixTree:
             parent = node.parent
             self._remove(node)
             freed += 1
-            if not parent.children and parent is not self.root:
+            if not parent.children and parent.parent is not None:
                 self._push(parent)
         for node in busy:
             self._push(node)
@@ -171,12 +180,12 @@ class PrefixTree:
         self.evict(self._count)
 
     def nodes(self) -> Iterator[Node]:
-        """All nodes but the root, parents before children."""
-        stack = [self.root]
+        """All nodes but the roots, parents before children."""
+        stack = [*self._roots.values()]
         while stack:
             node = stack.pop()
             stack.extend(node.children.values())
-            if node is not self.root:
+            if node.parent is not None:
                 yield node
 
     def check(self) -> None:
@@ -184,7 +193,7 @@ class PrefixTree:
         found = list(self.nodes())
         assert len(found) == self._count, "pages kept are miscounted"
         waiting = {id(node) for _, _, node in self._heap}
-        for node in (self.root, *found):
+        for node in (*self._roots.values(), *found):
             assert node.order == sorted(node.children), "children out of order"
             for one, other in zip(node.order, node.order[1:]):
                 assert other[: len(one)] != one, "a page begins another"
@@ -192,7 +201,7 @@ class PrefixTree:
                 assert child.tokens == tokens, "a child under another's tokens"
                 assert child.parent is node, "a child of another parent"
                 assert 0 < len(tokens) <= self._size, f"{len(tokens)} tokens in a page"
-            if node is not self.root:
+            if node.parent is not None:
                 full = len(node.tokens) == self._size
                 assert full or not node.children, "something continues part of a page"
                 assert node.children or id(node) in waiting, "a leaf that cannot be evicted"

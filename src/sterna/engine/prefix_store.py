@@ -4,7 +4,8 @@ The folder mirrors the tree. A page is written beside and renamed once it is ful
 it is evicted; so a kill at any moment leaves whole pages only. A file carries what it continues,
 its tokens and a hash of all of it: one that is damaged is refused, with a note in the log, and
 removed. Pages of another library or other weights lie in a folder of another name and are never
-looked at. Knows files and bytes of pages; what is in them is the device's.
+looked at; those of adapters are not kept. Knows files and bytes of pages; what is in them is the
+device's.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class PrefixStore:
             ) from None
         self.refused = 0  # damaged files found by `restore`
         self._names: dict[int, str] = {}  # of nodes on disk or on their way, by id
+        self._root: Node | None = None  # of the tree that is followed
         self._queue: queue.SimpleQueue[tuple[str, bytes | None] | None] = queue.SimpleQueue()
         self._failed = False
         self._thread = threading.Thread(target=self._work, name="sterna-prefix", daemon=True)
@@ -84,6 +86,7 @@ class PrefixStore:
         kept = _closed(stored, pages.available)
         for name in stored.keys() - kept.keys():
             self._queue.put((name, None))
+        self._root = tree.root
         nodes: dict[str, Node] = {"": tree.root}
         size = executable.read_page(0).nbytes
         for one in kept.values():  # parents before children
@@ -128,9 +131,9 @@ class PrefixStore:
         self._thread.join()
 
     def _name(self, node: Node) -> str | None:
-        """The file of a node; None if it is gone, or the page before it has no file."""
+        """The file of a node; None if it is gone, an adapter's, or the page before has no file."""
         parent = node.parent
-        if parent is None or (parent.parent is not None and id(parent) not in self._names):
+        if parent is None or (parent is not self._root and id(parent) not in self._names):
             return None
         return _file_name(self._names.get(id(parent), ""), node.tokens)
 

@@ -37,6 +37,7 @@ from sterna.engine.grammar import Grammar
 from sterna.engine.offer import Offer, offer_of
 from sterna.engine.options import SamplingOptions, override
 from sterna.engine.parts import Parts
+from sterna.engine.prefix import NO_ADAPTER
 from sterna.engine.reasoning import Start
 from sterna.engine.tool_syntax import ToolSyntax
 
@@ -169,10 +170,10 @@ def _shown(parts: Parts) -> frozenset[int]:
 
 
 def _options(parts: Parts, request: ChatFields | CompletionFields) -> SamplingOptions:
-    if request.model is not None and request.model != parts.model_name:
-        raise RequestError(
-            f"model is {request.model!r}, this engine serves {parts.model_name!r}", "model"
-        )
+    names = (parts.model_name, *parts.adapters)
+    if request.model is not None and request.model not in names:
+        served = ", ".join(repr(name) for name in names)
+        raise RequestError(f"model is {request.model!r}, this engine serves {served}", "model")
     options = override(parts.defaults, sampling_of(request))
     _check_bias(parts, options)
     return options
@@ -208,7 +209,7 @@ def _reply(
         _check_prompt(parts, ids)
     return Reply(
         id=f"{kind}-{random.getrandbits(96):024x}",
-        model=parts.model_name,
+        model=request.model or parts.model_name,
         created=int(time.time()),
         tokenizer=parts.tokenizer,
         prompts=tuple(tuple(ids) for ids in prompts),
@@ -230,8 +231,9 @@ def _asks(
     grammar: Grammar | None,
     shown: frozenset[int] = frozenset(),
 ) -> tuple[Ask, ...]:
+    adapter = parts.adapters.get(reply.model, NO_ADAPTER)
     return tuple(
-        Ask(prompt, options, _seed(options), i * options.n, grammar, shown)
+        Ask(prompt, options, _seed(options), i * options.n, grammar, shown, adapter)
         for i, prompt in enumerate(reply.prompts)
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from sterna.engine.prefix import Node
+from sterna.engine.prefix import NO_ADAPTER, Node
 
 GONE = -1  # in `pages`: given back, because a sliding window has left it
 
@@ -31,6 +31,7 @@ class Sequence:
     number: int
     tokens: list[int]  # prompt, then answer
     prompt_length: int
+    adapter: int = NO_ADAPTER
     phase: Phase = Phase.WAITING
     cached: int = 0
     pages: list[int] = field(default_factory=list)

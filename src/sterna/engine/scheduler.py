@@ -235,7 +235,8 @@ class Scheduler:
         self.prefix.use(nodes if match.partial is None else (*nodes, match.partial))
         sequence.pages, sequence.phase = pages, Phase.RUNNING
         sequence.cached = len(nodes) * self.limits.page_size + match.shared
-        sequence.node = (nodes[-1] if nodes else self.prefix.root) if self._caches else None
+        root = self.prefix.root_of(sequence.adapter)
+        sequence.node = (nodes[-1] if nodes else root) if self._caches else None
         sequence.published = len(nodes)
         if sequence.reused is None:
             sequence.reused = min(sequence.cached, sequence.prompt_length)
@@ -253,7 +254,7 @@ class Scheduler:
         """What is cached of a sequence. One token stays to be computed, for its logits."""
         if not self._caches:
             return _NOTHING
-        return self.prefix.match(sequence.tokens, len(sequence.tokens) - 1)
+        return self.prefix.match(sequence.tokens, len(sequence.tokens) - 1, sequence.adapter)
 
     def _is_coming(self, sequence: Sequence, match: Match) -> bool:
         """Whether a prompt being prefilled will fill the next page of this sequence too."""
@@ -263,6 +264,7 @@ class Scheduler:
         return any(
             len(other.tokens) - other.cached > 1
             and other.node is not None
+            and other.adapter == sequence.adapter
             and other.cached < end <= len(other.tokens)
             and other.tokens[:end] == sequence.tokens[:end]
             for other in self.running

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from sterna.base.artifact import FACTORS
 from sterna.base.errors import InvalidIR
 from sterna.ir.expr import Expr, const_value, wrap
 from sterna.ir.graph import Binding, Call, Function, IRModule, TensorType, Value, call
@@ -18,6 +19,7 @@ from sterna.passes.def_use import makers, readers
 
 Fused = Mapping[str, tuple[str, ...]]
 Readers = Mapping[Value, Sequence[tuple[Binding, int]]]
+_BESIDE = ("bias", *FACTORS)  # a weight's own bias and its adapters' factors
 
 
 def combine_matmul(module: IRModule, fused: Fused) -> IRModule:
@@ -139,7 +141,7 @@ def _groups(function: Function, fused: Fused) -> list[_Group]:
     found: dict[tuple[str, str], dict[str, _Part]] = {}
     for weight in function.weights:
         prefix, own, leaf = _split(weight.name)
-        if own not in whole or leaf == "bias":
+        if own not in whole or leaf in _BESIDE:
             continue
         part = _part(function, read, own, weight)
         if part is None:

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
+from sterna.base.artifact import AdapterRoom
+from sterna.base.dtype import DType
 from sterna.base.errors import InvalidIR
 from sterna.ir.graph import Call, IRModule, TensorType
 from sterna.ir.printer import to_text
 from sterna.ir.verify import verify
 from sterna.ops import op
+from sterna.passes.add_adapters import add_adapters
 from sterna.passes.cleanup import cleanup
 from sterna.passes.combine_matmul import combine_matmul
 from sterna.passes.fuse_rope_append import fuse_rope_append
@@ -26,17 +29,25 @@ Dump = Callable[[str, str], None]
 
 
 def graph_passes(
-    fused: Mapping[str, tuple[str, ...]], *, code_bits: int | None
+    fused: Mapping[str, tuple[str, ...]],
+    *,
+    code_bits: int | None,
+    adapters: tuple[AdapterRoom, DType] | None = None,
 ) -> tuple[Pass, ...]:
     """The passes that come before fusion; `fused` is the family's FUSED table.
 
     `code_bits`: packed weights are multiplied as codes, with activations of so many bits; None:
-    as floats.
+    as floats. `adapters`: what room there is for them, and the dtype of their factors.
     """
     codes: tuple[Pass, ...] = ()
+    low_rank: tuple[Pass, ...] = ()
+    if adapters is not None:
+        room, dtype = adapters
+        low_rank = (("add_adapters", partial(add_adapters, room=room, dtype=dtype)),)
     if code_bits is not None:
         codes = (("quantize_activations", partial(quantize_activations, bits=code_bits)),)
     return (
+        *low_rank,  # sees weights under the names that adapters know: none is stacked yet
         ("last_rows", last_rows),  # sees norm and head as traced: none is stacked or shared yet
         (
             "combine_matmul",

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sterna.base.artifact import QUERY_TILE, Entry, Manifest
+from sterna.base.artifact import ADAPTER_IDS, QUERY_TILE, Entry, Manifest
 from sterna.base.errors import RequestError
 from sterna.runtime.executable import Ints, StepInput
 
 INPUTS = (
     "tokens", "positions", "seq_ids", "seq_indptr", "page_indptr", "page_table", "logit_rows",
-    "tile_start", "tile_size", "tile_seq", "ends",
+    "tile_start", "tile_size", "tile_seq", "ends", ADAPTER_IDS,
 )  # fmt: skip
 DIMS = ("n", "b", "p", "r", "t")
 
@@ -27,9 +27,9 @@ class Prepared:
     """Inputs by name, all int32 and one-dimensional, and the dims that they have.
 
     `seq_ids` [n] is the sequence of each token; an encoder also takes `ends` [n], the position of
-    that sequence's last token. Tile i is the `tile_size[i]` (1 to QUERY_TILE)
-    tokens from `tile_start[i]` on, all of sequence `tile_seq[i]`; tiles cover every token once,
-    in order.
+    that sequence's last token, a library with room for adapters their `adapter_ids` [n]. Tile i is
+    the `tile_size[i]` (1 to QUERY_TILE) tokens from `tile_start[i]` on, all of sequence
+    `tile_seq[i]`; tiles cover every token once, in order.
     """
 
     inputs: dict[str, Ints]
@@ -58,6 +58,9 @@ def prepare(batch: StepInput, manifest: Manifest, num_pages: int) -> Prepared:
     }
     if not manifest.model.causal:
         inputs["ends"] = np.repeat(_whole(batch), lengths)
+    adapters = _adapters(batch, manifest)
+    if adapters is not None:
+        inputs[ADAPTER_IDS] = np.repeat(adapters, lengths)
     dims = {
         "n": len(batch.tokens),
         "b": len(lengths),
@@ -66,6 +69,25 @@ def prepare(batch: StepInput, manifest: Manifest, num_pages: int) -> Prepared:
         "t": len(start),
     }
     return Prepared(inputs, dims)
+
+
+def _adapters(batch: StepInput, manifest: Manifest) -> Ints | None:
+    """The adapter of each sequence, where the library has room for any."""
+    given, count = batch.adapters, len(batch.seq_indptr) - 1
+    most = 0 if manifest.adapters is None else manifest.adapters.count
+    if given is None:
+        given = np.full(count, -1, np.int32)
+    if given.shape != (count,) or given.dtype != np.int32:
+        raise RequestError(
+            f"adapters of a step must be int32[{count}], one a sequence, not "
+            f"{given.dtype}{list(given.shape)}"
+        )
+    if int(given.min()) < -1 or int(given.max()) >= most:
+        raise RequestError(
+            f"a step asks for adapters {given.tolist()[:8]}; the library has room for {most}, "
+            "numbered from 0, and -1 is none"
+        )
+    return None if manifest.adapters is None else given
 
 
 def _whole(batch: StepInput) -> Ints:

@@ -134,18 +134,19 @@ class CpuExecutable:
         weights: Mapping[str, WeightReader],
         num_pages: int,
         threads: int,
-        mapped: list[NDArray[np.uint8]] | None = None,
+        mapped: Mapping[str, NDArray[np.uint8]] | None = None,
     ) -> None:
         plan = memory_plan(manifest, num_pages, threads)
         page_bytes = manifest.kv_cache.page_bytes
-        own = plan.weights if mapped is None else 0
+        mapped = mapped or {}
+        own = sum(padded(packed_bytes(p)) for p in manifest.params if p.name not in mapped)
         large = Region(own + plan.kv_cache + plan.arena + plan.scratch)
         small = Region(plan.io + padded(POOL_BYTES))  # lives on while logits are in use
         pool = small.take(POOL_BYTES)
         io = {name: small.take(size) for name, size in io_bytes(manifest.entries).items()}
         scratch, arena = large.take(plan.scratch - SLACK), large.take(plan.arena - SLACK)
         self._cache = large.take(num_pages * page_bytes).reshape(num_pages, page_bytes)
-        params = _load_params(manifest, weights, large) if mapped is None else mapped
+        params = _load_params(manifest, weights, large, mapped)
         self._params = params  # kept alive: C reads them
         shared = [self._cache.ctypes.data, *(param.ctypes.data for param in params)]
         ends = (pool.ctypes.data, arena.ctypes.data)
@@ -283,10 +284,17 @@ def _unload(handle: ctypes.CDLL) -> None:
 
 
 def _load_params(
-    manifest: Manifest, weights: Mapping[str, WeightReader], region: Region
+    manifest: Manifest,
+    weights: Mapping[str, WeightReader],
+    region: Region,
+    mapped: Mapping[str, NDArray[np.uint8]],
 ) -> list[NDArray[np.uint8]]:
+    """Every param's weights, in their order: those that are `mapped`, else read into the region."""
     found = []
     for param in manifest.params:
+        if param.name in mapped:
+            found.append(mapped[param.name])
+            continue
         memory = region.take(packed_bytes(param))
         read_param(param, weights, memory)
         found.append(memory)

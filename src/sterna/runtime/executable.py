@@ -26,7 +26,8 @@ class StepInput:
     Sequence s owns tokens `seq_indptr[s]:seq_indptr[s+1]`, at consecutive `positions`, and the
     pages `page_table[page_indptr[s]:page_indptr[s+1]]`: position p lies in its page
     p // page_size. Pages must already cover every position of the step. Logits are computed for
-    the tokens `logit_rows` only (indices into the n tokens, ascending).
+    the tokens `logit_rows` only (indices into the n tokens, ascending). Sequence s goes through
+    adapter `adapters[s]`, -1 for none; None is none for all.
     """
 
     tokens: Ints  # [n]
@@ -35,6 +36,7 @@ class StepInput:
     page_indptr: Ints  # [b + 1]
     page_table: Ints  # [p]
     logit_rows: Ints  # [r]
+    adapters: Ints | None = None  # [b]
 
 
 class Executable(Protocol):

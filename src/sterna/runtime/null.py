@@ -1,6 +1,6 @@
 """The null device: a model with no weights, for testing all that stands above a device.
 
-Every step really stores (token, position) in the page slots that the batch names, and every
+Every step really stores (token, position, adapter) in the page slots that the batch names, and each
 logits row is a hash of the prefix read back through the page table. So a wrong page, a wrong
 position, a page shared or freed too early, or a token lost by preemption changes the output;
 a batch that breaks the protocol is refused. Slots that the manifest's sliding window has left are
@@ -84,6 +84,9 @@ class NullExecutable:
         first = np.repeat(batch.page_indptr[:-1], np.diff(batch.seq_indptr))
         page = batch.page_table[first + batch.positions // self._page_size]
         words = _mix(_mix(batch.tokens.astype(np.uint64)) + batch.positions.astype(np.uint64))
+        if batch.adapters is not None:
+            own = np.repeat(batch.adapters + 1, np.diff(batch.seq_indptr)).astype(np.uint64)
+            words[own > 0] ^= _mix(own[own > 0])
         self._slots[page, batch.positions % self._page_size] = words
 
     def _seen(self, batch: StepInput) -> _Words:
@@ -118,6 +121,11 @@ class NullExecutable:
         _require(table.min() >= 0 and table.max() < self._num_pages, "page numbers", table)
         _require(len(rows) > 0, "number of logit rows", 0)
         _require((rows[1:] > rows[:-1]).all(), "order of the logit rows", rows)
+        room = self._manifest.adapters
+        most = 0 if room is None else room.count
+        own = np.full(count, -1) if batch.adapters is None else batch.adapters
+        _require(len(own) == count, "number of adapters", len(own))
+        _require(own.min() >= -1 and own.max() < most, "adapters", own)
         self._check_positions(batch)
 
     def _check_positions(self, batch: StepInput) -> None:

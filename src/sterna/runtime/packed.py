@@ -21,12 +21,12 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.base.artifact import Manifest
+from sterna.base.artifact import Manifest, Param
 from sterna.base.cache import key
 from sterna.runtime.memory import packed_bytes, padded
 from sterna.runtime.params import WeightReader, read_param
 
-Arrays = list[NDArray[np.uint8]]
+Arrays = dict[str, NDArray[np.uint8]]  # by the names of params
 
 SMALLEST = 32 << 20  # bytes of weights
 _HEAD = 4096
@@ -35,7 +35,7 @@ _LOG = logging.getLogger("sterna")
 
 def layout(manifest: Manifest) -> str:
     """A hash of how the library wants its weights to lie."""
-    params = [(p.name, p.dtype, tuple(p.shape), p.row_tile) for p in manifest.params]
+    params = [(p.name, p.dtype, tuple(p.shape), p.row_tile) for p in _own(manifest)]
     return key("packed weights 1", sys.byteorder, repr(params))
 
 
@@ -44,8 +44,13 @@ def worth_keeping(manifest: Manifest) -> bool:
     return _bytes(manifest) >= SMALLEST
 
 
+def _own(manifest: Manifest) -> list[Param]:
+    """The model's own weights: adapters are loaded anew each time."""
+    return [param for param in manifest.params if not param.adapter]
+
+
 def _bytes(manifest: Manifest) -> int:
-    return sum(padded(packed_bytes(param)) for param in manifest.params)
+    return sum(padded(packed_bytes(param)) for param in _own(manifest))
 
 
 def packed_params(
@@ -53,7 +58,7 @@ def packed_params(
 ) -> Arrays | None:
     """The weights of every param, in a mapped file at `path`, which is made if it is not there.
 
-    None without a path, and where no file can be kept. Raises MissingTensor and
+    Adapters aside. None without a path, and where no file can be kept. Raises MissingTensor and
     ShapeMismatch as `read_param` does.
     """
     if path is None or not hasattr(os, "posix_fallocate"):
@@ -96,8 +101,8 @@ def _made(
         os.posix_fallocate(file.fileno(), 0, total)  # a full disk must not end in a bus error
         memory = mmap.mmap(file.fileno(), total)
         arrays = _cut(memory, manifest)
-        for param, array in zip(manifest.params, arrays, strict=True):
-            read_param(param, weights, array)
+        for param in _own(manifest):
+            read_param(param, weights, arrays[param.name])
         memory[:_HEAD] = _head(manifest, total)
     except BaseException:
         file.close()
@@ -120,9 +125,9 @@ def _keep(file: BinaryIO, beside: Path, path: Path) -> None:
 
 def _cut(memory: mmap.mmap, manifest: Manifest) -> Arrays:
     data = np.frombuffer(memory, np.uint8)
-    arrays, at = [], _HEAD
-    for param in manifest.params:
+    arrays, at = Arrays(), _HEAD
+    for param in _own(manifest):
         size = packed_bytes(param)
-        arrays.append(data[at : at + size])
+        arrays[param.name] = data[at : at + size]
         at += padded(size)
     return arrays

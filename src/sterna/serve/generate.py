@@ -21,6 +21,7 @@ from sterna.engine.api_request import (
     read_chat,
     read_completion,
 )
+from sterna.engine.engine import AsyncEngine
 from sterna.engine.stream import AsyncStream
 from sterna.serve.errors import HttpError
 from sterna.serve.exchange import Exchange, event_of
@@ -42,6 +43,7 @@ async def chat_completions(exchange: Exchange, state: State) -> None:
     body = await exchange.read(OBJECT)
     _check_names(body, _CHAT_FIELDS, read_chat, "messages")
     name, engine = state.models.writer(body.pop("model", None))
+    body["model"] = adapter_of(name, engine)
     await _answer(exchange, counting(state, name), engine.chat.completions.create, body)
 
 
@@ -49,7 +51,13 @@ async def completions(exchange: Exchange, state: State) -> None:
     body = await exchange.read(OBJECT)
     _check_names(body, _COMPLETION_FIELDS, read_completion, "prompt")
     name, engine = state.models.writer(body.pop("model", None))
+    body["model"] = adapter_of(name, engine)
     await _answer(exchange, counting(state, name), engine.completions.create, body)
+
+
+def adapter_of(name: str, engine: AsyncEngine) -> str | None:
+    """The model to ask the engine for: a server may have other names for it, not for adapters."""
+    return name if name in engine.adapters else None
 
 
 def _check_names(

@@ -1,7 +1,8 @@
 """The models of a server by name, loaded before it listens.
 
-In: engines, and embedders. Out: the one that a request names; without a name the only one of its
-kind. Knows no HTTP but the status of a name that nobody has, or that is of the other kind.
+In: engines, and embedders. Out: the one that a request names, by its own name or by an adapter's;
+without a name the only one of its kind. Knows no HTTP but the status of a name that nobody has, or
+that is of the other kind.
 """
 
 from __future__ import annotations
@@ -25,6 +26,14 @@ class Models(Mapping[str, Model]):
         self._models = dict(models)
         self._writers = {n: m for n, m in models.items() if isinstance(m, AsyncEngine)}
         self._embedders = {n: m for n, m in models.items() if isinstance(m, Embedder)}
+        self._adapted = {a: m for m in self._writers.values() for a in m.adapters}
+
+    @property
+    def names(self) -> tuple[tuple[str, str | None], ...]:
+        """Every name that a request may give, an adapter's with that of its model."""
+        models = ((name, None) for name in self._models)
+        writers = self._writers.items()
+        return (*models, *((a, name) for name, writer in writers for a in writer.adapters))
 
     def __getitem__(self, name: str) -> Model:
         return self._models[name]
@@ -37,6 +46,8 @@ class Models(Mapping[str, Model]):
 
     def any(self, name: object) -> tuple[str, Model]:
         """HttpError 404 for a model that is not here, 400 where one must be named."""
+        if isinstance(name, str) and name in self._adapted:
+            return name, self._adapted[name]
         return self._choose(self._models, name)
 
     def writer(self, name: object) -> tuple[str, AsyncEngine]:
@@ -47,11 +58,14 @@ class Models(Mapping[str, Model]):
                 f"the model {name!r} makes embeddings and writes no text; ask /v1/embeddings",
                 "model",
             )
+        if isinstance(name, str) and name in self._adapted:
+            return name, self._adapted[name]
         return self._choose(self._writers, name)
 
     def embedder(self, name: object) -> tuple[str, Embedder]:
         """The same of models that embed; 400 for one that writes text."""
-        if (isinstance(name, str) and name in self._writers) or not self._embedders:
+        writes = isinstance(name, str) and name in {**self._writers, **self._adapted}
+        if writes or not self._embedders:
             named = name if name is not None else next(iter(self._writers))
             raise HttpError(
                 400,
@@ -65,7 +79,8 @@ class Models(Mapping[str, Model]):
     def _choose(self, among: Mapping[str, M], name: object) -> tuple[str, M]:
         if name is None and len(among) == 1:
             return next(iter(among.items()))
-        possible = ", ".join(among or self._models)
+        served = among or self._models
+        possible = ", ".join(n for n, parent in self.names if (parent or n) in served)
         if name is None:
             raise HttpError(400, f"model is missing; possible are {possible}", "model")
         if not isinstance(name, str) or name not in among:

@@ -31,17 +31,20 @@ _DETOKENIZE = msgspec.json.Decoder(DetokenizeRequest)
 
 
 async def list_models(exchange: Exchange, state: State) -> None:
-    cards = [_card(name, engine, state) for name, engine in state.models.items()]
+    cards = [_card(name, state) for name, _ in state.models.names]
     await exchange.send_json(ModelList(data=cards))
 
 
 async def retrieve_model(exchange: Exchange, state: State) -> None:
-    name, engine = state.models.any(exchange.scope["path_params"]["model"])
-    await exchange.send_json(_card(name, engine, state))
+    name, _ = state.models.any(exchange.scope["path_params"]["model"])
+    await exchange.send_json(_card(name, state))
 
 
-def _card(name: str, engine: Model, state: State) -> ModelCard:
-    return ModelCard(id=name, created=state.started, max_model_len=engine.context_window)
+def _card(name: str, state: State) -> ModelCard:
+    _, engine = state.models.any(name)
+    parent = dict(state.models.names)[name]
+    window = engine.context_window
+    return ModelCard(id=name, created=state.started, max_model_len=window, parent=parent)
 
 
 async def tokenize(exchange: Exchange, state: State) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from sterna.engine.api import ChatCompletionChunk, ChunkChoice, ToolCallDelta, Usage
 from sterna.serve.errors import HttpError, body_of
 from sterna.serve.exchange import Exchange, decode, event_of
-from sterna.serve.generate import OBJECT, Finished, count, counting
+from sterna.serve.generate import OBJECT, Finished, adapter_of, count, counting
 from sterna.serve.reply import ENCODER
 from sterna.serve.responses_input import chat_fields
 from sterna.serve.responses_schema import (
@@ -55,6 +55,7 @@ async def responses(exchange: Exchange, state: State) -> None:
     writer = Writer(empty(request, name))
     finished = counting(state, name)
     asked = {"stream": True, "stream_options": {"include_usage": True}, **chat_fields(request)}
+    asked["model"] = adapter_of(name, engine)
     create: Any = engine.chat.completions.create
     async with exchange.watched(), await create(**asked) as chunks:
         if request.stream:

@@ -19,11 +19,15 @@ class _Request(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ModelCard(msgspec.Struct, kw_only=True):
-    """`max_model_len`: most tokens that prompt and answer may have together."""
+    """`max_model_len`: most tokens that prompt and answer may have together.
+
+    `parent` is the model that an adapter is loaded beside.
+    """
 
     id: str
     created: int
     max_model_len: int
+    parent: str | None = None
     owned_by: str = "sterna"
     object: Literal["model"] = "model"
 

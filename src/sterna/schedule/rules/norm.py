@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Compute, Group
-from sterna.ir.expr import const_value
+from sterna.ir.expr import Binary, const_value
+from sterna.ir.rewrite import free_vars, loads
 from sterna.schedule.steps import At, Parallel, Reorder, Schedule, Split, Step, Vectorize
 
 
@@ -54,10 +55,26 @@ def _vectors(stage: Compute, lanes: int) -> list[Step]:
 
 
 def _partial_sums(stage: Compute, knobs: NormKnobs) -> list[Step]:
-    """Sums side by side in one vector, where they just fill one."""
+    """Sums side by side in one vector, where they just fill one, or many, column by column."""
     sums = const_value(stage.axes[-1].extent) if len(stage.axes) > 1 else None
+    if sums is not None and sums > knobs.lanes and _by_columns(stage):
+        c, over = stage.axes[-1].name, tuple(axis.name for axis in stage.over)
+        return [
+            Split(stage.name, c, f"{c}_vector", f"{c}_lane", knobs.lanes),
+            Reorder(stage.name, (f"{c}_vector", *over, f"{c}_lane")),
+            Vectorize(stage.name, f"{c}_lane"),
+        ]
     if sums is None or sums > knobs.lanes or sums != 1 << (int(sums).bit_length() - 1):
         return []
     lane = stage.axes[-1].name
     over = tuple(axis.name for axis in stage.over)
     return [Reorder(stage.name, (*over, lane)), Vectorize(stage.name, lane)]
+
+
+def _by_columns(stage: Compute) -> bool:
+    """Whether neighbouring sums are of products with neighbours in memory."""
+    if not (isinstance(stage.body, Binary) and stage.body.op == "*"):
+        return False
+    column = stage.axes[-1].var
+    reading = [load for load in loads(stage.body) if column in free_vars(load)]
+    return bool(reading) and all(load.index[-1] is column for load in reading)
