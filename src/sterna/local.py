@@ -82,7 +82,7 @@ def _made(
 ) -> Located:
     """What was found before, or the compile wing finds and makes."""
     asked: Any = None if kv_dtype == KVDtype.AUTO else str(kv_dtype)
-    shape = (quantization, asked, room and repr(room))
+    shape = (quantization, asked, None if room is None else repr(room))
     known = None if model_lib is not None else identity(model, device, shape)
     if known is not None and (before := recall(known)) is not None:
         return Located(*before, open_model(before[0]).tensors, device)
@@ -103,7 +103,9 @@ def _made(
 
 
 def _beside(found: Located, names: Mapping[str, str], adapters: Sequence[Adapter]) -> Located:
-    """A model with adapters; a library's room for more than there are is filled with nothing."""
+    """A model with adapters; a library may have room for more."""
+    if not adapters:
+        return found
     manifest = read_manifest(found.library)
     factors = adapter_tensors(adapters, manifest.adapters, manifest.params)
     return replace(found, weights={**found.weights, **factors}, adapters=tuple(names))

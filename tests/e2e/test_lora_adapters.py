@@ -137,8 +137,13 @@ def test_rows_do_not_depend_on_their_neighbours(
     threads.close()
 
 
-def test_an_unused_place_is_the_model_itself(model: cpu.CpuExecutable) -> None:
-    np.testing.assert_array_equal(run(model, [0], [2]), run(model, [0], [-1]))
+def test_an_unused_place_is_the_model_itself(adapted: Adapted, model: cpu.CpuExecutable) -> None:
+    base = run(model, [0], [-1])
+    np.testing.assert_array_equal(run(model, [0], [2]), base)
+    tensors = read_mlc_folder(adapted.plain.folder).tensors
+    empty = cpu.load(adapted.library, tensors, num_pages=64, threads=1)
+    np.testing.assert_array_equal(run(empty, [0], [1]), base)
+    empty.close()
 
 
 @pytest.mark.parametrize("number", [0, 1])

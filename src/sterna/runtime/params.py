@@ -46,8 +46,10 @@ def read_param(
 ) -> None:
     """Read a weight into `memory`, zeroed and as long as `packed_bytes`.
 
-    MissingTensor and ShapeMismatch for weights that are not those the library was compiled for.
+    Room for adapters where there are none stays zero. MissingTensor and ShapeMismatch for weights that are not those the library was compiled for.
     """
+    if param.adapter and param.name not in weights:
+        return
     if param.name not in weights:
         raise MissingTensor(
             f"the library wants a weight {param.name!r} that the model folder does not have; "

@@ -1,6 +1,6 @@
 """Text to token ids and back, exactly as the model's own tokenizer files say.
 
-In: a model folder (tokenizer.json, or vocab.json + merges.txt, or tokenizer.model); out: a
+In: a model folder (tokenizer.json, vocab.json + merges.txt, ranks, or tokenizer.model); out: a
 `Tokenizer`. The `tokenizers` library does the work; it is imported when a folder is loaded, so
 that importing Sterna stays quick. Files are hostile until checked, and every failure is a
 `TokenizerError`. Does not know chat templates (chat_template.py) nor streaming (detokenizer.py).
@@ -22,6 +22,7 @@ from sterna.text.json_file import check_size, read_optional
 from sterna.text.marking import one_of
 from sterna.text.sentencepiece import build_sentencepiece
 from sterna.text.special_tokens import SpecialTokens, read_special_tokens
+from sterna.text.tiktoken import build_tiktoken, find_ranks
 from sterna.text.vocab_merges import add_configured_tokens, build_byte_level
 
 if TYPE_CHECKING:
@@ -197,11 +198,14 @@ def _check_unicode(text: str) -> None:
 
 
 def _build(folder: Path) -> tokenizers.Tokenizer:
-    """Choose the files to load: tokenizer.json, then vocab.json + merges.txt, then .model."""
+    """Choose the files: tokenizer.json, vocab.json + merges.txt, tiktoken's ranks, then .model."""
     if (folder / "tokenizer.json").exists():
         return _load_json(folder)
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return build_byte_level(folder)
+    ranks = find_ranks(folder)
+    if ranks is not None:
+        return build_tiktoken(folder, ranks)
     if (folder / "tokenizer.model").exists():
         return build_sentencepiece(folder)
     raise TokenizerError(
