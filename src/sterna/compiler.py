@@ -20,7 +20,7 @@ from typing import Any, Literal
 import msgspec
 
 from sterna import models
-from sterna.base.artifact import FACTORS, FORMAT, AdapterRoom, Entry, Manifest, Param, Pooling
+from sterna.base.artifact import FORMAT, AdapterRoom, Entry, Manifest, Pooling
 from sterna.base.artifact import KVCache as ManifestCache
 from sterna.base.artifact import Model as ManifestModel
 from sterna.base.cache import key, lookup, store, write_atomic
@@ -30,12 +30,13 @@ from sterna.base.target import Target, targets_of
 from sterna.base.version import __version__, source_state
 from sterna.checkpoint.model_folder import ModelFolder, open_model
 from sterna.codegen.renderer import LibraryParts, Renderer, renderer_of
-from sterna.ir.graph import Function, IRModule, Value
+from sterna.ir.graph import IRModule
 from sterna.ir.printer import to_text
 from sterna.models.rope_scaling import longest_context
 from sterna.models.stored_scheme import stored_scheme
 from sterna.nn.decoder import CausalLM, EmbeddingModel, Limits, trace_causal_lm
 from sterna.ops.attention import slot_elements
+from sterna.passes.bound_params import bound_params
 from sterna.passes.fuse import fuse
 from sterna.passes.lower_opaque import Setting
 from sterna.passes.pipeline import graph_passes, run
@@ -433,53 +434,12 @@ def _manifest(
             dtype=next((n for n, d in _KV_DTYPES.items() if d == cache.dtype), cache.dtype.name),
             page_bytes=token * cache.page_size,
         ),
-        params=_params(module, tiles),
+        params=bound_params(module, tiles),
         entries=tuple(e.entry for e in entries),
         kernels=table.manifest(),
         sampler=sampler,
         part_bytes=target.most_buffer_bytes if target.split_buffers else 0,
     )
-
-
-def _params(module: IRModule, tiles: dict[str, int]) -> tuple[Param, ...]:
-    """Every weight as it is bound: the entry's own, then each repeat's, layer by layer."""
-    entry = module.functions[module.entry]
-    result = [_param(w, w.name, tiles) for w in _weights(module, entry)]
-    for binding in entry.bindings:
-        callee = module.functions[binding.call.op]
-        if callee.primitive:
-            continue
-        given: dict[str, Any] = dict(binding.call.attrs)
-        for i in range(given.get("repeat", 1)):
-            layer = given.get("first", 0) + i * given.get("stride", 1)
-            for offset, kind in _kinds(module, callee):
-                title = str(layer + offset)
-                result += [
-                    _param(w, w.name.replace("{i}", title), tiles) for w in _weights(module, kind)
-                ]
-    return tuple(result)
-
-
-def _kinds(module: IRModule, body: Function) -> list[tuple[int, Function]]:
-    """The kinds of layers that a repeated body runs, in order, each with its place in the body."""
-    called = [(dict(b.call.attrs), module.functions[b.call.op]) for b in body.bindings]
-    kinds = [(int(attrs["offset"]), f) for attrs, f in called if not f.primitive]  # type: ignore[arg-type]
-    return kinds or [(0, body)]
-
-
-def _weights(module: IRModule, function: Function) -> list[Value]:
-    """The weights that a function's kernels read, constants aside, in order of use."""
-    kernels = [module.functions[b.call.op] for b in function.bindings]
-    used = dict.fromkeys(w.name for k in kernels if k.primitive for w in k.weights)
-    values = {w.name: w for k in kernels if k.primitive for w in k.weights}
-    return [values[n] for n in used if n not in module.constants]
-
-
-def _param(weight: Value, title: str, tiles: dict[str, int]) -> Param:
-    shape = tuple(int(getattr(d, "value", 0)) for d in weight.shape)
-    tile = tiles.get(weight.name, 0)
-    adapter = title.rpartition(".")[2] in FACTORS
-    return Param(name=title, dtype=weight.dtype.name, shape=shape, row_tile=tile, adapter=adapter)
 
 
 def _dump_of(own: Target, target: Target, folder: Path | None) -> _Dump:

@@ -13,7 +13,6 @@ from pathlib import Path
 from sterna.base.errors import CheckpointError, UsageError
 from sterna.checkpoint.beside import recover
 from sterna.checkpoint.local_stores import LM_STUDIO, OLLAMA, find
-from sterna.checkpoint.lora import FILES as ADAPTER_FILES
 
 SCHEME = "HF://"
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?"
@@ -24,6 +23,7 @@ _REPO = re.compile(
     rf"(?::({_REVISION}))?"
 )
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja", "params_shard_*.bin"]
 _UNWANTED = ["*/*", "consolidated*.safetensors", "adapter_*", "optimizer*"]
 _MODULES = "modules.json"  # of sentence-transformers, and a folder of it that says more

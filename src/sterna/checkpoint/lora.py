@@ -29,10 +29,11 @@ from sterna.base.errors import (
     UnsupportedModel,
 )
 from sterna.checkpoint.config import field, read_errors, read_json
+from sterna.checkpoint.hub import ADAPTER_FILES
 from sterna.checkpoint.safetensors import open_safetensors
 from sterna.checkpoint.tensor import TensorRef
 
-FILES = CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER_FILES
 MAX_RANK = 1024
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
@@ -88,7 +89,7 @@ def open_adapter(folder: Path) -> Adapter:
     ShapeMismatch for factors that are no pair.
     """
     with read_errors(folder):
-        for name in FILES:
+        for name in ADAPTER_FILES:
             if not (folder / name).is_file():
                 raise CheckpointError(
                     f"{folder} has no {name}; give the folder of a PEFT LoRA adapter, its weights "

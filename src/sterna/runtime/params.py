@@ -46,7 +46,8 @@ def read_param(
 ) -> None:
     """Read a weight into `memory`, zeroed and as long as `packed_bytes`.
 
-    Room for adapters where there are none stays zero. MissingTensor and ShapeMismatch for weights that are not those the library was compiled for.
+    Room for adapters where there are none stays zero. MissingTensor and ShapeMismatch for weights
+    that are not those the library was compiled for.
     """
     if param.adapter and param.name not in weights:
         return
