@@ -150,19 +150,28 @@ def test_an_unused_place_is_the_model_itself(adapted: Adapted, model: cpu.CpuExe
 def test_logits_are_those_of_the_merged_weights(
     adapted: Adapted, model: cpu.CpuExecutable, number: int
 ) -> None:
+    """As near as the model itself comes to its own weights' logits on the same prompts.
+
+    In 16 bits that is decided by keys and values that f32 and f64 round to different neighbours.
+    """
     kept_as = SCHEMES[adapted.scheme].compute.numpy
-    close = CLOSE[SCHEMES[adapted.scheme].compute]
     tensors = read_mlc_folder(adapted.plain.folder).tensors
     plain = whole_weights(CONFIG, adapted.scheme, {n: ref.read() for n, ref in tensors.items()})
+    weights = merged(plain, adapted.adapters[number], kept_as)
     frequencies = inv_freq(rope_options(CONFIG), tiny.head_dim(CONFIG))
+    gaps, own_gaps, changes = [], [], []
     for i, prompt in enumerate(PROMPTS):
-        tokens = (*prompt, *range(5, 5 + STEPS))
-        found = run(model, [i], [number])[:, 0]
-        weights = merged(plain, adapted.adapters[number], kept_as)
-        wanted = llama_reference.forward(CONFIG, weights, tokens, frequencies, kept_as)
-        base = llama_reference.forward(CONFIG, plain, tokens, frequencies, kept_as)
-        assert np.abs(found - wanted[len(prompt) - 1 :]).max() < close
-        assert np.abs(base - wanted).max() > 100 * close  # the bound tells them apart
+        tokens, rows = (*prompt, *range(5, 5 + STEPS)), slice(len(prompt) - 1, None)
+        wanted, base = (
+            llama_reference.forward(CONFIG, w, tokens, frequencies, kept_as)[rows]
+            for w in (weights, plain)
+        )
+        gaps.append(np.abs(run(model, [i], [number])[:, 0] - wanted).max())
+        own_gaps.append(np.abs(run(model, [i], [-1])[:, 0] - base).max())
+        changes.append(np.abs(wanted - base).max())
+    assert max(gaps) < 3 * max(own_gaps)
+    assert max(own_gaps) < 2 * CLOSE[SCHEMES[adapted.scheme].compute]
+    assert min(changes) > 100 * max(gaps)  # the bound tells them apart
 
 
 def test_as_merged_at_conversion(
