@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sterna.base.errors import UsageError
 from sterna.base.artifact import AdapterRoom
+from sterna.base.errors import UsageError
 from sterna.base.target import KINDS, parse_target
 from sterna.checkpoint.hub import resolve_adapter
 from sterna.checkpoint.lora import Adapter, adapter_tensors, open_adapter, room_for
