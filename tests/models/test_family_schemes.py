@@ -36,7 +36,8 @@ def marked() -> list[object]:
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
 def test_weights_read_are_those_stored(variant: str) -> None:
     config = tiny.VARIANTS[variant]
-    for name in QUANTIZED[:: len(tiny.VARIANTS) // 4]:
+    first = list(tiny.VARIANTS).index(variant) % 6
+    for name in QUANTIZED[first::6]:
         module = trace_causal_lm(build(config, scheme(name)), Limits(8, 4, 16))
         after = run(module, graph_passes(family(config).FUSED, code_bits=None))
         read = {

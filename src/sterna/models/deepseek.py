@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sterna.models.config import DecoderConfig, Fields, LayerKind
+from sterna.models.config import MAX_LAYERS, DecoderConfig, Fields, LayerKind
 from sterna.models.family import Family, Fused, Names
 from sterna.models.rope_options import rope_options
 from sterna.nn.latent import LatentOptions
@@ -41,7 +41,7 @@ class DeepseekV2(Family):
     def read(cls, f: Fields) -> DecoderConfig:
         latent = LatentOptions(
             rank=f.positive("kv_lora_rank", 512),
-            query_rank=f.window("q_lora_rank", 1536) if f.config.get("q_lora_rank", 1) else 0,
+            query_rank=max(0, f.window("q_lora_rank", 1536)),  # null: none
             plain=f.positive("qk_nope_head_dim", 128),
             rotated=f.positive("qk_rope_head_dim", 64),
             value=f.positive("v_head_dim", 128),
@@ -114,5 +114,6 @@ def dense_then_experts(f: Fields, first: int) -> list[LayerKind]:
     """Some dense layers, then one with experts in every `moe_layer_freq`."""
     given = f.config.get("first_k_dense_replace", first)
     dense = f.positive("first_k_dense_replace", first or 1) if given else 0
-    period, layers = f.positive("moe_layer_freq", 1), f.positive("num_hidden_layers", most=4096)
+    layers = f.positive("num_hidden_layers", most=MAX_LAYERS)
+    period = f.positive("moe_layer_freq", 1)
     return [LayerKind(experts=i >= dense and i % period == 0) for i in range(layers)]
