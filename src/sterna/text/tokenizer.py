@@ -8,11 +8,12 @@ that importing Sterna stays quick. Files are hostile until checked, and every fa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,25 +59,16 @@ class Tokenizer:
         decoding.check(self.decoder_steps)
         self.bos_id = self._find_bos(special)
         self.eos_ids = self._find_eos(special)
-        self._adds_bos = self.bos_id is not None and self._added_ids()[:1] == [self.bos_id]
+        first = self._added_ids()[:1]
+        self._adds_bos = self.bos_id is not None and first == [self.bos_id]
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
         """Load the tokenizer of a model folder; TokenizerError when there is none that works."""
         folder = Path(folder)
         special = read_special_tokens(folder)
-        try:
+        with _damaged(f"files in {folder} are"):
             return cls(_build(folder), special)
-        except TokenizerError:
-            raise
-        except BaseException as error:
-            # The library's parser may panic on a damaged file; a panic is no `Exception`.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-                raise
-            raise TokenizerError(
-                f"the tokenizer files in {folder} are damaged ({_first_line(error)}): "
-                "download them again"
-            ) from error
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False
@@ -89,7 +81,7 @@ class Tokenizer:
         text begins with it already. Raises RequestError for text that is not valid Unicode.
         """
         _check_unicode(text)
-        with self._lock:
+        with self._lock, _damaged("is"):
             self._backend.encode_special_tokens = not allow_special
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         doubled = add_special_tokens and self._adds_bos and ids[1:2] == [self.bos_id]
@@ -106,7 +98,7 @@ class Tokenizer:
         that nobody can guess, which are added tokens of their own, split like the real ones.
         """
         _check_unicode(text)
-        with self._lock:
+        with self._lock, _damaged("is"):
             aliases = self._aliases if self._aliases is not None else self._add_aliases()
             if aliases:
                 special = f"(?:{one_of(tuple(aliases))})(?!{re.escape(mark)})"
@@ -143,7 +135,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Turn ids into text; ids outside the vocabulary yield nothing."""
         known = [i for i in ids if 0 <= i < self.vocab_size]
-        return self._backend.decode(known, skip_special_tokens=skip_special_tokens)
+        with _damaged("is"):
+            return self._backend.decode(known, skip_special_tokens=skip_special_tokens)
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token spelled as in the vocabulary, or None."""
@@ -185,6 +178,24 @@ class Tokenizer:
                 f"perhaps outside the vocabulary of {self.vocab_size}: the file is damaged"
             )
         return ids
+
+
+@contextlib.contextmanager
+def _damaged(which: str) -> Iterator[None]:
+    """What the library raises as a TokenizerError: its faults, and its panics too.
+
+    On a damaged file its parser may panic, or what uses the file later; that is no `Exception`.
+    """
+    try:
+        yield
+    except TokenizerError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(
+            f"the tokenizer {which} damaged ({_first_line(error)}): download it again"
+        ) from error
 
 
 def _check_unicode(text: str) -> None:
