@@ -96,7 +96,7 @@ class Spirv(CStyle):
 
     def bind(self, symbol: str, i: int, buffer: Buffer, title: str, writes: bool) -> None:
         """A buffer of the launch."""
-        m, kind = self.module, self.element(buffer)
+        m, kind = self.module, self.element_type(buffer)
         words = self.WORDS and buffer.dtype in _IN_MEMORY
         if words and writes:
             raise CodegenError(
@@ -219,7 +219,7 @@ class Spirv(CStyle):
 
     # Memory.
 
-    def element(self, buffer: Buffer) -> str:
+    def element_type(self, buffer: Buffer) -> str:
         """The type of a buffer's elements where they lie: as their values, but for arguments."""
         value = self.TYPES[buffer.dtype]
         return _IN_MEMORY.get(buffer.dtype, value) if self.is_argument(buffer) else value
@@ -241,7 +241,7 @@ class Spirv(CStyle):
         return place
 
     def load(self, e: Load) -> str:
-        m, at, kind = self.module, self.offset(e.buffer, e.index), self.element(e.buffer)
+        m, at, kind = self.module, self.offset(e.buffer, e.index), self.element_type(e.buffer)
         value = self.TYPES[e.dtype]
         if kind == value:
             return m.op("OpLoad", kind, self.pointer(e.buffer, kind, at))
@@ -270,7 +270,7 @@ class Spirv(CStyle):
 
     def store(self, buffer: Buffer, index: tuple[Expr, ...], value: Expr) -> None:
         m, text = self.module, self.text(value)
-        kind, held = self.element(buffer), self.TYPES[buffer.dtype]
+        kind, held = self.element_type(buffer), self.TYPES[buffer.dtype]
         if kind != held:
             if held == "bool":
                 text = self.converted(text, BOOL, U32)
