@@ -1,7 +1,7 @@
 """Sterna and the engines that people use, by turns on the same machine and shapes.
 
     python benchmarks/cpu_peers.py --work DIR --python llama.cpp=/opt/peers/llama/bin/python ... \\
-        [--shapes llama-3.2-1b] [--threads 2] [--rounds 3] [--tests 128:33 512:1] [--seconds 200]
+        [--shapes llama-3.2-1b] [--threads 2] [--rounds 3] [--tests 128:33,512:1] [--seconds 200]
 
 Every engine has a Python of its own (benchmarks/peers/*.py say what to install there); an engine
 without one takes no part. `--make` first writes models with random weights under DIR and converts
@@ -43,7 +43,7 @@ RUNNERS = {
     "openvino-genai": "peer_openvino.py",
     "ctranslate2": "peer_ctranslate2.py",
 }
-TESTS = ("128:33", "512:1", "2048:17")
+TESTS = ("128:33,512:1", "2048:9")
 _USUAL: dict[str, Any] = {"hidden_act": "silu", "tie_word_embeddings": True,
                           "torch_dtype": "bfloat16"}  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
