@@ -10,14 +10,17 @@ them for each engine: `--maker NAME=PYTHON` where that takes another Python than
 
 A round runs every candidate once, each in a process of its own, so what disturbs the machine
 disturbs all. Samples are kept in DIR/samples.json: a run that `--seconds` ended goes on there, and
-`--fresh` forgets them. Prints ratios, median and range over the rounds, against the best of the
-other engines in the same round, and writes results/cpu_peers.json.
+`--fresh` forgets them. Prints rates, beside what benchmarks/quality.py measured of Sterna's
+formats, and ratios, median and range over the rounds, against the best of the other engines in the
+same round; and writes results/cpu_peers.json. "others" is how many processors other programs kept
+busy meanwhile: figures taken beside half a processor or more say little.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -35,6 +38,7 @@ from sterna.runtime.host import cpu_features, cpu_name, usable_cores
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "cpu_peers.json"
+QUALITY = HERE / "results" / "quality.json"  # of the stories model, by benchmarks/quality.py
 OWN = "sterna"
 RUNNERS = {
     OWN: "peer_sterna.py",
@@ -222,17 +226,38 @@ def measure(options: argparse.Namespace, candidates: Iterable[Candidate]) -> Sam
             break
         command = [options.python[candidate.engine], runner(candidate.engine), "run", model]
         command += [candidate.form, "--threads", str(threads), "--tests", tests]
+        before = _busy()
         done = subprocess.run(
             command, stdout=subprocess.PIPE, env=environment(candidate.engine), text=True
         )
+        others = _others(before, _busy())
         lines = done.stdout.strip().splitlines()
         if done.returncode or not lines:
             print(f"{title}: ended with status {done.returncode}", file=sys.stderr)
             continue
-        samples[title] = json.loads(lines[-1])
-        print(title, lines[-1], file=sys.stderr, flush=True)
+        samples[title] = json.loads(lines[-1]) | {"others": others}
+        print(title, samples[title], file=sys.stderr, flush=True)
         kept.write_text(json.dumps(samples, indent=1) + "\n")
     return samples
+
+
+def _busy() -> tuple[float, float, float]:
+    """Seconds by the clock, of all processors at work (Linux), and of our own processes' work."""
+    own = os.times()
+    try:
+        cells = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        ticks = sum(map(int, cells)) - int(cells[3]) - int(cells[4])
+        at_work = ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        at_work = math.nan
+    used = own.user + own.system + own.children_user + own.children_system
+    return time.monotonic(), at_work, used
+
+
+def _others(before: tuple[float, ...], after: tuple[float, ...]) -> float:
+    """Processors that others kept busy meanwhile, on average."""
+    clock, at_work, own = (b - a for a, b in zip(before, after, strict=True))
+    return round((at_work - own) / clock, 2)
 
 
 def by_round(
@@ -274,19 +299,36 @@ def report(samples: Samples) -> dict[str, Any]:
 
 def _rates(samples: Samples, shape: str, threads: int) -> dict[str, dict[str, float]]:
     metrics = ("pp128", "tg128", "pp512", "tg2048")
-    print(f"  {'tokens/s, median':28}" + "".join(f"{m:>10}" for m in metrics))
+    columns = (*metrics, "others", "perplexity", "KL")
+    print(f"  {'tokens/s, median':28}" + "".join(f"{name:>12}" for name in columns))
     found: dict[str, dict[str, float]] = {}
     for candidate in CANDIDATES:
         line = {}
         for metric in metrics:
-            rates = by_round(samples, shape, threads, metric).get(candidate.name, {})
-            if rates:
-                line[metric] = round(statistics.median(rates.values()), 2)
+            value = _median(samples, shape, threads, candidate.name, metric)
+            if not math.isnan(value):
+                line[metric] = value
         if line:
-            found[candidate.name] = line
-            cells = "".join(f"{line.get(m, ''):>10}" for m in metrics)
+            line["others"] = _median(samples, shape, threads, candidate.name, "others")
+            found[candidate.name] = line | quality(candidate)
+            cells = "".join(f"{found[candidate.name].get(name, ''):>12}" for name in columns)
             print(f"  {candidate.name:28}{cells}")
     return found
+
+
+def _median(samples: Samples, shape: str, threads: int, name: str, metric: str) -> float:
+    found = by_round(samples, shape, threads, metric).get(name, {})
+    return round(statistics.median(found.values()), 2) if found else math.nan
+
+
+def quality(candidate: Candidate) -> dict[str, float]:
+    """Of the stories in one of Sterna's formats: perplexity, and KL divergence from f32."""
+    if candidate.engine != OWN or not QUALITY.exists():
+        return {}
+    measured = json.loads(QUALITY.read_text())
+    scheme, _, activations = candidate.form.partition("+")
+    found = measured["activations" if activations else "schemes"].get(activations or scheme)
+    return found and {"perplexity": found["perplexity"]["stories"], "KL": found["mean_kl"]}
 
 
 def _ratios(samples: Samples, shape: str, threads: int) -> dict[str, Any]:
