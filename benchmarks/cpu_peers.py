@@ -13,7 +13,8 @@ disturbs all. Samples are kept in DIR/samples.json: a run that `--seconds` ended
 `--fresh` forgets them. Prints rates, beside what benchmarks/quality.py measured of Sterna's
 formats, and ratios, median and range over the rounds, against the best of the other engines in the
 same round; and writes results/cpu_peers.json. "others" is how many processors other programs kept
-busy meanwhile: figures taken beside half a processor or more say little.
+busy meanwhile: figures taken beside half a processor or more say little. --processor-time with
+--threads 1 counts the time that each process had of a processor, which such company disturbs less.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ def turns(
 
 def measure(options: argparse.Namespace, candidates: Iterable[Candidate]) -> Samples:
     """Samples of earlier runs and of this one, which ends when its time is over."""
-    kept = options.work / "samples.json"
+    kept = options.work / ("processor_time.json" if options.processor_time else "samples.json")
     samples: Samples = {}
     if kept.exists() and not options.fresh:
         samples = json.loads(kept.read_text())
@@ -226,6 +227,7 @@ def measure(options: argparse.Namespace, candidates: Iterable[Candidate]) -> Sam
             break
         command = [options.python[candidate.engine], runner(candidate.engine), "run", model]
         command += [candidate.form, "--threads", str(threads), "--tests", tests]
+        command += ["--processor-time"] if options.processor_time else []
         before = _busy()
         done = subprocess.run(
             command, stdout=subprocess.PIPE, env=environment(candidate.engine), text=True
@@ -298,7 +300,16 @@ def report(samples: Samples) -> dict[str, Any]:
 
 
 def _rates(samples: Samples, shape: str, threads: int) -> dict[str, dict[str, float]]:
-    metrics = ("pp128", "tg128", "pp512", "tg2048")
+    metrics = sorted(
+        {
+            metric
+            for title, rates in samples.items()
+            if title.startswith(f"{shape} {threads} ")
+            for metric in rates
+            if metric != "others"
+        },
+        key=lambda metric: (int(metric[2:]), metric),
+    )
     columns = (*metrics, "others", "perplexity", "KL")
     print(f"  {'tokens/s, median':28}" + "".join(f"{name:>12}" for name in columns))
     found: dict[str, dict[str, float]] = {}
@@ -369,6 +380,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--processor-time", action="store_true", help="instead of the clock's")
     options = parser.parse_args()
     options.python = {OWN: sys.executable, **dict(options.python)}
     options.maker = dict(options.maker)
@@ -385,7 +397,8 @@ def main() -> None:
         "avx512_vnni": "avx512_vnni" in features,
         **report(samples),
     }
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    results = RESULTS.with_stem("cpu_peers_time") if options.processor_time else RESULTS
+    results.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
