@@ -212,7 +212,8 @@ async function send() {
   if (!content || state.running) return;
   question.value = "";
   grow();
-  state.messages.push({ role: "user", content });
+  const messages = state.messages; // a new conversation may begin before the answer ends
+  messages.push({ role: "user", content });
   append("user", content);
   const view = append("assistant");
   view.foot.append(make("span", "", "dots"));
@@ -224,8 +225,8 @@ async function send() {
     view.foot.replaceChildren(make("span", error.message, "error"));
     if (error.name === "DeviceLost") complain(error);
   }
-  if (answer.content) state.messages.push(answer);
-  else state.messages.pop();
+  if (answer.content) messages.push(answer);
+  else messages.pop();
   busy(false);
   question.focus();
 }
@@ -284,9 +285,9 @@ function forgetConversation() {
 async function startAnew() {
   if (state.model === null) return;
   stop();
-  await engine.resetChat();
   forgetConversation();
   question.focus();
+  await engine.resetChat();
 }
 
 function grow() {
