@@ -57,7 +57,7 @@ def complaints() -> Iterator[list[str]]:
 @pytest.fixture
 def page(context: Any, served: Running, complaints: list[str]) -> Iterator[Any]:
     made = watched(context, complaints)
-    made.goto(served.url)
+    made.goto(greedy(served))
     yield made
     made.close()
 
@@ -68,6 +68,11 @@ def watched(context: Any, complaints: list[str]) -> Any:
     page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     return page
+
+
+def greedy(served: Running) -> str:
+    """The page's address where answers do not depend on chance."""
+    return f"{served.url}/?temperature=0"
 
 
 def load(page: Any) -> None:
@@ -88,7 +93,7 @@ def answered(page: Any) -> str:
 
 def test_a_model_is_loaded_asked_and_kept(page: Any, complaints: list[str]) -> None:
     asked: list[str] = []
-    assert "to fetch" in page.locator("#models small").inner_text()
+    page.locator("#models small", has_text="to fetch").wait_for()
     load(page)
     ask(page, "What is 12 + 30?")
     assert "42" in answered(page)
@@ -119,8 +124,8 @@ def test_an_answer_is_stopped_and_the_page_stays_responsive(page: Any) -> None:
     assert len(text) < 200
     page.click("#new")
     assert page.locator("article").count() == 0
-    ask(page, "What is 1 + 1?")
-    assert "2" in answered(page)
+    ask(page, "What is 12 + 30?")
+    assert "42" in answered(page)
 
 
 def test_the_worker_has_the_engines_face(page: Any, tern: WebModel) -> None:
@@ -167,7 +172,7 @@ def test_two_tabs_load_at_once_and_one_is_closed_while_it_writes(
     fresh = launch()
     pages = [watched(fresh, complaints) for _ in range(3)]
     for page in pages:
-        page.goto(served.url)
+        page.goto(greedy(served))
     for page in pages:
         page.locator("#load:not([disabled])").click()
     pages[2].close()
@@ -196,7 +201,7 @@ def test_damaged_and_broken_downloads(fresh: Any, served: Running, tern: WebMode
     data = bytearray((tern.folder / "params_shard_0.bin").read_bytes())
     data[len(data) // 2] ^= 1
     fresh.context.route(WEIGHTS, lambda route: route.fulfill(body=bytes(data)))
-    fresh.goto(served.url)
+    fresh.goto(greedy(served))
     fresh.locator("#load:not([disabled])").click()
     assert "A file of the model is damaged" in problem(fresh)
     fresh.context.unroute(WEIGHTS)
@@ -214,7 +219,7 @@ def test_an_index_of_a_newer_version(fresh: Any, served: Running, tern: WebModel
     index = json.loads((tern.folder / "sterna-web.json").read_text())
     newer = json.dumps(index | {"format": 99})
     fresh.context.route("**/sterna-web.json", lambda route: route.fulfill(body=newer))
-    fresh.goto(served.url)
+    fresh.goto(greedy(served))
     fresh.locator("#models small.bad").wait_for()
     assert "newer Sterna" in fresh.locator("#models small").inner_text()
     assert fresh.locator("#load").is_disabled()
@@ -224,7 +229,7 @@ def test_no_room(fresh: Any, served: Running) -> None:
     fresh.add_init_script(
         "navigator.storage.estimate = async () => ({ quota: 1000000, usage: 999000 });"
     )
-    fresh.goto(served.url)
+    fresh.goto(greedy(served))
     fresh.locator("#models small.bad").wait_for()
     assert "no room" in fresh.locator("#models small").inner_text()
     assert "delete other models" in fresh.locator("#verdict").inner_text()
@@ -233,7 +238,7 @@ def test_no_room(fresh: Any, served: Running) -> None:
 def test_without_webgpu(launch: Launch, served: Running) -> None:
     context = launch(flags=WITHOUT_GPU)
     page = watched(context, [])
-    page.goto(served.url)
+    page.goto(greedy(served))
     text = problem(page)
     assert "This browser has no WebGPU" in text
     assert "chrome://flags" in text

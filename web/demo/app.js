@@ -14,6 +14,13 @@ const state = { models: [], needs: new Map(), messages: [], running: false, mode
 let worker = null;
 let engine = null;
 
+/** Sampling options of the page's address, `?temperature=0`; what is not there is up to the model. */
+const SAMPLING = Object.fromEntries(
+  [...new URLSearchParams(location.search)]
+    .filter(([name]) => ["temperature", "top_p", "seed", "max_tokens"].includes(name))
+    .map(([name, value]) => [name, Number(value)]),
+);
+
 /* ---- what is shown ---- */
 
 function open(part) {
@@ -233,6 +240,7 @@ async function send() {
 
 async function receive(answer, view) {
   const stream = await engine.chat.completions.create({
+    ...SAMPLING,
     messages: state.messages,
     stream: true,
     stream_options: { include_usage: true },
