@@ -27,6 +27,7 @@ from sterna.base.target import host_target
 from sterna.codegen.c import render
 from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import scheme
+from sterna.runtime.host import cpu_name
 from sterna.runtime.threads import POOL_BYTES
 from sterna.schedule.apply import apply
 from sterna.schedule.choose import choose
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     result = {
+        "processor": cpu_name(),
         "rows": options.rows,
         "size": options.size,
         "activation_bits": options.bits,

@@ -45,6 +45,7 @@ from sterna.passes.prepack import ROW_TILE
 from sterna.passes.quantize_activations import quantize_activations
 from sterna.quantize.pack import dequantize, packed_spec, quantize
 from sterna.quantize.scheme import Scheme, scheme
+from sterna.runtime.host import cpu_name
 from sterna.runtime.threads import POOL_BYTES, Team
 from sterna.schedule.apply import apply
 from sterna.schedule.choose import choose
@@ -247,6 +248,7 @@ def main() -> None:
     exact = x.astype(np.float64) @ dequantize(packed, packing, (size, size)).astype(np.float64).T
     error = np.abs(out[:, :size] - exact).max() / np.abs(exact).max()
     result = {
+        "processor": cpu_name(),
         "scheme": options.scheme,
         "activation_bits": options.bits,
         "size": size,

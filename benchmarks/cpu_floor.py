@@ -1,0 +1,140 @@
+"""What this CPU can do at most: bytes read, FMAs, and dot products of integers, by threads.
+
+    python benchmarks/cpu_floor.py [--threads 1 2] [--out FILE]
+
+Loops of independent instructions in registers as wide as the target's, and a loop that reads
+memory and adds it up, compiled by the toolchain of kernels and run on the pool of kernels. dot2
+multiplies and adds two i16 a lane, dot4 four i8: the operations that products with packed weights
+are made of. Rounds of all of them take turns. Prints JSON in billions a second (two operations a
+product): the fastest tenth of the calls, and their median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from matvec import ring
+
+from sterna.base.target import host_target
+from sterna.codegen.c_math import prelude
+from sterna.codegen.embed import pool_source
+from sterna.codegen.toolchain import compile_library
+from sterna.runtime.host import cpu_name
+from sterna.runtime.threads import POOL_BYTES, Team
+
+_ROUNDS, _CHAINS, _TURNS, _ITEMS = 60, 12, 20_000, 4
+_READ_BYTES = 8 << 20  # of one call
+LOOPS = {  # statements of a turn, and the operations of one lane
+    "fma": ("f32", "s[j] = fma_f32@(s[j], y, x)", 2),
+    "dot2": ("i32", "s[j] = dot2_add_i32@(x, y, s[j])", 4),
+    "dot4": ("i32", "s[j] = dot4_add_i32@(x, y, s[j])", 8),
+}
+_LOOP = """
+struct NAME_args { Pool *pool; KIND *out; };
+static void NAME_items(const void *args, i64 begin, i64 end, i32 tid) {
+    const struct NAME_args *a = args;
+    KIND@ s[CHAINS], x = splat_KIND@(a->out[0]), y = splat_KIND@(a->out[1]);
+    for (int j = 0; j < CHAINS; j++) s[j] = x;
+    for (i64 i = begin * TURNS; i < end * TURNS; i++)
+        for (int j = 0; j < CHAINS; j++) STEP;
+    for (int j = 1; j < CHAINS; j++) s[0] += s[j];
+    a->out[16 + tid] = s[0][0];
+}
+EXPORT void run_NAME(const struct NAME_args *a);
+EXPORT void run_NAME(const struct NAME_args *a) { parallel(a->pool, NAME_items, a, ITEMS, 1); }
+"""
+_READ = """
+struct read_args { Pool *pool; const u8 *from; u64 *sums; };
+typedef u64 wide __attribute__((vector_size(BYTES)));
+static void read_items(const void *args, i64 begin, i64 end, i32 tid) {
+    const struct read_args *a = args;
+    wide s0 = {0}, s1 = s0, s2 = s0, s3 = s0;
+    const wide *from = (const wide *)(a->from + begin * 65536);
+    for (i64 i = 0; i < (end - begin) * (65536 / BYTES); i += 4) {
+        __builtin_prefetch((const u8 *)(from + i) + 4096);
+        s0 += from[i], s1 += from[i + 1], s2 += from[i + 2], s3 += from[i + 3];
+    }
+    s0 += s1 + s2 + s3;
+    a->sums[tid * 8] += s0[0] + s0[1];
+}
+EXPORT void run_read(const struct read_args *a);
+EXPORT void run_read(const struct read_args *a) {
+    parallel(a->pool, read_items, a, READ_ITEMS, 1);
+}
+"""
+
+
+def source() -> str:
+    target = host_target()
+    numbers = {
+        "CHAINS": _CHAINS, "TURNS": _TURNS, "READ_ITEMS": _READ_BYTES // 65536, "ITEMS": _ITEMS,
+        "BYTES": target.vector_bytes,
+    }  # fmt: skip
+    texts = [_READ]
+    for title, (kind, step, _) in LOOPS.items():
+        texts.append(_LOOP.replace("STEP", step).replace("KIND", kind).replace("NAME", title))
+    text = "\n".join(texts).replace("@", f"x{target.lanes()}")
+    for name, number in numbers.items():
+        text = text.replace(name, str(number))
+    return "\n".join([pool_source(), prelude({target.lanes()}), text])
+
+
+def measure(lib: ctypes.CDLL, threads: int) -> dict[str, dict[str, float]]:
+    raw = np.zeros(POOL_BYTES + 64, np.uint8)
+    pool = raw[-raw.ctypes.data % 64 :][:POOL_BYTES]
+    lib.sterna_work.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+    team = Team(lib.sterna_work, pool, threads, raw.ctypes.data, 0)
+    out, sums = np.ones(64, np.float32), np.zeros(8 * threads, np.uint64)
+    data, _ = ring([np.ones(64 << 20, np.uint8)])
+    calls: dict[str, list[float]] = {name: [] for name in ("read", *LOOPS)}
+    team.begin()
+    for turn in range(_ROUNDS):
+        at = turn * _READ_BYTES % (data.size - _READ_BYTES) // 4096 * 4096
+        for name, rates in calls.items():
+            tail = (
+                [data.ctypes.data + at, sums.ctypes.data] if name == "read" else [out.ctypes.data]
+            )
+            args = np.array([pool.ctypes.data, *tail], np.int64)
+            done = float(_READ_BYTES)
+            if name != "read":
+                done = _ITEMS * _TURNS * _CHAINS * host_target().lanes() * LOOPS[name][2]
+            args = np.array([pool.ctypes.data, *tail], np.int64)
+            began = time.perf_counter()
+            getattr(lib, f"run_{name}")(ctypes.c_void_p(args.ctypes.data))
+            rates.append(done / (time.perf_counter() - began) / 1e9)
+    team.end()
+    team.stop()
+    return {
+        name: {
+            "best_tenth": round(float(np.percentile(rates, 90)), 1),
+            "median": round(float(np.median(rates)), 1),
+        }
+        for name, rates in calls.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"floor{host_target().suffix}"
+        compile_library(source(), host_target(), path)
+        lib = ctypes.CDLL(str(path))
+        found = {f"{n} threads": measure(lib, n) for n in options.threads}
+    result = {"processor": cpu_name(), "target": host_target().spec, "billions_per_second": found}
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
