@@ -34,7 +34,7 @@ export function dtypeBytes(of: DType): number {
 
 const dim = record({ name: text, lo: count, hi: count });
 const buffer = record({ name: text, dtype, shape: list(text), offset: optional(count, 0) });
-const param = record({ name: text, dtype, shape: list(count), row_tile: optional(count, 0) });
+const param = record({ name: text, dtype, shape: list(count), row_tile: optional(count, 0), adapter: optional(bool, false) });
 const launchFields = { kernel: text, args: list(text), layer: optional(count, 0) };
 const launch = record({ type: oneOf("launch"), ...launchFields });
 const repeat = record({
@@ -71,12 +71,15 @@ export const model = record({
   normalize: optional(bool, false), causal: optional(bool, true),
 });
 
+const adapterRoom = record({ count, rank: count, modules: list(text) });
+
 const manifest = record({
   format: count, sterna: text, target: text, features: list(text), model, kv_cache: kvCache,
   params: list(param), entries: list(entry), kernels: list(kernel),
   constants: optional(list(constant), []), blobs: optional(list(blob), []),
   sampler: optional(nullable(entry), null), carried: optional(list(text), []),
   part_bytes: optional(count, 0),
+  adapters: optional(nullable(adapterRoom), null),
 });
 
 export type Buffer = Of<typeof buffer>;
@@ -99,6 +102,9 @@ export interface Bundle {
 /** Read a manifest's JSON; see `Manifest`. */
 export function readManifest(data: Uint8Array): Manifest {
   const found = decode(data, manifest, FORMAT, "the program's manifest");
+  if (found.adapters !== null) {
+    throw new ArtifactError("the program has room for adapters, which browsers do not load; compile the model without");
+  }
   const sizes = found.kv_cache.page_bytes > 0 && found.kv_cache.page_size > 0;
   if (!sizes || found.model.vocab_size < 1) {
     throw new ArtifactError("the program's manifest has a size of 0; compile the model again");
