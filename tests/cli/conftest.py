@@ -19,7 +19,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def use(**settings: Any) -> None:
         for verb in (chat, generate):
-            monkeypatch.setattr(verb, "open_engine", lambda args: scripted(**settings))
+            monkeypatch.setattr(verb, "open_engine", lambda args, names: scripted(**settings))
 
     use()
     return use

@@ -9,5 +9,5 @@ from sterna.cli.main import main
 
 if __name__ == "__main__":
     answer, window, pause, *flags = sys.argv[1:]
-    chat.open_engine = lambda args: scripted(answer, int(window), pause=float(pause))
+    chat.open_engine = lambda args, names: scripted(answer, int(window), pause=float(pause))
     sys.exit(main(["chat", *flags]))

@@ -121,7 +121,7 @@ def test_compile_takes_the_configuration_file_for_its_folder(converted, tmp_path
         (["-o", "NEW"], "--model is missing"),
         (["/nowhere", "-o", "NEW"], "there is no folder /nowhere"),
         (["SRC", "-o", "NEW"], "is a Hugging Face folder, not a converted model"),
-        (["DIST", "-o", "DIST"], "is a folder; name the library"),
+        (["DIST", "-o", "DIST"], "is a folder, and cpu:"),
         (["DIST", "-o", "NEW", "--quantization", "q0f16"], "is quantized as q4f16_1"),
         (["DIST", "-o", "NEW", "--target", "tpu"], "target 'tpu' is not known"),
         (["DIST", "-o", "NEW", "--kv-dtype", "q4"], "invalid choice: 'q4'"),
