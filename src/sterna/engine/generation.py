@@ -177,7 +177,8 @@ class Answer:
         step and does not choose them. Where log probabilities are asked for they come one by one.
         """
         if self._lazy:
-            self._kept.append(sample)
+            if not self.silent:
+                self._kept.append(sample)
             return self.told() if self.take(sample.token) else None
         samples, text = [sample], self._append(sample.token)
         self._mind_the_limit()
@@ -206,7 +207,7 @@ class Answer:
         tokens = self.sequence.tokens[self.sequence.prompt_length :]
         said = tokens[:-1] if self.finish_reason == "stop" else tokens
         text = self._decoder.put(said) + self._decoder.finish()
-        samples = tuple(self._kept) if self._kept else tuple(map(Sample, tokens))
+        samples = tuple(map(Sample, tokens)) if self.silent else tuple(self._kept)
         choice = self.request.ask.first_choice + self._index
         return Piece(choice, text, samples, self.finish_reason)
 
