@@ -8,16 +8,14 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import sys
-from collections.abc import Mapping
 from ctypes import byref, c_char_p, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
 from sterna.base.errors import DeviceError, Unavailable
-from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
 from sterna.runtime.streams import Calls, StreamDevice, compiled, is_source
-from sterna.runtime.work_groups import GroupExecutable, Limits, check_threads, load_on
+from sterna.runtime.work_groups import Limits, loader
 
 _OLDEST = 11040  # version of the driver that has every call below
 _THREADS, _SHARED, _INTEGRATED, _MAJOR, _MINOR = 1, 8, 18, 75, 76
@@ -45,20 +43,6 @@ _CALLS = Calls(
     free_graph="cuGraphDestroy",
     free_executable="cuGraphExecDestroy",
 )
-
-
-def load(
-    library: Path,
-    weights: Mapping[str, WeightReader],
-    *,
-    num_pages: int,
-    threads: int | None = None,
-    index: int = 0,
-    packed: Path | None = None,
-) -> GroupExecutable:
-    """Load an artifact on device `index`; see `load_on`. Unavailable where there is none."""
-    check_threads(threads)
-    return load_on(open_device(index), library, weights, num_pages=num_pages)
 
 
 def available_memory(index: int = 0) -> int | None:
@@ -97,6 +81,9 @@ def open_device(index: int = 0) -> CudaDevice:
     driver = _driver()
     _handle(driver, index)
     return CudaDevice(driver, index)
+
+
+load = loader(open_device)
 
 
 def _driver() -> Any:

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Mapping
 from ctypes import byref, c_int32, c_size_t, c_uint32
-from pathlib import Path
 from typing import Any
 
 from sterna.base.errors import Unavailable
-from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
 from sterna.runtime.streams import Calls, StreamDevice, compiled, is_source
-from sterna.runtime.work_groups import GroupExecutable, Limits, check_threads, load_on
+from sterna.runtime.work_groups import Limits, loader
 
 _LIBRARIES = ("libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so.5", "libamdhip64.so")
 _WINDOWS = ("amdhip64_7.dll", "amdhip64_6.dll")
@@ -49,20 +46,6 @@ _CALLS = Calls(
 )
 
 
-def load(
-    library: Path,
-    weights: Mapping[str, WeightReader],
-    *,
-    num_pages: int,
-    threads: int | None = None,
-    index: int = 0,
-    packed: Path | None = None,
-) -> GroupExecutable:
-    """Load an artifact on device `index`; see `load_on`. Unavailable where there is none."""
-    check_threads(threads)
-    return load_on(open_device(index), library, weights, num_pages=num_pages)
-
-
 def available_memory(index: int = 0) -> int | None:
     """See DeviceModule."""
     device = open_device(index)
@@ -91,6 +74,9 @@ def reports() -> list[DeviceReport]:
 def open_device(index: int = 0) -> HipDevice:
     """The device with that number; Unavailable says what is missing."""
     return HipDevice(_driver(), index)
+
+
+load = loader(open_device)
 
 
 def _driver() -> Any:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from ctypes import c_bool, c_int32, c_uint64, c_void_p
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,8 @@ from numpy.typing import NDArray
 from sterna.base.artifact import Phase
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, Unavailable
 from sterna.runtime.objc import ObjectiveC
-from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
-from sterna.runtime.work_groups import GroupExecutable, Limits, Sized, check_threads, load_on
+from sterna.runtime.work_groups import Limits, Sized, loader
 
 _FRAMEWORK = "/System/Library/Frameworks/Metal.framework/Metal"
 _SHARED = c_uint64(0)  # storage that both sides reach
@@ -34,20 +32,6 @@ class Size(ctypes.Structure):
     """MTLSize."""
 
     _fields_ = (("width", c_uint64), ("height", c_uint64), ("depth", c_uint64))
-
-
-def load(
-    library: Path,
-    weights: Mapping[str, WeightReader],
-    *,
-    num_pages: int,
-    threads: int | None = None,
-    index: int = 0,
-    packed: Path | None = None,
-) -> GroupExecutable:
-    """Load an artifact on device `index`; see `load_on`. Unavailable where there is none."""
-    check_threads(threads)
-    return load_on(open_device(index), library, weights, num_pages=num_pages)
 
 
 def available_memory(index: int = 0) -> int | None:
@@ -77,6 +61,9 @@ def open_device(index: int = 0) -> MetalDevice:
     """The device with that number; Unavailable says what is missing."""
     runtime, found = _found()
     return MetalDevice(runtime, _chosen(found, index))
+
+
+load = loader(open_device)
 
 
 def _found() -> tuple[ObjectiveC, list[c_void_p]]:

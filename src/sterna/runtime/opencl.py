@@ -9,10 +9,9 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from ctypes import byref, c_char_p, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,8 @@ from numpy.typing import NDArray
 
 from sterna.base.artifact import Phase
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, Unavailable
-from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
-from sterna.runtime.work_groups import GroupExecutable, Limits, check_threads, load_on
+from sterna.runtime.work_groups import Limits, loader
 
 _NAMES = {"win32": "OpenCL.dll", "darwin": "/System/Library/Frameworks/OpenCL.framework/OpenCL"}
 _BUILD = b"-cl-std=CL1.2"
@@ -46,20 +44,6 @@ _FUNCTIONS = (
     *("clReleaseProgram", "clReleaseCommandQueue", "clReleaseContext"),
 )
 _MAKERS = tuple(f for f in _FUNCTIONS if f.startswith("clCreate"))
-
-
-def load(
-    library: Path,
-    weights: Mapping[str, WeightReader],
-    *,
-    num_pages: int,
-    threads: int | None = None,
-    index: int = 0,
-    packed: Path | None = None,
-) -> GroupExecutable:
-    """Load an artifact on device `index`; see `load_on`. Unavailable where there is none."""
-    check_threads(threads)
-    return load_on(open_device(index), library, weights, num_pages=num_pages)
 
 
 def available_memory(index: int = 0) -> int | None:
@@ -91,6 +75,9 @@ def open_device(index: int = 0) -> OpenCLDevice:
     """The device with that number, over all platforms; Unavailable says what is missing."""
     driver = _driver()
     return OpenCLDevice(driver, _device(driver, index))
+
+
+load = loader(open_device)
 
 
 def _device(driver: ctypes.CDLL, index: int) -> int:

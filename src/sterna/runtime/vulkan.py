@@ -10,12 +10,11 @@ is written and read by copies through a small buffer that is mapped.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import byref, c_float, c_int32, c_void_p
 from ctypes import c_uint32 as u32
 from ctypes import c_uint64 as u64
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +23,10 @@ from numpy.typing import NDArray
 from sterna.base.artifact import Phase
 from sterna.base.errors import ArtifactError, DeviceError, Unavailable
 from sterna.runtime import vulkan_api as vk
-from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
 from sterna.runtime.vulkan_code import entry_of, modules_of
 from sterna.runtime.vulkan_instance import Instance, memory_bytes, name_of, own_heap
-from sterna.runtime.work_groups import GroupExecutable, Limits, check_threads, load_on
+from sterna.runtime.work_groups import Limits, loader
 
 _STORAGE_BUFFER, _STAGE = 7, 0x20
 _USAGE = 0x20 | 1 | 2  # storage, copied from and to
@@ -42,20 +40,6 @@ _SETS_OF_A_POOL = 256
 _STAGING = 1 << 22
 _PATIENCE = 600 * 10**9  # nanoseconds for one step; a driver stops a hung kernel sooner
 _SMALL = {4433: "16-bit storage", 4448: "8-bit storage"}  # what modules may ask for
-
-
-def load(
-    library: Path,
-    weights: Mapping[str, WeightReader],
-    *,
-    num_pages: int,
-    threads: int | None = None,
-    index: int = 0,
-    packed: Path | None = None,
-) -> GroupExecutable:
-    """Load an artifact on device `index`; see `load_on`. Unavailable where there is none."""
-    check_threads(threads)
-    return load_on(open_device(index), library, weights, num_pages=num_pages)
 
 
 def available_memory(index: int = 0) -> int | None:
@@ -100,6 +84,9 @@ def open_device(index: int = 0) -> VulkanDevice:
         instance.close()
         raise
     return VulkanDevice(instance, physical)
+
+
+load = loader(open_device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -131,6 +131,39 @@ def load_on(
     except BaseException:
         device.close()
         raise
+
+
+class Load(Protocol):
+    """See DeviceModule.load."""
+
+    def __call__(
+        self,
+        library: Path,
+        weights: Mapping[str, WeightReader],
+        *,
+        num_pages: int,
+        threads: int | None = None,
+        index: int = 0,
+        packed: Path | None = None,
+    ) -> GroupExecutable: ...
+
+
+def loader(open_device: Callable[[int], Device]) -> Load:
+    """What loads an artifact on the device that `open_device` gives for a number; see `load_on`."""
+
+    def load(
+        library: Path,
+        weights: Mapping[str, WeightReader],
+        *,
+        num_pages: int,
+        threads: int | None = None,
+        index: int = 0,
+        packed: Path | None = None,
+    ) -> GroupExecutable:
+        check_threads(threads)
+        return load_on(open_device(index), library, weights, num_pages=num_pages)
+
+    return load
 
 
 def check_threads(threads: int | None) -> None:
