@@ -30,9 +30,9 @@ class Hub:
         class Handler(_Handler):
             owner = hub
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("localhost", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.url = f"http://localhost:{self.server.server_address[1]}"
 
     def commit(self, revision: str) -> str | None:
         known = {name: hashlib.sha1(name.encode()).hexdigest() for name in self.files}

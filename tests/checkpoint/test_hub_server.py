@@ -49,7 +49,7 @@ def resolve(home: Path, url: str, name: str, how: str = "resolve", **extra: str)
     )
     plain = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     own = {"HF_HOME": str(home), "HF_ENDPOINT": url, "HF_TOKEN": TOKEN, "PYTHONPATH": str(SRC)}
-    own |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    own |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "localhost", "no_proxy": "localhost"}
     command = [sys.executable, "-c", code, name]
     done = subprocess.run(command, env={**plain, **own, **extra}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
