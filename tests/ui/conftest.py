@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,20 +18,14 @@ from scripted_model import scripted
 
 from sterna.engine.engine import AsyncEngine
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ["--no-sandbox", "--disable-quic", "--disable-background-networking"]
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is here")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=found, args=FLAGS)
-        yield started
-        started.close()
+def browser(driver: Any, chromium: str) -> Iterator[Any]:
+    started = driver.chromium.launch(executable_path=chromium, args=FLAGS)
+    yield started
+    started.close()
 
 
 def _server(**script: Any) -> Iterator[Running]:

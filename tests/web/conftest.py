@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ from web_models import WebModel, web_model
 from sterna import demo
 
 HERE = Path(__file__).resolve().parent
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = [
     *("--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
@@ -50,24 +48,16 @@ def site(dist: Path) -> Iterator[FileServer]:
 
 
 @pytest.fixture(scope="session")
-def driver() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    with playwright.sync_playwright() as started:
-        yield started
-
-
-@pytest.fixture(scope="session")
-def launch(driver: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+def launch(
+    driver: Any, chromium: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Any]]:
     """Start a browser with WebGPU on the processor, its profile in a folder."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is here")
     started: list[Any] = []
 
     def begin(profile: Path | None = None, flags: list[str] | None = None) -> Any:
         context = driver.chromium.launch_persistent_context(
             profile or tmp_path_factory.mktemp("profile"),
-            executable_path=found,
+            executable_path=chromium,
             headless=True,
             args=FLAGS if flags is None else flags,
         )
