@@ -5,7 +5,6 @@ Above all a barrier that not all threads of a group may reach, as far as it can 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from sterna.codegen.renderer import renderer_of
 from sterna.codegen.wgsl import MODULE
 from sterna.compiler import CompileOptions, compile_source
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = ["--no-sandbox", "--disable-quic", "--disable-background-networking",
          "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]  # fmt: skip
 PAGE = "https://kernels.test/"  # answered by the test itself; WebGPU wants a secure address
@@ -37,13 +35,10 @@ COMPLAINTS = """async (modules) => {
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Any]:
+def page(chromium: str) -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is here")
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=found, args=FLAGS)
+        started = driver.chromium.launch(executable_path=chromium, args=FLAGS)
         opened = started.new_page()
         opened.route("**/*", lambda route: route.fulfill(content_type="text/html", body="<p>"))
         opened.goto(PAGE)

@@ -14,16 +14,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "device"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
 
+from adding_kernel import adding_kernel
 from fake_metal import FakeMetal
-from run_kernel import NOTHING
 
-from sterna.base.artifact import Phase
-from sterna.base.dtype import U8
 from sterna.base.errors import ArtifactError, DeviceError, Error, OutOfMemory, Unavailable
-from sterna.base.target import parse_target
-from sterna.codegen.renderer import LibraryParts, RenderedKernel, renderer_of
-from sterna.ir.expr import Buffer, Var, wrap
-from sterna.ir.loop import For, ForKind, PrimFunc, store
 from sterna.runtime import metal
 from sterna.runtime.metal import MetalDevice
 
@@ -33,21 +27,8 @@ def opened(*fails: str) -> MetalDevice:
     return MetalDevice(runtime, c_void_p(1))
 
 
-def kernel() -> tuple[bytes, Phase]:
-    """A kernel that adds `n` to every byte of x."""
-    target = parse_target("metal")
-    n, i = Var("n"), Var("i", lo=0)
-    x = Buffer("x", U8, (n,))
-    body = For(i, n, store(x, i, x[i] + wrap(1, U8)), ForKind.PARALLEL)
-    func = PrimFunc("add", (x,), (n,), body)
-    renderer = renderer_of(target)
-    made = RenderedKernel(func, renderer.render_kernel(func, target))  # type: ignore[arg-type]
-    code = renderer.library_source(LibraryParts(NOTHING, {"add": made}, {})).encode()
-    return code, made.rendered.launches[0]
-
-
 def add_twice(device: MetalDevice) -> np.ndarray[Any, Any]:
-    code, phase = kernel()
+    code, phase = adding_kernel("metal")
     data = np.arange(1024, dtype=np.uint32).view(np.uint8)
     buffer = device.allocate(data.nbytes)
     device.write(buffer, data)

@@ -13,16 +13,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "device"))
 
-from run_kernel import NOTHING
+from adding_kernel import adding_kernel
 
 from sterna.base.artifact import Phase
-from sterna.base.dtype import U8
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, Unavailable
-from sterna.base.target import parse_target
-from sterna.codegen.bundle import SourceRenderer
-from sterna.codegen.renderer import LibraryParts, RenderedKernel, renderer_of
-from sterna.ir.expr import Buffer, Var, wrap
-from sterna.ir.loop import For, ForKind, PrimFunc, store
 from sterna.runtime import vulkan, vulkan_api, vulkan_instance
 from sterna.runtime.vulkan import VulkanDevice
 from sterna.runtime.vulkan_code import entry_of, modules_of
@@ -67,24 +61,10 @@ def device() -> Iterator[VulkanDevice]:
     found.close()
 
 
-def compiled() -> tuple[bytes, Phase]:
-    """A kernel that adds `n` to every byte of x."""
-    target = parse_target("vulkan")
-    n, i = Var("n"), Var("i", lo=0)
-    x = Buffer("x", U8, (n,))
-    body = For(i, n, store(x, i, x[i] + wrap(1, U8)), ForKind.PARALLEL)
-    func = PrimFunc("add", (x,), (n,), body)
-    renderer = renderer_of(target)
-    assert isinstance(renderer, SourceRenderer)
-    kernel = RenderedKernel(func, renderer.render_kernel(func, target))
-    code = renderer.library_code(LibraryParts(NOTHING, {"add": kernel}, {}), target)
-    return code, kernel.rendered.launches[0]
-
-
 @pytest.mark.parametrize("kind", [VulkanDevice, Discrete])
 def test_memory_and_kernels(kind: type[VulkanDevice]) -> None:
     device = opened(kind)
-    code, phase = compiled()
+    code, phase = adding_kernel("vulkan")
     size = (9 << 20) + 4  # more than is staged at once
     data = np.arange(size, dtype=np.uint32).view(np.uint8)[:size].copy()
     buffer = device.allocate(size)
@@ -115,7 +95,7 @@ def test_memory_and_kernels(kind: type[VulkanDevice]) -> None:
 
 
 def test_what_it_refuses(device: VulkanDevice) -> None:
-    code, phase = compiled()
+    code, phase = adding_kernel("vulkan")
     buffer = device.allocate(1024)
     with pytest.raises(ArtifactError, match="wants multiples of"):
         device.view(buffer, 2, 4)
@@ -130,7 +110,7 @@ def test_what_it_refuses(device: VulkanDevice) -> None:
 
 
 def one_step(device: VulkanDevice) -> None:
-    code, phase = compiled()
+    code, phase = adding_kernel("vulkan")
     buffer = device.allocate(64)
     launch = device.prepare(device.compile(code, [phase])["add"], phase, [buffer], ["n"])
     device.run([(launch, 1, [64])])
@@ -213,7 +193,7 @@ def test_an_old_loader(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_code_that_is_no_module() -> None:
-    code, _ = compiled()
+    code, _ = adding_kernel("vulkan")
     (module,) = modules_of(code)
     assert entry_of(module) == ("add", {1, 4448})
     for damaged in (code[:-4], code[:3], code[:4], b"\xff" * 40, code + b"\0", b"\0" * 8):
