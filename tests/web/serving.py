@@ -1,13 +1,19 @@
-"""A server of files for browser tests: ranges, a list of what was asked, faults on demand."""
+"""A server of files for browser tests: ranges, a list of what was asked, faults on demand.
+
+Pages of browsers that nothing drives tell it what they found.
+"""
 
 from __future__ import annotations
 
+import json
 import mimetypes
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class FileServer:
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self.folders = dict(folders)
         self.asked: list[Asked] = []
+        self.told: SimpleQueue[Any] = SimpleQueue()  # what pages posted
         self.faults = Faults()
         self._server = ThreadingHTTPServer(("localhost", 0), _handler(self))
         self._server.daemon_threads = True
@@ -81,6 +88,11 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
             ranged = {"Content-Range": whole} if start else {}
             kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
             self._say(206 if start else 200, bytes(data[start:]), {"Content-Type": kind, **ranged})
+
+        def do_POST(self) -> None:
+            size = int(self.headers["Content-Length"])
+            server.told.put(json.loads(self.rfile.read(size)))
+            self._say(200, b"", {})
 
         def _say(self, status: int, data: bytes, headers: Mapping[str, str]) -> None:
             self.send_response(status)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sterna.base.target import host_target, parse_target
+from sterna.base.web import INDEX
 from sterna.compiler import CompileOptions, compile_model
 from sterna.convert import convert_weight, gen_config
 from sterna.web_folder import compile_folder
@@ -32,3 +36,22 @@ def web_model(source: Path, root: Path, quantization: str) -> WebModel:
     plain = CompileOptions(**sizes, activations="f32")
     compile_model(converted, host_target(), library, options=plain)
     return WebModel(folder, converted, library)
+
+
+def changed(model: WebModel, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """The same folder with another index: `change` is given its JSON to alter."""
+    folder.mkdir()
+    for path in model.folder.iterdir():
+        (folder / path.name).symlink_to(path)
+    index = json.loads((model.folder / INDEX).read_bytes())
+    change(index)
+    (folder / INDEX).unlink()
+    (folder / INDEX).write_text(json.dumps(index))
+    return folder
+
+
+def only(target: str) -> Callable[[dict[str, Any]], object]:
+    """Leaves one of the programs."""
+    return lambda index: index.update(
+        programs=[p for p in index["programs"] if p["target"] == target]
+    )
