@@ -175,8 +175,10 @@ def _summary(kernels: list[Progress]) -> None:
 def _write_report(path: Path, folder: Path, target: Target, kernels: list[Progress]) -> None:
     from sterna.inspection.page import to_page
     from sterna.inspection.peaks import measure_peaks
+    from sterna.tune.device_peaks import device_peaks
     from sterna.tune.report import tuning_report
 
     title = harmless(f"{folder.name} tuned for {target.spec}")
-    write_atomic(path, to_page(tuning_report(title, kernels, measure_peaks())).encode())
+    peaks = device_peaks(target) if target.group_threads else measure_peaks()
+    write_atomic(path, to_page(tuning_report(title, kernels, peaks)).encode())
     note(f"wrote {path}")

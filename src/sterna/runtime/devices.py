@@ -20,6 +20,7 @@ from sterna.runtime.host import may_have_gpu
 from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
 from sterna.runtime.web_folder import Offer, choose_program, is_web_folder, read_index
+from sterna.runtime.work_groups import Device
 
 AUTO = "auto"
 
@@ -48,6 +49,12 @@ class DeviceModule(Protocol):
         ...
 
     def reports(self) -> list[DeviceReport]: ...
+
+
+class GroupModule(DeviceModule, Protocol):
+    """A device that runs work groups."""
+
+    def open_device(self, index: int) -> Device: ...
 
 
 class ChoosingModule(DeviceModule, Protocol):
@@ -127,6 +134,12 @@ def choose_device(device: str, manifest: Manifest) -> tuple[DeviceModule, int]:
             f"the model with --target {kind}"
         )
     return module, index
+
+
+def open_device(device: str) -> Device:
+    """A device that runs work groups, without a model; Unavailable where it is not here."""
+    kind, index = parse_device(device)
+    return cast(GroupModule, _module(kind)).open_device(index)
 
 
 def _module(kind: str) -> DeviceModule:

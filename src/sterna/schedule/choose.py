@@ -33,6 +33,9 @@ from sterna.schedule.rules.matmul import (
 )
 from sterna.schedule.rules.norm import NormKnobs, norm
 from sterna.schedule.rules.work_groups import (
+    FLAT_SPACE,
+    MATMUL_SPACE,
+    MATVEC_SPACE,
     GroupKnobs,
     contraction_groups,
     elementwise_groups,
@@ -78,10 +81,14 @@ class AloneKnobs:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How steps are written for some form of Group: `write(group, knobs)`, for knobs of a type."""
+    """How steps are written for some form of Group: `write(group, knobs)`, for knobs of a type.
+
+    `space` has the values worth trying of each knob that matters to this rule.
+    """
 
     knobs: type
     write: Callable[[Group, Any], Schedule]
+    space: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +157,7 @@ def _alone(group: Group, knobs: AloneKnobs) -> Plan:
         return Plan("contraction", knobs.contraction)
     if any(c.over for c in group.computes):
         return Plan("norm", knobs.norm)
-    flat = GroupKnobs(0, knobs.threads, 0, 0, 0, 0, 0, 0)
+    flat = GroupKnobs(1, knobs.threads, 1, 1, 1, 1, 1, 1)  # threads alone matter to the rule
     return Plan("elementwise_groups", flat)
 
 
@@ -168,17 +175,17 @@ def _of_product(write: Callable[[Product, Any], Schedule]) -> Callable[[Group, A
 
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
-        "matvec": Rule(MatvecKnobs, _of_product(matvec)),
-        "skinny_matmul": Rule(MatmulKnobs, _of_product(skinny_matmul)),
-        "matmul": Rule(MatmulKnobs, _of_product(matmul)),
-        "contraction": Rule(ContractionKnobs, contract),
-        "norm": Rule(NormKnobs, norm),
-        "elementwise": Rule(ElementwiseKnobs, elementwise),
-        "matvec_groups": Rule(GroupKnobs, _of_product(matvec_groups)),
-        "matmul_groups": Rule(GroupKnobs, _of_product(matmul_groups)),
-        "contraction_groups": Rule(GroupKnobs, contraction_groups),
-        "norm_groups": Rule(GroupKnobs, norm_groups),
-        "elementwise_groups": Rule(GroupKnobs, elementwise_groups),
+        "matvec": Rule(MatvecKnobs, _of_product(matvec), MatvecKnobs.SPACE),
+        "skinny_matmul": Rule(MatmulKnobs, _of_product(skinny_matmul), MatmulKnobs.SPACE),
+        "matmul": Rule(MatmulKnobs, _of_product(matmul), MatmulKnobs.SPACE),
+        "contraction": Rule(ContractionKnobs, contract, {}),
+        "norm": Rule(NormKnobs, norm, NormKnobs.SPACE),
+        "elementwise": Rule(ElementwiseKnobs, elementwise, ElementwiseKnobs.SPACE),
+        "matvec_groups": Rule(GroupKnobs, _of_product(matvec_groups), MATVEC_SPACE),
+        "matmul_groups": Rule(GroupKnobs, _of_product(matmul_groups), MATMUL_SPACE),
+        "contraction_groups": Rule(GroupKnobs, contraction_groups, FLAT_SPACE),
+        "norm_groups": Rule(GroupKnobs, norm_groups, FLAT_SPACE),
+        "elementwise_groups": Rule(GroupKnobs, elementwise_groups, FLAT_SPACE),
     }
 )
 

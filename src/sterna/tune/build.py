@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 from sterna.base.artifact import FORMAT, Dim, Entry, KVCache, Launch, Manifest, Model
 from sterna.base.artifact import Buffer as ManifestBuffer
-from sterna.base.errors import CompileError, UsageError
+from sterna.base.errors import CompileError
 from sterna.base.target import Target
 from sterna.base.version import __version__
+from sterna.codegen.bundle import check_limits
 from sterna.codegen.renderer import LibraryParts, renderer_of
 from sterna.ir.compute import Group
 from sterna.ir.expr import Buffer
+from sterna.ir.loop import PrimFunc
 from sterna.ir.rewrite import free_vars
 from sterna.passes.cost import Cost
 from sterna.program import KernelTable
@@ -40,16 +42,14 @@ class Candidates:
 
 
 def build(group: Group, plans: Mapping[int, Plan], target: Target) -> Candidates:
-    """Build the plans that fit; CompileError where the compiler fails, for it names none of them.
-
-    Raises UsageError for a target whose kernels are not measured.
-    """
+    """Build the plans that fit; CompileError where the compiler fails: it names none of them."""
     table = KernelTable(target)
     entries: dict[int, Entry] = {}
     problems: dict[int, str] = {}
     for i, plan in plans.items():
         try:
             func = apply(group, schedule(group, plan))
+            _check_fits(func, target)
             kernel = table.add(func, f"candidate_{i}", "", Cost("0", "0"))
         except CompileError as error:
             problems[i] = str(error)
@@ -81,13 +81,21 @@ def _buffer(buffer: Buffer) -> ManifestBuffer:
 
 
 def _library(table: KernelTable, entries: tuple[Entry, ...], target: Target) -> bytes:
-    if any(k.source.launches for k in table.kernels.values()):
-        raise UsageError(
-            f"kernels of {target.spec} cannot be tuned yet: they are launched one by one, and only "
-            "targets whose entry points are functions are measured"
-        )
-    manifest = Manifest(
+    parts = LibraryParts(_manifest(table, entries, target), table.code(), {})
+    return renderer_of(target).build_library([parts], target)
+
+
+def _check_fits(func: PrimFunc, target: Target) -> None:
+    """Raise where a candidate wants more than the target has; it would spoil the whole library."""
+    alone = KernelTable(target)
+    alone.add(func, "candidate", "", Cost("0", "0"))
+    if target.group_threads:
+        check_limits(LibraryParts(_manifest(alone, (), target), alone.code(), {}), target)
+
+
+def _manifest(table: KernelTable, entries: tuple[Entry, ...], target: Target) -> Manifest:
+    return Manifest(
         format=FORMAT, sterna=__version__, target=target.spec, features=target.features,
         model=_NO_MODEL, kv_cache=_NO_CACHE, params=(), entries=entries, kernels=table.manifest(),
+        part_bytes=target.most_buffer_bytes if target.split_buffers else 0,
     )  # fmt: skip
-    return renderer_of(target).build_library([LibraryParts(manifest, table.code(), {})], target)

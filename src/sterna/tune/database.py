@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from sterna.base.cache import cache_dir, cache_root, write_atomic
-from sterna.base.errors import UsageError
+from sterna.base.errors import Unavailable, UsageError
 from sterna.base.target import Target
 from sterna.base.version import __version__
 from sterna.runtime import host
+from sterna.runtime.devices import open_device
 from sterna.schedule.choose import RULES, Plan
 
 _KIND, _NAME = "tuning", "plans.sqlite"
-_MOST = 32  # of a knob that is not tuned, such as the lanes of a register
+_MOST = 128  # of a knob that is not tuned, such as the lanes of a register
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS plans (
     kernel TEXT, target TEXT, device TEXT, state TEXT, rule TEXT, knobs TEXT,
@@ -46,8 +47,22 @@ class Where:
 
 
 def here(target: Target) -> Where:
-    """What times of this machine are times of."""
-    return Where(target.spec, f"{host.cpu_name()}, {host.usable_cores()} threads")
+    """What times of this machine are times of; plans for a GPU that is not here can be kept too."""
+    if not target.group_threads:
+        return Where(target.spec, f"{host.cpu_name()}, {host.usable_cores()} threads")
+    return Where(target.spec, _device_name(target.kind))
+
+
+@cache
+def _device_name(kind: str) -> str:
+    try:
+        device = open_device(kind)
+    except Unavailable:
+        return "not here"
+    try:
+        return device.name
+    finally:
+        device.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +159,15 @@ class Database:
                 chosen[row.kernel] = row
         return {kernel: row.plan for kernel, row in chosen.items()}
 
+    def has(self, target: Target) -> bool:
+        """Whether any plan for a target is kept, of whatever device and Sterna."""
+        if not self.path.is_file():
+            return False
+        query = "SELECT EXISTS (SELECT 1 FROM plans WHERE target = ?)"
+        with self._open() as connection:
+            (found,) = connection.execute(query, (target.spec,)).fetchone()
+        return bool(found)
+
     def foreign(self, where: Where) -> int:
         """Rows that another Sterna measured here, which are not used."""
         if not self.path.is_file():
@@ -201,7 +225,10 @@ def tuned_plans(
     target: Target, say: Callable[[str], None], database: Database | None = None
 ) -> dict[str, Plan]:
     """The best plans of this device for a target; `say` is told of rows that are not used."""
-    database, where = database or Database(), here(target)
+    database = database or Database()
+    if not database.has(target):
+        return {}  # so that no driver is opened to learn a name
+    where = here(target)
     foreign = database.foreign(where)
     if foreign:
         say(f"{foreign} tuned plans of another Sterna are ignored; `sterna tune` measures again")
@@ -226,8 +253,8 @@ def _plan(rule: str, values: dict[str, Any]) -> Plan:
     if not isinstance(values, dict):
         raise ValueError(f"the knobs of {rule} are no object")
     knobs = RULES[rule].knobs
-    space = getattr(knobs, "SPACE", None)
-    if space is None:
+    space = RULES[rule].space
+    if not space:
         raise ValueError(f"the schedule rule {rule!r} has nothing to tune")
     for name, value in values.items():
         most = 2 * max(space.get(name, (_MOST,)))

@@ -24,6 +24,7 @@ from sterna.ir.equal import digest
 from sterna.ir.expr import Load
 from sterna.ir.rewrite import free_vars, loads, visit
 from sterna.runtime import host
+from sterna.runtime.devices import parse_device
 from sterna.schedule.choose import Plan, plan_of
 from sterna.tune.database import Database, Row, here
 from sterna.tune.propose import propose
@@ -106,10 +107,8 @@ def kernels_of(
 def check_measurable(target: Target) -> None:
     """Raise where this machine cannot time kernels of a target."""
     if target.group_threads:
-        raise UsageError(
-            f"kernels of {target.spec} cannot be tuned yet: they are launched one by one, and only "
-            "targets whose entry points are functions are measured"
-        )
+        parse_device(target.kind)  # Unavailable says what is missing
+        return
     if target.carried:
         raise UsageError(
             f"{target.spec} carries programs for several machines; tune for one of them, such as "

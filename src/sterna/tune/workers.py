@@ -25,6 +25,7 @@ from sterna.runtime import host
 from sterna.schedule.choose import Plan
 from sterna.tune.build import Candidates, build
 from sterna.tune.functions import FunctionRunner
+from sterna.tune.launches import LaunchRunner
 from sterna.tune.race import Setup, Time, race
 
 _BUILD_SECONDS = 600.0  # as long as this at most, even on a machine that is busy
@@ -205,8 +206,9 @@ def _race_here(
     numbers: Sequence[int],
     where: str,
 ) -> dict[int, Time]:
+    runner_of = LaunchRunner if setup.target.group_threads else FunctionRunner
     with (
         TemporaryDirectory(dir=where) as folder,
-        FunctionRunner(built, group, setup, Path(folder)) as runner,
+        runner_of(built, group, setup, Path(folder)) as runner,
     ):
         return race(runner, numbers)

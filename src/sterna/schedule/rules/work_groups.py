@@ -7,6 +7,7 @@ shared memory and is added up by one of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sterna.base.errors import ScheduleError
@@ -45,6 +46,21 @@ class GroupKnobs:
     tokens: int
     each: int
     depth: int
+
+
+# Values worth trying of the knobs that matter to a rule.
+FLAT_SPACE: Mapping[str, tuple[int, ...]] = {"threads": (32, 64, 128, 256)}
+MATVEC_SPACE: Mapping[str, tuple[int, ...]] = {
+    "rows": (16, 32, 64, 128),
+    "slices": (1, 2, 4, 8, 16),
+    "chunk": (4, 8, 16, 32),
+}
+MATMUL_SPACE: Mapping[str, tuple[int, ...]] = {
+    "rows": (32, 64, 128),
+    "tokens": (8, 16, 32, 64),
+    "each": (1, 2, 4, 8),
+    "depth": (16, 32, 64),
+}
 
 
 def elementwise_groups(group: Group, knobs: GroupKnobs) -> Schedule:
