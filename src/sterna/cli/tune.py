@@ -59,6 +59,11 @@ def add(verbs: Subparsers) -> None:
     parser.add_argument("--import", dest="load", metavar="FILE", help="first take plans from FILE")
     parser.add_argument("--export", metavar="FILE", help="write the best plans as JSON at the end")
     parser.add_argument("--report", metavar="FILE", help="write a page on every kernel (HTML)")
+    parser.add_argument(
+        "--table",
+        metavar="FILE",
+        help="write a schedule table with the knobs that are best for all kernels together",
+    )
     parser.set_defaults(run=run)
 
 
@@ -66,8 +71,9 @@ def run(args: argparse.Namespace) -> int:
     target = parse_target(args.target)
     if args.model is None and not (args.load or args.export):
         raise UsageError("no model is named; give a converted model's folder")
-    if args.model is None and (args.report or args.trials is not None or args.minutes is not None):
-        raise UsageError("--report, --trials and --minutes need a model; give its folder")
+    limits = args.trials is not None or args.minutes is not None
+    if args.model is None and (args.report or args.table or limits):
+        raise UsageError("--report, --table, --trials and --minutes need a model; give its folder")
     from sterna.tune.database import Database, here
 
     database = Database(Path(args.database).expanduser() if args.database else None)
@@ -95,6 +101,8 @@ def _tune(args: argparse.Namespace, target: Target, database: Database) -> int:
         with shown() as report, _workers(args.ray, target) as workers:
             report("tune", f"{len(kernels)} kernels of {folder.name} for {target.spec}", 0, 0)
             tune(kernels, target, database, budget, workers, report=_reporter(report))
+            if args.table:
+                _write_table(Path(args.table).expanduser(), kernels, target, database, workers)
     except KeyboardInterrupt:
         interrupted = True
     _summary(kernels)
@@ -170,6 +178,27 @@ def _summary(kernels: list[Progress]) -> None:
             f"times scattered by more than {NOISY:.0%} in {noisy} of {len(measured)} kernels: "
             "something else runs on this machine, so small gains may be none"
         )
+
+
+def _write_table(
+    path: Path,
+    kernels: list[Progress],
+    target: Target,
+    database: Database,
+    workers: Workers | RayWorkers,
+) -> None:
+    from sterna.tune.session import measure_also
+    from sterna.tune.table import tuned_row, write_table
+
+    changes = tuned_row(
+        kernels, target, lambda k, plans: measure_also(k, plans, target, database, workers)
+    )
+    write_table(path, target, changes)
+    for c in changes:
+        knobs = ", ".join(f"{n} {c.before[n]} to {v}" for n, v in c.after.items()
+                          if v != c.before[n])  # fmt: skip
+        note(f"{c.rule}: {knobs}; {c.gain:.2f} times as fast over {c.kernels} kernels")
+    note(f"wrote {path}" if changes else f"wrote {path}: no knobs are better than the shipped ones")
 
 
 def _write_report(path: Path, folder: Path, target: Target, kernels: list[Progress]) -> None:

@@ -106,15 +106,29 @@ def choose(group: Group, target: Target) -> Schedule:
 
 def plan_of(group: Group, target: Target) -> Plan:
     """The plan of rule and table; ScheduleError where there is none."""
+    row = row_of(target)
+    if isinstance(row, AloneKnobs):
+        return _alone(group, row)
+    if isinstance(row, GroupKnobs):
+        return _in_groups(group, row)
+    return _in_vectors(group, row)
+
+
+def row_of(target: Target) -> Knobs | AloneKnobs | GroupKnobs:
+    """The row of a target's table; ScheduleError where it has none for such registers."""
     if target.group_threads and not target.barriers:
-        return _alone(group, alone_table(target.table))
+        return alone_table(target.table)
     if target.group_threads:
-        return _in_groups(group, group_table(target.table))
-    knobs = table(target.table).get(target.lanes())
-    if knobs is None:
+        return group_table(target.table)
+    row = table(target.table).get(target.lanes())
+    if row is None:
         raise ScheduleError(
             f"the schedule table {target.table!r} has no row for {target.lanes()} lanes"
         )
+    return row
+
+
+def _in_vectors(group: Group, knobs: Knobs) -> Plan:
     found = product(group)
     if found is not None:
         if _most_rows(found) <= knobs.matvec_rows:

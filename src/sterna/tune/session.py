@@ -147,6 +147,16 @@ def tune(
     session.search()
 
 
+def measure_also(
+    kernel: Progress, plans: Sequence[Plan], target: Target, database: Database, measurer: Measurer
+) -> None:
+    """Measure plans of a kernel that have no time yet, whatever the budget."""
+    session = _Session([kernel], target, database, Budget(), measurer, None, random.Random(0))
+    missing = [p for p in plans if p not in kernel.times]
+    for start in range(0, len(missing), _BATCH):
+        session.try_out(kernel, missing[start : start + _BATCH])
+
+
 @dataclass(slots=True)
 class _Session:
     kernels: list[Progress]
@@ -172,18 +182,11 @@ class _Session:
                 break
             if kernel.shipped not in kernel.times:
                 self.try_out(kernel, [])
-        weights = self.weights()
+        weights = step_shares(self.kernels)
         self.kernels.sort(key=lambda k: (-weights[k.kernel], k.op, k.kernel))
 
-    def weights(self) -> dict[str, float]:
-        """Each kernel's largest share of any entry point's step."""
-        timed = [k for k in self.kernels if k.shipped in k.times]
-        steps = step_seconds(timed)
-        shares = {k.kernel: [n * k.before / steps[e] for e, n in k.launches.items()] for k in timed}
-        return {k.kernel: max(shares.get(k.kernel, ()), default=0.0) for k in self.kernels}
-
     def search(self) -> None:
-        weights = self.weights()
+        weights = step_shares(self.kernels)
         for i, kernel in enumerate(self.kernels):
             rest = sum(weights[k.kernel] for k in self.kernels[i:]) or 1.0
             left = self.left()
@@ -261,6 +264,14 @@ def step_seconds(kernels: list[Progress], *, after: bool = False) -> dict[str, f
         for entry, count in kernel.launches.items():
             steps[entry] = steps.get(entry, 0.0) + count * took
     return steps
+
+
+def step_shares(kernels: list[Progress]) -> dict[str, float]:
+    """Each kernel's largest share of any entry point's step, by its digest."""
+    timed = [k for k in kernels if k.shipped in k.times]
+    steps = step_seconds(timed)
+    shares = {k.kernel: [n * k.before / steps[e] for e, n in k.launches.items()] for k in timed}
+    return {k.kernel: max(shares.get(k.kernel, ()), default=0.0) for k in kernels}
 
 
 def tunable(source: Source, target: Target) -> list[Progress]:
