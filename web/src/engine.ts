@@ -24,6 +24,7 @@ import type {
 import { readChat, readCompletion } from "./request.js";
 import { chatChunks, head, textChunks, wholeChat, wholeText } from "./responses.js";
 import type { SamplingOptions } from "./sampler.js";
+import { speeds } from "./speeds.js";
 
 /** A model under a short name, as WebLLM's lists have them. `model`: the address of its folder. */
 export interface ModelRecord {
@@ -31,9 +32,13 @@ export interface ModelRecord {
   readonly model: string;
 }
 
+export interface AppConfig {
+  readonly model_list: readonly ModelRecord[];
+}
+
 export interface EngineConfig {
   readonly initProgressCallback?: InitProgressCallback | undefined;
-  readonly appConfig?: { readonly model_list: readonly ModelRecord[] } | undefined;
+  readonly appConfig?: AppConfig | undefined;
   /** false: nothing is kept for the next visit. */
   readonly cache?: boolean | undefined;
   readonly loadText?: LoadText | undefined;
@@ -78,7 +83,7 @@ export class Engine {
     const loading = (this.loading = new AbortController());
     await this.turns.run(async () => {
       const options: LoadOptions = { ...this.config, contextWindowSize: chat.context_window_size };
-      this.loaded = { ...(await load(this.address(model), options, loading.signal)), name: model };
+      this.loaded = { ...(await load(addressOf(model, this.config.appConfig), options, loading.signal)), name: model };
     });
   }
 
@@ -151,7 +156,7 @@ export class Engine {
   }
 
   /** The text of the last answer. */
-  getMessage(): string {
+  async getMessage(): Promise<string> {
     return this.message;
   }
 
@@ -161,22 +166,25 @@ export class Engine {
   }
 
   /** The same as a sentence. */
-  runtimeStatsText(): string {
-    if (this.usage === null) return "no answer yet";
-    const { prefill_tokens_per_s: prefill, decode_tokens_per_s: decode } = this.usage.extra;
-    return `prefill: ${prefill.toFixed(1)} tokens/s, decode: ${decode.toFixed(1)} tokens/s`;
+  async runtimeStatsText(): Promise<string> {
+    return speeds(this.usage);
+  }
+
+  /** Change what is given; what is not stays as it was. */
+  configure(config: EngineConfig): void {
+    this.config = { ...this.config, ...config };
   }
 
   setInitProgressCallback(callback?: InitProgressCallback): void {
-    this.config = { ...this.config, initProgressCallback: callback };
+    this.configure({ initProgressCallback: callback });
   }
 
   getInitProgressCallback(): InitProgressCallback | undefined {
     return this.config.initProgressCallback;
   }
 
-  setAppConfig(appConfig: NonNullable<EngineConfig["appConfig"]>): void {
-    this.config = { ...this.config, appConfig };
+  setAppConfig(appConfig: AppConfig): void {
+    this.configure({ appConfig });
   }
 
   async getMaxStorageBufferBindingSize(): Promise<number> {
@@ -185,11 +193,6 @@ export class Engine {
 
   async getGPUVendor(): Promise<string> {
     return (await findAdapter()).adapter.info.vendor;
-  }
-
-  private address(model: string): string {
-    const list = this.config.appConfig?.model_list ?? [];
-    return list.find((record) => record.model_id === model)?.model ?? model;
   }
 
   private model(named: string | null = null): Loaded & { readonly name: string } {
@@ -256,9 +259,14 @@ async function* withUsage<T>(
   if (request.stream_options?.include_usage === true) yield last(progress.usage());
 }
 
+/** A `model_id` of the list, or an address as it is. */
+function addressOf(model: string, appConfig?: AppConfig): string {
+  return appConfig?.model_list.find((record) => record.model_id === model)?.model ?? model;
+}
+
 /** What a model needs, and whether this browser has it: throws what a load would. */
-export function modelNeeds(model: string): Promise<ModelNeeds> {
-  return needsOf(model);
+export function modelNeeds(model: string, appConfig?: AppConfig): Promise<ModelNeeds> {
+  return needsOf(addressOf(model, appConfig));
 }
 
 /** The models of which anything is kept. */
@@ -267,14 +275,15 @@ export async function listCachedModels(): Promise<CachedModel[]> {
 }
 
 /** Whether a load of the model needs no network. */
-export async function hasModelInCache(model: string): Promise<boolean> {
-  const found = (await listCachedModels()).find((kept) => kept.url === folderOf(model));
+export async function hasModelInCache(model: string, appConfig?: AppConfig): Promise<boolean> {
+  const url = folderOf(addressOf(model, appConfig));
+  const found = (await listCachedModels()).find((kept) => kept.url === url);
   return found?.complete ?? false;
 }
 
 /** Forget all files of a model. */
-export async function deleteModelInCache(model: string): Promise<void> {
-  await (await openCache({})).delete(folderOf(model));
+export async function deleteModelInCache(model: string, appConfig?: AppConfig): Promise<void> {
+  await (await openCache({})).delete(folderOf(addressOf(model, appConfig)));
 }
 
 export { Engine as MLCEngine, CreateEngine as CreateMLCEngine, deleteModelInCache as deleteModelAllInfoInCache };

@@ -6,3 +6,10 @@ export type * from "./interfaces.js";
 export type { InitProgressCallback, InitProgressReport, ModelNeeds } from "./loader.js";
 export type { CachedModel } from "./cache.js";
 export type * from "./protocol.js";
+export {
+  CreateServiceWorkerEngine, CreateServiceWorkerMLCEngine, ServiceWorkerEngine, ServiceWorkerMLCEngine,
+} from "./service_worker.js";
+export {
+  CreateWebWorkerEngine, CreateWebWorkerMLCEngine, WebWorkerEngine, WebWorkerMLCEngine,
+} from "./worker_engine.js";
+export { WebWorkerEngineHandler, WebWorkerMLCEngineHandler } from "./worker_handler.js";

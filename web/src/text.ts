@@ -12,6 +12,7 @@ import { ChatTemplate as TemplateText } from "./chat_template.js";
 import type { ChatConfig } from "./chat_config.js";
 import { StopAt, StreamDecoder } from "./detokenizer.js";
 import { readDialect, type Dialect } from "./dialect.js";
+import type { Grammars } from "./grammar.js";
 import { sourceOf, type Source } from "./grammar_source.js";
 import type {
   ChatTemplate,
@@ -26,11 +27,18 @@ import type { ChatRequest, CompletionRequest } from "./protocol.js";
 import { Tokenizer } from "./tokenizer.js";
 import { literalsOf } from "./tool_syntax.js";
 
-export const loadText: LoadText = async (files: TextFiles, config: ChatConfig) => {
-  const tokenizer = await Tokenizer.load(files);
-  const template = await TemplateText.load(files);
-  return new ModelText(tokenizer, template, config);
-};
+type LoadGrammars = () => Promise<typeof Grammars>;
+
+/** A text side that has its grammars from where the caller says. */
+export function textLoader(grammars: LoadGrammars): LoadText {
+  return async (files: TextFiles, config: ChatConfig) => {
+    const tokenizer = await Tokenizer.load(files);
+    const template = await TemplateText.load(files);
+    return new ModelText(tokenizer, template, config, grammars);
+  };
+}
+
+export const loadText: LoadText = textLoader(async () => (await import("./grammar.js")).Grammars);
 
 class ModelText implements Text {
   readonly template: ChatTemplate | null;
@@ -38,12 +46,13 @@ class ModelText implements Text {
   readonly #prompts: Prompts;
   readonly #made = new WeakMap<ChatRequest, Prompt>(); // one request is asked about more than once
   readonly #endIds: readonly number[];
-  #grammars: Promise<import("./grammar.js").Grammars> | null = null;
+  #grammars: Promise<Grammars> | null = null;
 
   constructor(
     readonly tokenizer: Tokenizer,
     template: TemplateText | null,
     config: ChatConfig,
+    private readonly loadGrammars: LoadGrammars,
   ) {
     this.#dialect = readDialect(template, tokenizer.specialTokens.keys());
     this.#prompts = new Prompts(tokenizer, template, config.convTemplate, this.#dialect);
@@ -63,9 +72,7 @@ class ModelText implements Text {
   async constraint(request: ChatRequest | CompletionRequest): Promise<Constraint | null> {
     const source = this.#source(request);
     if (source === null) return null;
-    this.#grammars ??= import("./grammar.js").then(
-      ({ Grammars }) => new Grammars(this.tokenizer, this.#endIds),
-    );
+    this.#grammars ??= this.loadGrammars().then((Made) => new Made(this.tokenizer, this.#endIds));
     return (await this.#grammars).start(source);
   }
 

@@ -7,7 +7,7 @@
  * The worker's script makes a `WebWorkerEngineHandler`. Errors arrive as the classes they were.
  */
 
-import type { ChatOptions, EngineConfig } from "./engine.js";
+import type { AppConfig, ChatOptions, EngineConfig } from "./engine.js";
 import { fromRecord, SternaError } from "./errors.js";
 import type { InitProgressCallback } from "./loader.js";
 import type {
@@ -18,6 +18,7 @@ import type {
   CompletionRequest,
   Usage,
 } from "./protocol.js";
+import { speeds } from "./speeds.js";
 import type { Answered, Asked, EngineState, Port } from "./worker_protocol.js";
 
 type Unnumbered<T> = T extends unknown ? Omit<T, "id"> : never;
@@ -68,14 +69,16 @@ export class WebWorkerEngine {
   chatCompletion(request: ChatRequest & { stream: true }): Promise<AsyncGenerator<ChatCompletionChunk, void, void>>;
   chatCompletion(request: ChatRequest & { stream?: false | null }): Promise<ChatCompletion>;
   chatCompletion<R extends ChatRequest>(request: R): Promise<Answer<R, ChatCompletion, ChatCompletionChunk>>;
-  chatCompletion(request: ChatRequest): Promise<unknown> {
+  async chatCompletion(request: ChatRequest): Promise<unknown> {
+    await this.ready();
     return this.#ask({ kind: "chat", request });
   }
 
   completion(request: CompletionRequest & { stream: true }): Promise<AsyncGenerator<Completion, void, void>>;
   completion(request: CompletionRequest & { stream?: false | null }): Promise<Completion>;
   completion<R extends CompletionRequest>(request: R): Promise<Answer<R, Completion, Completion>>;
-  completion(request: CompletionRequest): Promise<unknown> {
+  async completion(request: CompletionRequest): Promise<unknown> {
+    await this.ready();
     return this.#ask({ kind: "text", request });
   }
 
@@ -88,7 +91,7 @@ export class WebWorkerEngine {
   }
 
   /** The text of the last answer that is complete. */
-  getMessage(): string {
+  async getMessage(): Promise<string> {
     return this.#state.message;
   }
 
@@ -97,11 +100,20 @@ export class WebWorkerEngine {
     return this.#state.usage;
   }
 
+  /** The same as a sentence. */
+  async runtimeStatsText(): Promise<string> {
+    return speeds(this.#state.usage);
+  }
+
   setInitProgressCallback(callback?: InitProgressCallback): void {
     this.config = { ...this.config, initProgressCallback: callback };
   }
 
-  setAppConfig(appConfig: NonNullable<EngineConfig["appConfig"]>): void {
+  getInitProgressCallback(): InitProgressCallback | undefined {
+    return this.config.initProgressCallback;
+  }
+
+  setAppConfig(appConfig: AppConfig): void {
     this.config = { ...this.config, appConfig };
   }
 
@@ -111,6 +123,11 @@ export class WebWorkerEngine {
 
   async getMaxStorageBufferBindingSize(): Promise<number> {
     return Number(await this.#ask({ kind: "binding" }));
+  }
+
+  /** What a request has to wait for; its error is the request's. */
+  protected ready(): Promise<void> {
+    return Promise.resolve();
   }
 
   /** Talk to this port from now on. */

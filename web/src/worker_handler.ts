@@ -9,6 +9,7 @@
 
 import { Engine } from "./engine.js";
 import { RequestError, toRecord } from "./errors.js";
+import type { InitProgressReport } from "./loader.js";
 import { AHEAD, type Answered, type Asked, type EngineState, type Port } from "./worker_protocol.js";
 
 type Chunks = AsyncGenerator<unknown, void, void>;
@@ -33,6 +34,9 @@ export class WebWorkerEngineHandler {
     port.addEventListener("message", this.#listener);
   }
 
+  /** For scripts that hand messages on, as WebLLM's do: the handler has heard them already. */
+  onmessage(_event: MessageEvent): void {}
+
   /** Stop answering; streams that are under way end. */
   close(): void {
     this.port.removeEventListener("message", this.#listener);
@@ -40,8 +44,9 @@ export class WebWorkerEngineHandler {
   }
 
   protected async reload(asked: Asked & { kind: "reload" }): Promise<void> {
-    if (asked.config.appConfig !== undefined) this.engine.setAppConfig(asked.config.appConfig);
-    this.engine.setInitProgressCallback((report) => this.say({ kind: "progress", id: asked.id, report }));
+    const initProgressCallback = (report: InitProgressReport): void =>
+      this.say({ kind: "progress", id: asked.id, report });
+    this.engine.configure({ ...asked.config, initProgressCallback });
     await this.engine.reload(asked.model, asked.chat);
   }
 
@@ -95,12 +100,12 @@ export class WebWorkerEngineHandler {
     }
   }
 
-  #done(id: number, value: unknown): void {
-    this.say({ kind: "value", id, value, state: this.#state() });
+  async #done(id: number, value: unknown): Promise<void> {
+    this.say({ kind: "value", id, value, state: await this.#state() });
   }
 
-  #state(): EngineState {
-    return { message: this.engine.getMessage(), usage: this.engine.runtimeStats() };
+  async #state(): Promise<EngineState> {
+    return { message: await this.engine.getMessage(), usage: this.engine.runtimeStats() };
   }
 
   async #run(id: number, answer: unknown): Promise<void> {
@@ -118,7 +123,7 @@ export class WebWorkerEngineHandler {
       if (running.closed) break;
     }
     this.#running.delete(id);
-    this.say({ kind: "end", id, state: this.#state() });
+    this.say({ kind: "end", id, state: await this.#state() });
   }
 
   #give(id: number, count: number): void {
@@ -142,3 +147,5 @@ export class WebWorkerEngineHandler {
 function isStream(answer: unknown): answer is Chunks {
   return typeof answer === "object" && answer !== null && Symbol.asyncIterator in answer;
 }
+
+export { WebWorkerEngineHandler as WebWorkerMLCEngineHandler };

@@ -1,0 +1,3 @@
+import { ServiceWorkerEngineHandler } from "/dist/service_worker_handler.js";
+
+new ServiceWorkerEngineHandler();
