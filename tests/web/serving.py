@@ -31,6 +31,7 @@ class Faults:
     cut: dict[str, int] = field(default_factory=dict)  # the connection breaks after so many bytes
     flipped: set[str] = field(default_factory=set)  # one bit in the middle is wrong
     status: dict[str, int] = field(default_factory=dict)
+    dark: bool = False  # after a connection that broke, no answer at all
     down: bool = False  # no answer at all
 
 
@@ -103,9 +104,10 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
             self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
             self.end_headers()
             cut = server.faults.cut.pop(self.path.split("?")[0], None)
-            self.wfile.write(data if cut is None else data[:cut])
             if cut is not None:
                 self.close_connection = True
+                server.faults.down |= server.faults.dark
+            self.wfile.write(data if cut is None else data[:cut])
 
         def log_message(self, format: str, *args: object) -> None:
             pass

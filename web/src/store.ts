@@ -65,9 +65,12 @@ class FileStore implements Store {
     });
   }
 
+  /** Without files that are empty: those are being written, or a page was closed meanwhile. */
   async names(): Promise<string[]> {
     const found: string[] = [];
-    for await (const name of this.folder.keys()) found.push(name);
+    for await (const handle of this.folder.values()) {
+      if (handle.kind === "file" && (await sizeOf(handle)) > 0) found.push(handle.name);
+    }
     return found;
   }
 
@@ -100,6 +103,12 @@ class CacheStore implements Store {
   async delete(name: string): Promise<void> {
     await this.cache.delete(address(name));
   }
+}
+
+/** 0 also where the file is gone by now. */
+async function sizeOf(handle: FileSystemFileHandle): Promise<number> {
+  const file = await handle.getFile().catch(absent);
+  return file?.size ?? 0;
 }
 
 /** Nothing is ever fetched from there: the Cache API names things by addresses. */
