@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from null_model import EOS, VOCAB, ByteTokenizer
+from schema_cases import SCHEMAS
 
 from sterna.base.errors import RequestError
 from sterna.engine import api_request as ask
@@ -161,40 +162,7 @@ def test_whatever_a_schema_lets_through_satisfies_it(demo, schema, seed):
     assert valid.is_valid(value), value
 
 
-@pytest.mark.parametrize(
-    ("schema", "good", "bad"),
-    [
-        ({"type": "object"}, ["{}", '{"x": [1, null]}'], ["[]", "1"]),
-        ({"type": "integer"}, ["0", "-12"], ["1.5", "01", '"1"']),
-        (True, ["1", '"x"', "[]"], ["", "x"]),
-        (
-            {"properties": {"a": {"type": "integer"}}, "type": "object"},
-            ["{}", '{"a": 1}'],
-            ['{"b": 1}', '{"a":1}', '{"a": 1 }'],
-        ),
-        (
-            {"type": "object", "properties": {"a": {}}, "additionalProperties": True},
-            ['{"b": 1}'],
-            ["[]"],
-        ),
-        (
-            {
-                "allOf": [
-                    {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
-                    {"properties": {"b": {"type": "null"}}, "required": ["b"]},
-                ]
-            },
-            ['{"a": 1, "b": null}'],
-            ['{"a": 1}', '{"b": null}'],
-        ),
-        (
-            {"$ref": "#/$defs/n", "$defs": {"n": {"anyOf": [{"type": "null"}, {"items": {"$ref":
-              "#/$defs/n"}, "type": "array"}]}}},
-            ["null", "[[null], []]"],
-            ["[1]"],
-        ),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("schema", "good", "bad"), SCHEMAS)
 def test_schemas(bytewise, schema, good, bad):
     grammar = compiled(bytewise, schema_format(schema))
     assert [text for text in good if not accepts(grammar, text.encode())] == []

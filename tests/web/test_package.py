@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 from pathlib import Path
 
@@ -30,3 +31,12 @@ def test_it_is_small(dist: Path) -> None:
     assert {"engine.js", "program.js", "cache.js", "sampling.js"} <= sizes.keys()
     assert not {"text.js", "tokenizer.js"} & sizes.keys()
     assert sum(sizes.values()) < MOST, sizes
+
+
+def test_code_of_webllms_users_compiles(dist: Path) -> None:
+    """With another import, and as strict as the compiler can be."""
+    own = json.loads((dist.parent / "tsconfig.json").read_text())["compilerOptions"]
+    strict = ("--strict", "--exactOptionalPropertyTypes", "--noUncheckedIndexedAccess")
+    how = ("--target", own["target"], "--module", own["module"], "--moduleResolution", "bundler")
+    lib = ("--lib", ",".join(own["lib"]), "--types", "")
+    run("npx", "tsc", "--noEmit", "--ignoreConfig", *strict, *how, *lib, "test/webllm.ts")

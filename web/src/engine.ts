@@ -259,6 +259,9 @@ async function* withUsage<T>(
   if (request.stream_options?.include_usage === true) yield last(progress.usage());
 }
 
+/** What an engine does, wherever it runs. */
+export type EngineInterface = Omit<Engine, "configure">;
+
 /** A `model_id` of the list, or an address as it is. */
 function addressOf(model: string, appConfig?: AppConfig): string {
   return appConfig?.model_list.find((record) => record.model_id === model)?.model ?? model;
@@ -286,4 +289,5 @@ export async function deleteModelInCache(model: string, appConfig?: AppConfig): 
   await (await openCache({})).delete(folderOf(addressOf(model, appConfig)));
 }
 
+export type { EngineInterface as MLCEngineInterface };
 export { Engine as MLCEngine, CreateEngine as CreateMLCEngine, deleteModelInCache as deleteModelAllInfoInCache };

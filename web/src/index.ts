@@ -6,6 +6,10 @@ export type * from "./interfaces.js";
 export type { InitProgressCallback, InitProgressReport, ModelNeeds } from "./loader.js";
 export type { CachedModel } from "./cache.js";
 export type * from "./protocol.js";
+export type {
+  ChatMessage as ChatCompletionMessageParam, ChatRequest as ChatCompletionRequest,
+  CompletionRequest as CompletionCreateParams, Tool as ChatCompletionTool,
+} from "./protocol.js";
 export {
   CreateServiceWorkerEngine, CreateServiceWorkerMLCEngine, ServiceWorkerEngine, ServiceWorkerMLCEngine,
 } from "./service_worker.js";

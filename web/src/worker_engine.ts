@@ -7,7 +7,7 @@
  * The worker's script makes a `WebWorkerEngineHandler`. Errors arrive as the classes they were.
  */
 
-import type { AppConfig, ChatOptions, EngineConfig } from "./engine.js";
+import type { AppConfig, ChatOptions, EngineConfig, EngineInterface } from "./engine.js";
 import { fromRecord, SternaError } from "./errors.js";
 import type { InitProgressCallback } from "./loader.js";
 import type {
@@ -31,7 +31,7 @@ interface Waiting {
   stream?: Pieces;
 }
 
-export class WebWorkerEngine {
+export class WebWorkerEngine implements EngineInterface {
   readonly chat = {
     completions: { create: <R extends ChatRequest>(request: R) => this.chatCompletion(request) },
   };

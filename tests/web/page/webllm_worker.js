@@ -1,0 +1,6 @@
+import { WebWorkerMLCEngineHandler } from "/dist/index.js";
+
+const handler = new WebWorkerMLCEngineHandler();
+self.onmessage = (message) => {
+  handler.onmessage(message);
+};
