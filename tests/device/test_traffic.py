@@ -1,0 +1,110 @@
+"""What kernels move, counted by the interpreter: weights once, the cache once, results once.
+
+A test of schedules, not of a clock: a decode step is as fast as memory only if no work item
+fetches what another has fetched already.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conformance import CHAT
+from conformance import CONFIG as USUAL
+from kernel_arrays import CACHED, PAGE_SIZE, arguments
+from traffic import Traffic, traffic_of
+
+from sterna.base.target import Target, parse_target
+from sterna.checkpoint.model_folder import ModelFolder
+from sterna.compiler import CompileOptions, compile_source
+from sterna.program import Compiled
+
+CONFIG = USUAL | {
+    "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2,
+    "vocab_size": 64,
+}  # fmt: skip
+HEAD_DIM = 32
+PRODUCTS = ("quantized_matmul", "matmul")
+
+
+@dataclass(frozen=True)
+class Decode:
+    """The kernels of one decode step for a target."""
+
+    target: Target
+    kernels: dict[str, Compiled]
+
+    def of(self, *ops: str) -> list[Compiled]:
+        return [k for k in self.kernels.values() if k.op in ops]
+
+
+@pytest.fixture(scope="module", params=["cpu:x86-64-v3", "vulkan", "webgpu:barrier-free"])
+def decode(request: pytest.FixtureRequest) -> Decode:
+    target = parse_target(request.param)
+    folder = ModelFolder(Path(), dict(CHAT), dict(CONFIG), "llama", "q4f16_1", "q4f16_1", {})
+    source = compile_source(folder, target, CompileOptions())
+    step = next(p.entry for p in source.entries if p.entry.name == "decode")
+    launched = {launch.kernel for s in step.steps for launch in getattr(s, "body", (s,))}
+    return Decode(target, {k: v for k, v in source.table.kernels.items() if k in launched})
+
+
+def counted(kernel: Compiled, tokens: int) -> tuple[Traffic, dict[str, int]]:
+    """What a kernel moves, and the bytes of each parameter."""
+    arrays, dims = arguments(kernel.func, tokens, single=True)
+    sizes = {name: array.nbytes for name, array in arrays.items()}
+    return traffic_of(kernel.func, arrays, dims), sizes
+
+
+def test_a_product_reads_each_byte_of_a_weight_once(decode: Decode) -> None:
+    found = 0
+    kernels = sorted(decode.of(*PRODUCTS), key=lambda k: str(k.func.params[-1].shape[-1]))
+    for kernel in kernels[:1]:
+        traffic, sizes = counted(kernel, 1)
+        for name in (n for n in sizes if n.endswith(("_q_weight", "_q_scale"))):
+            assert traffic.read[name] == sizes[name], f"{kernel.func.name}: {name}"
+            found += 1
+        (written,) = {+traffic.written[n] for n in sizes if traffic.written[n]}
+        assert written == sizes[kernel.func.params[-1].name]
+    assert found == 2
+
+
+def test_a_batch_reads_the_weights_once(decode: Decode) -> None:
+    if decode.target.group_threads:
+        pytest.skip("groups of threads have a row of x each: they share weights through a cache")
+    kernel = decode.of("quantized_matmul")[0]
+    traffic, sizes = counted(kernel, 3)
+    for name in (n for n in sizes if n.endswith(("_q_weight", "_q_scale"))):
+        assert traffic.read[name] == sizes[name]
+
+
+def test_attention_reads_the_cache_once(decode: Decode) -> None:
+    """Keys and values of every cached token, for all query heads together."""
+    if not decode.target.barriers:
+        pytest.skip("threads that work alone have nothing but caches to share keys through")
+    (kernel,) = decode.of("attention")
+    traffic, sizes = counted(kernel, 2)
+    seen = [CACHED + 1, CACHED + 2]  # of each sequence, with its own token
+    token = 2 * HEAD_DIM * 2  # keys and values in f16
+    cache = max(sizes, key=sizes.__getitem__)
+    whole = sum(-(-tokens // PAGE_SIZE) * PAGE_SIZE for tokens in seen) * token
+    assert sum(seen) * token <= traffic.read[cache] <= whole
+    if decode.target.group_threads:
+        assert traffic.read[cache] == sum(seen) * token
+    assert traffic.written[cache] == 0
+
+
+def test_a_norm_reads_a_row_once(decode: Decode) -> None:
+    kernel = decode.of("rms_norm")[0]
+    traffic, sizes = counted(kernel, 3)
+    rows = [n for n, size in sizes.items() if size == 3 * CONFIG["hidden_size"] * 4]
+    assert sum(traffic.read[n] for n in rows) == sizes[rows[0]]
+    assert sum(traffic.written[n] for n in rows) == sizes[rows[0]]
+
+
+def test_the_count_finds_what_is_read_twice(decode: Decode) -> None:
+    """Rows of x beyond the first are fetched again by each work item that multiplies them."""
+    kernel = decode.of("rms_norm")[0]
+    traffic, sizes = counted(kernel, 3)
+    weight = next(n for n in sizes if n.endswith("layernorm_weight"))
+    assert traffic.read[weight] == 3 * sizes[weight]
+    assert np.prod(kernel.func.params[0].shape[-1].value) == CONFIG["hidden_size"]
