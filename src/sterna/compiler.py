@@ -20,7 +20,15 @@ from typing import Any, Literal
 import msgspec
 
 from sterna import models
-from sterna.base.artifact import FORMAT, AdapterRoom, Entry, Manifest, Pooling
+from sterna.base.artifact import (
+    FORMAT,
+    PREFILL_GIVEN,
+    AdapterRoom,
+    Entry,
+    Manifest,
+    Param,
+    Pooling,
+)
 from sterna.base.artifact import KVCache as ManifestCache
 from sterna.base.artifact import Model as ManifestModel
 from sterna.base.cache import key, lookup, store, write_atomic
@@ -52,6 +60,7 @@ from sterna.program import (
     self_contained,
 )
 from sterna.schedule.choose import Plan, plan_of
+from sterna.sight import see_entry, sight_of, told
 
 DECODE_TOKENS = 2  # most tokens of a decode step: more sequences are a verify step
 VERIFY_TOKENS = 32  # most tokens of a verify step, and most logit rows of any step
@@ -59,7 +68,7 @@ VERIFY_TOKENS = 32  # most tokens of a verify step, and most logit rows of any s
 # Whose files shape a library; see library_key.
 _ROOMS = (
     *("base", "ir", "ops", "nn", "schedule", "codegen", "quantize", "kernels", "models"),
-    *("passes", "checkpoint", "compiler.py", "program.py"),
+    *("passes", "checkpoint", "compiler.py", "program.py", "sight.py"),
 )
 _PREFILL_CHUNK, _MAX_BATCH = 512, 8  # where the folder's configuration is silent
 
@@ -233,9 +242,18 @@ def compile_source(
     embeds = isinstance(model, EmbeddingModel)
     titles = (EMBED,) if embeds else ENTRIES
     entries = tuple(_entry(title, module, tiles, model, sizes, table) for title in titles)
+    params = bound_params(module, tiles)
+    if (sight := sight_of(model)) is not None:
+        shown = run(trace_causal_lm(model, _limits(model, sizes), given=True), passes)
+        shown_tiles = prepack(shown)
+        entries += (_entry(PREFILL_GIVEN, fuse(shown), shown_tiles, model, sizes, table),)
+        seen = see_entry(sight, models.family(config).FUSED, model.cache.page_size, table)
+        entries, params = (*entries, seen.entry), (*params, *seen.params)
     sampler = None if embeds else _sampler(target, sizes, table)
-    manifest = _manifest(folder, target, module, tiles, model, sizes, table, entries, sampler)
-    manifest = msgspec.structs.replace(manifest, adapters=options.adapters)
+    manifest = _manifest(folder, target, params, model, sizes, table, entries, sampler)
+    manifest = msgspec.structs.replace(
+        manifest, adapters=options.adapters, vision=None if sight is None else told(sight)
+    )
     parts = LibraryParts(manifest, table.code(), module.constants)
     return Source(manifest, parts, table, entries, products)
 
@@ -296,6 +314,7 @@ def _entry(
         "decode": min(sizes.batch, DECODE_TOKENS),
         "verify": VERIFY_TOKENS,
         EMBED: sizes.chunk,
+        PREFILL_GIVEN: sizes.chunk,
     }[title]
     # Any pooling is possible: the states of all tokens may be asked for.
     rows = tokens if title == EMBED else min(tokens, max(VERIFY_TOKENS, sizes.batch))
@@ -396,8 +415,7 @@ def _attention_overrides(options: CompileOptions) -> dict[str, int | None]:
 def _manifest(
     folder: ModelFolder,
     target: Target,
-    module: IRModule,
-    tiles: dict[str, int],
+    params: tuple[Param, ...],
     model: CausalLM,
     sizes: Sizes,
     table: KernelTable,
@@ -434,7 +452,7 @@ def _manifest(
             dtype=next((n for n, d in _KV_DTYPES.items() if d == cache.dtype), cache.dtype.name),
             page_bytes=token * cache.page_size,
         ),
-        params=bound_params(module, tiles),
+        params=params,
         entries=tuple(e.entry for e in entries),
         kernels=table.manifest(),
         sampler=sampler,

@@ -18,6 +18,11 @@ FORMAT = 2  # raised by every change that an older reader could misread
 ABI = 1  # of the C functions in a library: entry signature, pool layout (codegen/pool.h)
 KV_CACHE = "kv_cache"  # what launches call the cache
 ADAPTER_IDS = "adapter_ids"  # the input that says which adapter a token has, -1 for none
+GIVEN, IS_GIVEN = "given", "is_given"  # inputs: rows in place of embeddings, and of which tokens
+PATCHES = "patches"  # the input of what looks at an image
+SIGHT_CACHE = "sight_cache"  # its keys and values: an input that nobody fills
+ROWS = "rows"  # what it gives
+SEE, PREFILL_GIVEN = "see", "prefill_given"  # entry points of models that take images
 FACTORS = ("lora_A", "lora_B")  # what the params of an adapter's two factors are called
 QUERY_TILE = 32  # most tokens of one sequence that attention takes as a tile (dim t)
 
@@ -167,6 +172,30 @@ class AdapterRoom(_Record, frozen=True):
     modules: tuple[str, ...]
 
 
+class Vision(_Record, frozen=True):
+    """How a model takes images: the entry point "see" makes rows, "prefill_given" reads them.
+
+    An image is a square of `image_size` pixels, cut into patches of `patch_size` a side. A program
+    takes `lead` rows of zeros before those of the patches, and its first `dropped` rows of
+    result are not given on. Each row that is stands for one token `image_token` of the prompt.
+    """
+
+    image_token: int
+    image_size: int
+    patch_size: int
+    lead: int = 1
+    dropped: int = 1
+
+    @property
+    def patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a prompt that an image takes."""
+        return self.lead + self.patches - self.dropped
+
+
 class KVCache(_Record, frozen=True):
     """The paged key/value cache: `page_size` tokens a page, the same pages in every layer.
 
@@ -228,6 +257,7 @@ class Manifest(_Record, frozen=True):
     carried: tuple[str, ...] = ()  # targets of all programs in the library, where it has several
     part_bytes: int = 0
     adapters: AdapterRoom | None = None
+    vision: Vision | None = None
 
     @property
     def symbol(self) -> str:

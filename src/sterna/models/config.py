@@ -19,6 +19,7 @@ from sterna.nn.attention import Projections
 from sterna.nn.latent import LatentOptions
 from sterna.nn.mlp import ACTIVATIONS
 from sterna.nn.moe import ExpertOptions
+from sterna.nn.vision import VisionOptions
 
 Config = Mapping[str, object]
 MAX_LAYERS, MAX_HEAD_DIM = 4096, 65536  # far above any real model; a hostile config stops here
@@ -102,7 +103,8 @@ class DecoderConfig:
     `head_norms` are of queries and keys;
     `interleaved`, `projections` and `temper` are of AttentionOptions; with `latent` sizes heads'
     have keys and values from one small vector a token. A model with `pooling` embeds
-    texts and has no head; without `causal` every token sees its whole sequence.
+    texts and has no head; without `causal` every token sees its whole sequence. `vision` is what
+    looks at images.
     """
 
     hidden_size: int
@@ -146,6 +148,7 @@ class DecoderConfig:
     token_types: int = 0
     pooling: Pooling | None = None
     normalize: bool = False
+    vision: VisionOptions | None = None
 
     def check_chunk(self, chunk: int, context: int) -> None:
         """UsageError where steps of `chunk` tokens would cut the texts of an encoder."""

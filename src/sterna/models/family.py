@@ -31,6 +31,7 @@ from sterna.nn.mlp import MLP, FeedForward, GatedMLP
 from sterna.nn.module import Layers
 from sterna.nn.moe import MixtureOfExperts
 from sterna.nn.norm import LayerNorm, Norm, RMSNorm
+from sterna.nn.vision import Sight
 
 PAGE_SIZE = 16
 
@@ -158,7 +159,13 @@ class Family:
             logit_scale=c.logit_scale,
             logit_softcap=c.logit_softcap,
             names=cls.names(c),
+            sight=cls.sight(c, dtype),
         )
+
+    @classmethod
+    def sight(cls, c: DecoderConfig, dtype: DType) -> Sight | None:
+        """What looks at images; most families have nothing."""
+        return None
 
     @classmethod
     def names(cls, c: DecoderConfig) -> Names:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.base.artifact import GIVEN, IS_GIVEN
 from sterna.base.dtype import F32, I32, DType
 from sterna.ir.expr import Var
 from sterna.ir.graph import Attr, Function, IRModule
@@ -107,7 +108,8 @@ class CausalLM(Module):
 
     `ropes` are the tables that layers choose from. Logits are multiplied by `logit_scale`, then
     bent by cap * tanh(logits / cap) where `logit_softcap` is not 0. `names` says what checkpoints
-    call a component of a path where that is not its attribute's name here.
+    call a component of a path where that is not its attribute's name here; `sight` is what makes
+    rows of images (nn.vision).
     """
 
     def __init__(
@@ -120,10 +122,13 @@ class CausalLM(Module):
         logit_scale: float = 1.0,
         logit_softcap: float = 0.0,
         names: Mapping[str, str] = NO_NAMES,
+        sight: Module | None = None,
     ) -> None:
         self.model = model
         if lm_head is not None:
             self.lm_head = lm_head
+        if sight is not None:
+            self.sight = sight
         self.cache = cache
         self.ropes = ropes
         self.logit_scale = logit_scale
@@ -194,10 +199,11 @@ def dims(limits: Limits) -> dict[str, Var]:
     }
 
 
-def trace_causal_lm(model: CausalLM, limits: Limits) -> IRModule:
+def trace_causal_lm(model: CausalLM, limits: Limits, *, given: bool = False) -> IRModule:
     """The forward pass of one ragged step, each kind of layer traced once.
 
     (tokens, ..., cache) -> (f32 [r, vocab], or [r, hidden] of an EmbeddingModel, cache).
+    `given` rows f32 [n, hidden] take the place of embeddings where `is_given` i32 [n] is not 0.
     """
     d = dims(limits)
     main = Trace("forward")
@@ -206,17 +212,27 @@ def trace_causal_lm(model: CausalLM, limits: Limits) -> IRModule:
     cache = main.param("kv_cache", _cache_shape(model.cache, d["pages"]), model.cache.dtype)
     step = _step(main, model, d)
     x = model.model.embed(tokens, step.positions)
-    layers = model.model.layers
+    if given:
+        shown = main.param(GIVEN, x.shape, F32)
+        x = main.emit("replace_rows", x, shown, main.param(IS_GIVEN, (d["n"],), I32))
+    x, cache, functions = trace_layers(main, model.model.layers, x, cache, step)
+    x = model.result(model.model.finish(x))
+    forward = main.function(main.emit("take", x, rows).cast(F32), cache)
+    functions = {forward.name: forward, **functions}
+    return IRModule(functions, forward.name, tuple(d.values()), main.constants)
+
+
+def trace_layers(
+    main: Trace, layers: Layers[DecoderLayer], x: Tensor, cache: Tensor, step: Step
+) -> tuple[Tensor, Tensor, dict[str, Function]]:
+    """States and cache behind all layers, and the Functions that `main` now calls."""
     kinds = [_trace_kind(layers, kind, x, cache, step) for kind in range(len(layers.kinds))]
     functions = {kind.name: kind for kind in kinds}
     for run in runs(layers.order):
         body = _trace_body(run, kinds, x, cache, step)
         functions[body.name] = body
         x, cache = _call(main, body, x, cache, step, **_repeat(run))
-    x = model.result(model.model.finish(x))
-    forward = main.function(main.emit("take", x, rows).cast(F32), cache)
-    functions = {forward.name: forward, **functions}
-    return IRModule(functions, forward.name, tuple(d.values()), main.constants)
+    return x, cache, functions
 
 
 def _cache_shape(c: Cache, pages: Var) -> tuple[Var | int, ...]:

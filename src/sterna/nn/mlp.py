@@ -19,6 +19,7 @@ ACTIVATIONS: Final[Mapping[str, str]] = MappingProxyType(
         "gelu": "gelu",
         "gelu_new": "gelu_tanh",
         "gelu_fast": "gelu_tanh",
+        "quick_gelu": "gelu_quick",
         "gelu_pytorch_tanh": "gelu_tanh",
         "relu": "relu",
     }

@@ -1,7 +1,7 @@
 """Functions of one element: activations, and what logits and embeddings are bent or scaled by.
 
 All compute in f32. Sources: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units"
-(arXiv:1606.08415), with its tanh approximation; Abramowitz and Stegun 1964, formula 7.1.26, for
+(arXiv:1606.08415), with its approximations by tanh and sigmoid; Abramowitz and Stegun 1964, formula 7.1.26, for
 erf (its error is at most 1.5e-7, as large as f32's own rounding near 1).
 """
 
@@ -57,6 +57,11 @@ def _sigmoid(x: Expr) -> Expr:
     return cast(x.dtype, sigmoid(cast(F32, x)))
 
 
+def _gelu_quick(x: Expr) -> Expr:
+    wide = cast(F32, x)
+    return cast(x.dtype, wide * sigmoid(wide * 1.702))
+
+
 def _softcap(x: Expr, cap: float) -> Expr:
     return cast(x.dtype, softcap(cast(F32, x), cap))
 
@@ -79,6 +84,7 @@ def _clamped_swiglu(gate: Expr, up: Expr, limit: float, alpha: float) -> Expr:
 CLAMPED_SWIGLU = elementwise("clamped_swiglu", _clamped_swiglu)
 GELU = elementwise("gelu", _gelu)
 GELU_TANH = elementwise("gelu_tanh", _gelu_tanh)
+GELU_QUICK = elementwise("gelu_quick", _gelu_quick)
 RELU = elementwise("relu", lambda x: maximum(x, cast(x.dtype, wrap(0.0))))
 SIGMOID = elementwise("sigmoid", _sigmoid)
 SOFTCAP = elementwise("softcap", _softcap)

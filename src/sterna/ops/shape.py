@@ -1,11 +1,13 @@
-"""Operators that only move values: slices of the last dim, rows taken by index."""
+"""Operators that only move values: slices of the last dim, rows taken by index or replaced."""
 
 from __future__ import annotations
 
+from math import prod
+
 from sterna.ir.compute import Compute
-from sterna.ir.expr import Buffer, Expr, wrap
+from sterna.ir.expr import Buffer, Expr, cast, select, wrap
 from sterna.ir.graph import TensorType
-from sterna.ops.op import Attrs, Kind, Op, define, expect, integer, static
+from sterna.ops.op import Attrs, Kind, Op, define, expect, integer, same_dim, static
 
 
 def _infer_slice(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
@@ -55,6 +57,63 @@ def _compute_row(
     return (define(out, types[0], "h", lambda h: args[0][index, h]),)
 
 
+def _infer_flatten(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    rows, *rest = (static(d, "flatten: a dim") for d in types[0].shape)
+    return (TensorType((wrap(rows), wrap(prod(rest))), types[0].dtype),)
+
+
+def _compute_flatten(
+    out: str, args: tuple[Buffer, ...], types: tuple[TensorType, ...], attrs: Attrs
+) -> tuple[Compute, ...]:
+    """[n, a, b, ...] -> [n, a * b * ...]."""
+    sizes = [static(d, "flatten: a dim") for d in args[0].shape[1:]]
+
+    def body(n: Expr, k: Expr) -> Expr:
+        steps = [prod(sizes[i + 1 :]) for i in range(len(sizes))]
+        return args[0][(n, *(k // step % size for step, size in zip(steps, sizes)))]
+
+    return (define(out, types[0], "n k", body),)
+
+
+def _infer_lead(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    x, row = types
+    expect(len(x.shape) == 2 and len(row.shape) == 1, "lead: needs [n, h] and a row [h]")
+    expect(same_dim(x.shape[1], row.shape[0]), "lead: the row is of another width")
+    return (x,)
+
+
+def _compute_lead(
+    out: str, args: tuple[Buffer, ...], types: tuple[TensorType, ...], attrs: Attrs
+) -> tuple[Compute, ...]:
+    """x with its first row replaced."""
+    x, row = args
+
+    def body(n: Expr, h: Expr) -> Expr:
+        return select(n < 1, cast(types[0].dtype, row[h]), x[n, h])
+
+    return (define(out, types[0], "n h", body),)
+
+
+def _infer_replace(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    x, other, where = types
+    alike = len(x.shape) == 2 and all(map(same_dim, x.shape, other.shape))
+    expect(alike and x.dtype == other.dtype, "replace_rows: needs two [n, h] of one dtype")
+    expect(where.dtype.is_int and same_dim(where.shape[0], x.shape[0]), "replace_rows: where")
+    return (x,)
+
+
+def _compute_replace(
+    out: str, args: tuple[Buffer, ...], types: tuple[TensorType, ...], attrs: Attrs
+) -> tuple[Compute, ...]:
+    """Rows of the second tensor where the third is not 0, else of the first."""
+    x, other, where = args
+    return (define(out, types[0], "n h", lambda n, h: select(
+        wrap(0) < where[n], other[n, h], x[n, h])),)  # fmt: skip
+
+
+FLATTEN = Op("flatten", Kind.INJECTIVE, _infer_flatten, _compute_flatten)
+LEAD = Op("lead", Kind.INJECTIVE, _infer_lead, _compute_lead)
+REPLACE_ROWS = Op("replace_rows", Kind.INJECTIVE, _infer_replace, _compute_replace)
 ROW = Op("row", Kind.INJECTIVE, _infer_row, _compute_row)
 SLICE = Op("slice", Kind.INJECTIVE, _infer_slice, _compute_slice)
 TAKE = Op("take", Kind.INJECTIVE, _infer_take, _compute_take)

@@ -22,13 +22,14 @@ from sterna.kernels.attention import AttentionSpec, attention_split, attention_t
 from sterna.kernels.attention_alone import attention_alone
 from sterna.kernels.attention_groups import attention_split_groups, attention_tiles_groups
 from sterna.kernels.experts import ExpertSpec, grouped_experts
-from sterna.kernels.kv_cache import CacheLayout, StepIndex, kv_append, rope_append
+from sterna.kernels.kv_cache import LAYER, CacheLayout, StepIndex, kv_append, rope_append
 from sterna.ops import Kind, op
 from sterna.passes.lower import computes_of, inputs
 from sterna.schedule.apply import inline_into
 
 PIECE = 128  # cached tokens that attention takes as one piece, at least
 MOST_PIECES = 64
+_CACHE_DIMS = 5
 MOST_HEADS = 16  # query heads of a work item: what it keeps of each stays in a core's cache
 
 
@@ -77,7 +78,12 @@ def lower_opaque(function: Function, setting: Setting) -> Program:
         raise InvalidIR(f"operator {head.call.op} has no loop program")
     args = [known[a] for a in head.call.args]
     built = build(_Request(function.name, head, args, outs, setting))
-    func = PrimFunc(built.func.name, (), built.func.dims, _inline_movers(built.func.body, computes))
+    body, dims = _inline_movers(built.func.body, computes), built.func.dims
+    if any(len(a.shape) == _CACHE_DIMS and const_value(a.shape[1]) == 1 for a in args):
+        # A cache of one layer is that of every layer: what looks at an image keeps nothing.
+        body = simplify_stmt(substitute(body, {LAYER: wrap(0)}))
+        dims = tuple(d for d in dims if d is not LAYER)
+    func = PrimFunc(built.func.name, (), dims, body)
     values = {b: v for v, b in logical.items()} | {outs[o]: o for o in built.written}
     values |= {view: values[whole] for view, whole in built.views}
     kept = _buffers(func.body)

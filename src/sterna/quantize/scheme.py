@@ -17,7 +17,9 @@ from sterna.base.errors import UsageError
 
 Layout = Literal["NK", "KN"]
 Packing = Literal["word", "stream"]
-Kind = Literal["linear", "head", "embedding", "experts", "router", "norm", "bias", "exact"]
+Kind = Literal[
+    "linear", "head", "embedding", "experts", "router", "norm", "bias", "exact", "vision"
+]
 
 _WORD_BITS = 32
 
@@ -162,8 +164,13 @@ class Scheme:
         return self.bytes_for_32_weights * 8 / 32
 
     def quantizes(self, kind: Kind) -> bool:
-        """Whether a tensor of this kind of layer is packed; norms, biases and routers never are."""
-        if not self.is_quantized or kind in ("norm", "bias", "router", "exact"):
+        """Whether a tensor of this kind of layer is packed.
+
+        Norms, biases, routers and all that looks at images never are.
+        """
+        if not self.is_quantized or kind in (
+            "norm", "bias", "router", "exact", "vision",
+        ):  # fmt: skip
             return False
         return self.ends or kind not in ("embedding", "head")
 

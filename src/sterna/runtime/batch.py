@@ -11,20 +11,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sterna.base.artifact import ADAPTER_IDS, QUERY_TILE, Entry, Manifest
-from sterna.base.errors import RequestError
-from sterna.runtime.executable import Ints, StepInput
+from sterna.base.artifact import (
+    ADAPTER_IDS,
+    GIVEN,
+    IS_GIVEN,
+    PATCHES,
+    PREFILL_GIVEN,
+    QUERY_TILE,
+    SEE,
+    SIGHT_CACHE,
+    Entry,
+    Manifest,
+)
+from sterna.base.errors import ArtifactError, RequestError
+from sterna.runtime.executable import Floats, Ints, StepInput
+from sterna.runtime.memory import largest_shape
 
 INPUTS = (
     "tokens", "positions", "seq_ids", "seq_indptr", "page_indptr", "page_table", "logit_rows",
-    "tile_start", "tile_size", "tile_seq", "ends", ADAPTER_IDS,
+    "tile_start", "tile_size", "tile_seq", "ends", ADAPTER_IDS, GIVEN, IS_GIVEN, PATCHES, SIGHT_CACHE,
 )  # fmt: skip
+FLOATS = (GIVEN, PATCHES, SIGHT_CACHE)  # of these, those that are f32
 DIMS = ("n", "b", "p", "r", "t")
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Inputs by name, all int32 and one-dimensional, and the dims that they have.
+    """Inputs by name, all int32 and one-dimensional (floats by their bits), and their dims.
 
     `seq_ids` [n] is the sequence of each token; an encoder also takes `ends` [n], the position of
     that sequence's last token, a library with room for adapters their `adapter_ids` [n]. Tile i is
@@ -58,6 +71,7 @@ def prepare(batch: StepInput, manifest: Manifest, num_pages: int) -> Prepared:
     }
     if not manifest.model.causal:
         inputs["ends"] = np.repeat(_whole(batch), lengths)
+    inputs |= _given(batch, manifest)
     adapters = _adapters(batch, manifest)
     if adapters is not None:
         inputs[ADAPTER_IDS] = np.repeat(adapters, lengths)
@@ -69,6 +83,61 @@ def prepare(batch: StepInput, manifest: Manifest, num_pages: int) -> Prepared:
         "t": len(start),
     }
     return Prepared(inputs, dims)
+
+
+def prepare_sight(patches: Floats, manifest: Manifest) -> Prepared:
+    """The inputs of the entry point "see" for one image; RequestError for patches of other sizes.
+
+    All rows are one sequence that sees itself whole.
+    """
+    vision = manifest.vision
+    if vision is None:
+        raise RequestError("the model takes no images")
+    entry = manifest.entry(SEE)
+    width = largest_shape(next(b for b in entry.inputs if b.name == PATCHES), entry)[1]
+    if patches.shape != (vision.patches, width) or patches.dtype != np.float32:
+        raise RequestError(
+            f"an image must be float32[{vision.patches}, {width}], not "
+            f"{patches.dtype}{list(patches.shape)}"
+        )
+    n = vision.lead + vision.patches
+    rows = np.zeros((n, width), np.float32)
+    rows[vision.lead :] = patches
+    pages = -(-n // manifest.kv_cache.page_size)
+    indptr, whole = np.array([0, n], np.int32), np.array([n], np.int32)
+    start, size, seq = _tiles(indptr, whole, np.zeros(1, np.int32))
+    inputs = {
+        PATCHES: rows.ravel().view(np.int32),
+        SIGHT_CACHE: np.zeros(0, np.int32),  # written before it is read
+        "positions": np.arange(n, dtype=np.int32),
+        "seq_ids": np.zeros(n, np.int32),
+        "page_indptr": np.array([0, pages], np.int32),
+        "page_table": np.arange(pages, dtype=np.int32),
+        "tile_start": start,
+        "tile_size": size,
+        "tile_seq": seq,
+        "ends": np.full(n, n - 1, np.int32),
+    }
+    dims = {"n": n, "b": 1, "p": pages, "t": len(start)}
+    if any(not dim.lo <= dims.get(dim.name, -1) <= dim.hi for dim in entry.dims):
+        raise ArtifactError("the library's program for images is not made for images of its size")
+    return Prepared(inputs, dims)
+
+
+def _given(batch: StepInput, manifest: Manifest) -> dict[str, Ints]:
+    """Rows in place of embeddings, where a step has any."""
+    given, where, n = batch.given, batch.is_given, len(batch.tokens)
+    if given is None and where is None:
+        return {}
+    if manifest.vision is None:
+        raise RequestError("a step gives rows for tokens, and the model takes no images")
+    entry = manifest.entry(PREFILL_GIVEN)
+    width = largest_shape(next(b for b in entry.inputs if b.name == GIVEN), entry)[1]
+    if given is None or given.shape != (n, width) or given.dtype != np.float32:
+        raise RequestError(f"the given rows of a step must be float32[{n}, {width}]")
+    if where is None or where.shape != (n,) or where.dtype != np.int32:
+        raise RequestError(f"is_given of a step must be int32[{n}]")
+    return {GIVEN: np.ascontiguousarray(given).ravel().view(np.int32), IS_GIVEN: where}
 
 
 def _adapters(batch: StepInput, manifest: Manifest) -> Ints | None:
@@ -101,13 +170,15 @@ def _whole(batch: StepInput) -> Ints:
     return batch.positions[batch.seq_indptr[1:] - 1]
 
 
-def choose(entries: dict[str, Entry], dims: dict[str, int]) -> Entry:
+def choose(entries: dict[str, Entry], dims: dict[str, int], *, given: bool = False) -> Entry:
     """Decode if each sequence has one token, else verify, else prefill: the first that fits.
 
-    A library of an embedding model has one entry point, "embed".
+    A step with `given` rows has one entry point that takes it, "prefill_given"; a library of an
+    embedding model has one at all, "embed".
     """
     first = ("decode",) if dims["n"] == dims["b"] else ()
-    for name in (*first, "verify", "prefill", "embed"):
+    plain = (*first, "verify", "prefill", "embed")
+    for name in (PREFILL_GIVEN,) if given else plain:
         entry = entries.get(name)
         if entry and all(dim.lo <= dims[dim.name] <= dim.hi for dim in entry.dims):
             return entry

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.base.artifact import ABI, MANIFEST_MARK, Entry, Manifest, decode
+from sterna.base.artifact import ABI, MANIFEST_MARK, SEE, Entry, Manifest, decode
 from sterna.base.errors import (
     ArtifactError,
     DeviceError,
@@ -35,10 +35,10 @@ from sterna.base.errors import (
     UsageError,
 )
 from sterna.runtime import host
-from sterna.runtime.batch import choose, prepare
+from sterna.runtime.batch import Prepared, choose, prepare, prepare_sight
 from sterna.runtime.cpu_report import cpu_report
 from sterna.runtime.cpu_sampler import CpuSampler
-from sterna.runtime.executable import Ints, StepInput
+from sterna.runtime.executable import Floats, Ints, StepInput
 from sterna.runtime.library import check_loadable, manifest_bytes
 from sterna.runtime.memory import (
     SLACK,
@@ -66,7 +66,7 @@ class _Call:
     entry: Entry
     function: Any  # of ctypes: i32(pool, buffers, arena, dims)
     inputs: tuple[tuple[str, NDArray[np.int32]], ...]
-    logits: NDArray[np.float32]  # [r at most, vocab_size]
+    result: NDArray[np.float32]  # [rows at most, width]
     dims: NDArray[np.int64]
     pointers: NDArray[np.uint64]  # kept alive: C reads it
     addresses: tuple[int, int, int, int]
@@ -177,23 +177,36 @@ class CpuExecutable:
     def step(self, batch: StepInput) -> NDArray[np.float32]:
         """See Executable.step. RequestError for a batch that is malformed or too large."""
         prepared = prepare(batch, self._manifest, self._num_pages)
-        entry = choose(self._entries, prepared.dims)
+        entry = choose(self._entries, prepared.dims, given=batch.given is not None)
         with self._one_step:
-            self._check_open()
-            call = self._calls[entry.name]
-            for name, array in call.inputs:
-                values = prepared.inputs[name]
-                array[: len(values)] = values
-            call.dims[:] = [prepared.dims[dim.name] for dim in entry.dims]
-            self._team.begin()
-            try:
-                code = call.function(*call.addresses)
-            finally:
-                self._team.end()
-            self._logits = call.logits[: prepared.dims["r"]]
+            self._logits = self._run(entry, prepared)[: prepared.dims["r"]]
+        return self._logits
+
+    def see(self, patches: Floats) -> Floats:
+        """See Executable.see. RequestError for a model without images, or other sizes."""
+        prepared = prepare_sight(patches, self._manifest)
+        vision = self._manifest.vision
+        assert vision is not None, "prepare_sight refuses what takes no images"
+        with self._one_step:
+            rows = self._run(self._entries[SEE], prepared)
+            return rows[vision.dropped : prepared.dims["n"]].copy()
+
+    def _run(self, entry: Entry, prepared: Prepared) -> Floats:
+        """Call an entry point; its whole result, of which the first rows are this run's."""
+        self._check_open()
+        call = self._calls[entry.name]
+        for name, array in call.inputs:
+            values = prepared.inputs[name]
+            array[: len(values)] = values
+        call.dims[:] = [prepared.dims[dim.name] for dim in entry.dims]
+        self._team.begin()
+        try:
+            code = call.function(*call.addresses)
+        finally:
+            self._team.end()
         if code != 0:
             raise DeviceError(f"entry point {entry.name!r} failed with code {code}")
-        return self._logits
+        return call.result
 
     def sample(self, given: SampleInput) -> Ints:
         """See Executable.sample. RequestError for what no sampler can read."""
@@ -319,13 +332,13 @@ def _prepare_call(
     buffers = [io[buffer.name].ctypes.data for buffer in (*entry.inputs, *entry.outputs)]
     pointers = np.array([*buffers, *shared], dtype=np.uint64)
     dims = np.zeros(max(1, len(entry.dims)), dtype=np.int64)[: len(entry.dims)]
-    (logits,) = entry.outputs
-    shape = largest_shape(logits, entry)
+    (output,) = entry.outputs
+    shape = largest_shape(output, entry)
     return _Call(
         entry=entry,
         function=function,
         inputs=tuple((buffer.name, io[buffer.name].view(np.int32)) for buffer in entry.inputs),
-        logits=io[logits.name].view(np.float32)[: shape[0] * shape[1]].reshape(shape),
+        result=io[output.name].view(np.float32)[: shape[0] * shape[1]].reshape(shape),
         dims=dims,
         pointers=pointers,
         addresses=(ends[0], pointers.ctypes.data, ends[1], dims.ctypes.data),

@@ -17,6 +17,7 @@ from sterna.base.artifact import Manifest
 from sterna.runtime.sampling import SampleInput
 
 Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,8 @@ class StepInput:
     pages `page_table[page_indptr[s]:page_indptr[s+1]]`: position p lies in its page
     p // page_size. Pages must already cover every position of the step. Logits are computed for
     the tokens `logit_rows` only (indices into the n tokens, ascending). Sequence s goes through
-    adapter `adapters[s]`, -1 for none; None is none for all.
+    adapter `adapters[s]`, -1 for none; None is none for all. Where `is_given` is not 0, a token's
+    row of `given`, float32, stands for its embedding: what `Executable.see` made of an image.
     """
 
     tokens: Ints  # [n]
@@ -37,6 +39,8 @@ class StepInput:
     page_table: Ints  # [p]
     logit_rows: Ints  # [r]
     adapters: Ints | None = None  # [b]
+    given: Floats | None = None  # [n, hidden]; None: all tokens have their embeddings
+    is_given: Ints | None = None  # [n]; with `given`
 
 
 class Executable(Protocol):
@@ -56,6 +60,13 @@ class Executable(Protocol):
         An embedding model gives hidden states [r, hidden_size] instead.
 
         The array belongs to the executable and is overwritten by the next step.
+        """
+        ...
+
+    def see(self, patches: Floats) -> Floats:
+        """Rows [tokens, hidden] that stand for an image, of its patches [patches, width].
+
+        Nothing is kept; the array is the caller's. See base.artifact.Vision for the sizes.
         """
         ...
 

@@ -1,6 +1,6 @@
 """The null device: a model with no weights, for testing all that stands above a device.
 
-Every step really stores (token, position, adapter) in the page slots that the batch names, and each
+Every step really stores (token, position, adapter, given row) in the page slots that the batch names, and each
 logits row is a hash of the prefix read back through the page table. So a wrong page, a wrong
 position, a page shared or freed too early, or a token lost by preemption changes the output;
 a batch that breaks the protocol is refused. Slots that the manifest's sliding window has left are
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sterna.base.artifact import Manifest
 from sterna.base.errors import DeviceError
-from sterna.runtime.executable import Ints, StepInput
+from sterna.runtime.executable import Floats, Ints, StepInput
 from sterna.runtime.sampling import SampleInput, check_sample, sample_rows
 
 _Words = NDArray[np.uint64]
@@ -62,6 +62,15 @@ class NullExecutable:
         self._logits = words.astype(np.float32) * np.float32(8 / 2**24) + self._lift
         return self._logits
 
+    def see(self, patches: Floats) -> Floats:
+        """A row for each token that the manifest says an image takes, a hash of its patches."""
+        vision = self._manifest.vision
+        if vision is None:
+            raise DeviceError("the null model takes no images")
+        seen = _row_words(patches)
+        words = _mix(seen.sum() + np.arange(vision.tokens, dtype=np.uint64))
+        return (words >> np.uint64(40)).astype(np.float32)[:, None]
+
     def sample(self, given: SampleInput) -> Ints:
         """The meaning of a device's sampler, computed as it is defined."""
         check_sample(given, len(self._logits), self._manifest.model.vocab_size)
@@ -87,6 +96,9 @@ class NullExecutable:
         if batch.adapters is not None:
             own = np.repeat(batch.adapters + 1, np.diff(batch.seq_indptr)).astype(np.uint64)
             words[own > 0] ^= _mix(own[own > 0])
+        if batch.given is not None and batch.is_given is not None:
+            shown = batch.is_given != 0
+            words[shown] ^= _mix(_row_words(batch.given[shown]))
         self._slots[page, batch.positions % self._page_size] = words
 
     def _seen(self, batch: StepInput) -> _Words:
@@ -138,6 +150,13 @@ class NullExecutable:
         covered = np.diff(batch.page_indptr) * self._page_size
         _require(positions.min() >= 0 and (last < covered).all(), "cover of the pages", covered)
         _require(last.max() < self._manifest.model.context_window_size, "last position", last)
+
+
+def _row_words(rows: Floats) -> _Words:
+    """A hash of each row's bits."""
+    bits = np.ascontiguousarray(rows, np.float32).view(np.uint32).astype(np.uint64)
+    words: _Words = _mix(bits + np.arange(rows.shape[1], dtype=np.uint64)).sum(axis=1)
+    return words
 
 
 def _require(holds: object, what: str, found: object) -> None:

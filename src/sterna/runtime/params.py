@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.base.artifact import Manifest, Param
+from sterna.base.artifact import ROWS, SEE, Manifest, Param
 from sterna.base.dtype import dtype
 from sterna.base.errors import ArtifactError, MissingTensor, ShapeMismatch
-from sterna.runtime.batch import DIMS, INPUTS
+from sterna.runtime.batch import DIMS, FLOATS, INPUTS
 from sterna.runtime.memory import pack, packed_shape
 
 
@@ -30,10 +30,15 @@ class WeightReader(Protocol):
 def check_names(manifest: Manifest) -> None:
     """Inputs, outputs and dims of every entry are those a step can fill."""
     for entry in manifest.entries:
-        inputs = [b.name for b in entry.inputs if b.name not in INPUTS or b.dtype != "i32"]
+        inputs = [
+            b.name
+            for b in entry.inputs
+            if b.name not in INPUTS or b.dtype != ("f32" if b.name in FLOATS else "i32")
+        ]
         unknown = inputs + [dim.name for dim in entry.dims if dim.name not in DIMS]
         outputs = [(b.name, b.dtype, len(b.shape)) for b in entry.outputs]
         result = "logits" if manifest.model.pooling is None else "states"
+        result = ROWS if entry.name == SEE else result
         if unknown or outputs != [(result, "f32", 2)]:
             raise ArtifactError(
                 f"entry point {entry.name!r} wants inputs or gives outputs that this Sterna does "

@@ -18,13 +18,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.base.artifact import KV_CACHE, Buffer, Entry, Kernel, Launch, Manifest, Phase
+from sterna.base.artifact import KV_CACHE, SEE, Buffer, Entry, Kernel, Launch, Manifest, Phase
 from sterna.base.dtype import dtype
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, RequestError, UsageError
 from sterna.base.sizes import evaluate
-from sterna.runtime.batch import DIMS, choose, prepare
+from sterna.runtime.batch import DIMS, Prepared, choose, prepare, prepare_sight
 from sterna.runtime.bundle import Bundle, read_bundle
-from sterna.runtime.executable import Ints, StepInput
+from sterna.runtime.executable import Floats, Ints, StepInput
 from sterna.runtime.memory import MemoryPlan, check_fits, io_bytes, largest_shape, memory_plan
 from sterna.runtime.memory import packed_bytes as param_bytes
 from sterna.runtime.params import WeightReader, check_names, read_param
@@ -220,21 +220,33 @@ class GroupExecutable:
     def step(self, batch: StepInput) -> NDArray[np.float32]:
         """See Executable.step. RequestError for a batch that is malformed or too large."""
         prepared = prepare(batch, self._manifest, self._num_pages)
-        entry = choose(self._entries, prepared.dims)
+        entry = choose(self._entries, prepared.dims, given=batch.given is not None)
         with self._one_step:
-            self._check_open()
-            for buffer in entry.inputs:
-                values = prepared.inputs[buffer.name]
-                if len(values):
-                    self._device.write(self._io[buffer.name], values)
-            self._device.run(self._launches_of(entry, prepared.dims))
-            (output,) = entry.outputs
-            width = largest_shape(output, entry)[1]
-            logits = np.empty((prepared.dims["r"], width), np.float32)
-            if logits.size:
-                self._device.read(self._io[output.name], logits)
-            self._logits = logits
-        return logits
+            self._logits = self._run(entry, prepared, prepared.dims["r"])
+        return self._logits
+
+    def see(self, patches: Floats) -> Floats:
+        """See Executable.see. RequestError for a model without images, or other sizes."""
+        prepared = prepare_sight(patches, self._manifest)
+        vision = self._manifest.vision
+        assert vision is not None, "prepare_sight refuses what takes no images"
+        with self._one_step:
+            rows = self._run(self._entries[SEE], prepared, prepared.dims["n"])
+        return rows[vision.dropped :]
+
+    def _run(self, entry: Entry, prepared: Prepared, rows: int) -> Floats:
+        """Launch an entry point; the first `rows` of its result."""
+        self._check_open()
+        for buffer in entry.inputs:
+            values = prepared.inputs[buffer.name]
+            if len(values):
+                self._device.write(self._io[buffer.name], values)
+        self._device.run(self._launches_of(entry, prepared.dims))
+        (output,) = entry.outputs
+        result = np.empty((rows, largest_shape(output, entry)[1]), np.float32)
+        if result.size:
+            self._device.read(self._io[output.name], result)
+        return result
 
     def sample(self, given: SampleInput) -> Ints:
         """See Executable.sample; the host chooses, from the logits that it has read."""
