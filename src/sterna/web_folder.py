@@ -13,6 +13,7 @@ from math import ceil, prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from sterna import models
 from sterna.base.artifact import Manifest
 from sterna.base.dtype import dtype
 from sterna.base.errors import UsageError
@@ -31,7 +32,7 @@ from sterna.base.web import (
 )
 from sterna.checkpoint.beside import PartialFolder, carry_over, disk_errors, write_file
 from sterna.checkpoint.mlc import is_model_file
-from sterna.checkpoint.model_folder import open_model
+from sterna.checkpoint.model_folder import ModelFolder, open_model
 from sterna.checkpoint.tensor import TensorRef
 from sterna.compiler import CompileOptions, Progress, compile_model
 from sterna.runtime.library import read_manifest
@@ -58,6 +59,7 @@ def compile_folder(
     specs = packaged(target, output)
     opened = open_model(model)
     _check_output(opened.folder, output)
+    _refuse_images(opened)
     names = sorted(path.name for path in opened.folder.iterdir() if is_model_file(path.name))
     with TemporaryDirectory() as made, disk_errors(output):
         partial = PartialFolder(output)
@@ -84,6 +86,14 @@ def compile_folder(
             partial.discard()
             raise
     return index
+
+
+def _refuse_images(model: ModelFolder) -> None:
+    if models.family(model.config).read_config(model.config).vision is not None:
+        raise UsageError(
+            f"{model.model_type} models take images, which the package for browsers does not; "
+            "serve this model with `sterna serve`, or choose one of text alone"
+        )
 
 
 def packaged(target: Target, output: Path) -> tuple[str, ...]:

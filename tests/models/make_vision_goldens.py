@@ -16,6 +16,7 @@ import tiny_vision as vision
 import torch
 import transformers
 from numpy.typing import NDArray
+from PIL import Image
 
 # What files call a part that transformers 5 calls otherwise while it runs.
 ON_DISK = (
@@ -71,9 +72,17 @@ def golden(variant: str) -> dict[str, NDArray]:
     }
 
 
+def processed() -> NDArray:
+    """What CLIP's processor makes of the drawn pictures."""
+    processor = transformers.CLIPImageProcessorPil(**vision.PREPROCESSOR)
+    pictures = [Image.fromarray(drawn) for drawn in vision.drawn()]
+    return np.stack(processor(pictures, return_tensors="np")["pixel_values"])
+
+
 def main() -> None:
     torch.set_num_threads(1)
     vision.GOLDENS.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(vision.GOLDENS / "clip_processor.npz", pixels=processed())
     for variant in sys.argv[1:] or vision.VARIANTS:
         found = golden(variant)
         np.savez_compressed(vision.GOLDENS / f"{variant}.npz", **found)

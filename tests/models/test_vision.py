@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import tiny_families as tiny
 import tiny_vision as vision
-from test_family_schemes import CLOSE as NEAR
-from test_family_schemes import QUANTIZED, on_disk
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
 import compiled
+from test_family_schemes import CLOSE as NEAR
+from test_family_schemes import QUANTIZED, on_disk
 
 from sterna.base.errors import CheckpointError, RequestError, UnsupportedModel
 from sterna.models import family
@@ -108,3 +108,170 @@ def test_logits(model: tuple[str, CpuExecutable], chunk: int) -> None:
     gap = np.abs(found[list(vision.POSITIONS)] - vision.golden(variant).logits).max()
     assert gap < CLOSE
     assert found.tobytes() == logits(executable, len(PAGES) * 5).tobytes()
+
+
+def test_an_image_beside_a_text_changes_neither(model: tuple[str, CpuExecutable]) -> None:
+    _, executable = model
+    rows, size, count = seen(executable), executable.manifest.kv_cache.page_size, len(PAGES)
+    own = compiled.Part(vision.PROMPT[:22], 0, list(PAGES))
+    text = compiled.Part((1, 5, 7, 11, 40, 2, 9), 0, [p + count for p in PAGES])
+    size_of = [(vision.PLACES[0], 0)]
+    alone = [
+        executable.step(with_rows(compiled.step_input([own], size), size_of, rows[:1])).copy(),
+        executable.step(compiled.step_input([text], size)).copy(),
+    ]
+    both = compiled.step_input([text, own], size)
+    shifted = [(vision.PLACES[0] + len(text.tokens), 0)]
+    found = executable.step(with_rows(both, shifted, rows[:1]))
+    assert found[1].tobytes() == alone[0][0].tobytes()
+    assert found[0].tobytes() == alone[1][0].tobytes()
+
+
+def test_without_images_it_is_the_model_of_text(model: tuple[str, CpuExecutable]) -> None:
+    """The same tokens with rows that are their embeddings' would be: one program for both."""
+    _, executable = model
+    size = executable.manifest.kv_cache.page_size
+    batch = compiled.step_input([compiled.Part((1, 5, 7, 11, 40, 2, 9), 0, list(PAGES))], size)
+    plain = executable.step(batch).copy()
+    nothing = replace(batch, given=np.ones((7, 48), np.float32), is_given=np.zeros(7, np.int32))
+    assert executable.step(nothing).tobytes() == plain.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"given": None}, "given rows of a step"),
+        ({"given": np.ones((7, 47), np.float32)}, r"float32\[7, 48\]"),
+        ({"given": np.ones((7, 48), np.float64)}, r"float32\[7, 48\]"),
+        ({"is_given": np.ones(6, np.int32)}, r"is_given of a step must be int32\[7\]"),
+    ],
+)
+def test_given_rows_of_a_wrong_form(
+    model: tuple[str, CpuExecutable], change: dict[str, object], why: str
+) -> None:
+    _, executable = model
+    part = compiled.Part((1, 5, 7, 11, 40, 2, 9), 0, list(PAGES))
+    batch = compiled.step_input([part], executable.manifest.kv_cache.page_size)
+    good = {"given": np.ones((7, 48), np.float32), "is_given": np.ones(7, np.int32)}
+    with pytest.raises(RequestError, match=why):
+        executable.step(replace(batch, **{**good, **change}))
+
+
+@pytest.mark.parametrize("shape", [(15, 75), (16, 74), (16,), (0, 75)])
+def test_patches_of_a_wrong_form(model: tuple[str, CpuExecutable], shape: tuple[int, ...]) -> None:
+    with pytest.raises(RequestError, match=r"an image must be float32\[16, 75\]"):
+        model[1].see(np.zeros(shape, np.float32))
+
+
+def restored(variant: str, name: str) -> tiny.Weights:
+    """The weights that a reader of the quantized folder finds, as a checkpoint would hold them."""
+    found = {}
+    for weight in stored_weights(vision.VARIANTS[variant], scheme(name)):
+        for source, shape in zip(weight.sources, weight.source_shapes, strict=True):
+            values = tiny.draw(source, shape)
+            parts = quantize(values, weight.scheme, name=source)
+            parts = {part: on_disk(array) for part, array in parts.items()}
+            found[source] = dequantize(parts, weight.scheme, shape).astype(np.float32)
+    return found
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_every_scheme_leaves_what_looks_at_images_as_it_is(name: str) -> None:
+    stored = stored_weights(vision.LLAVA, scheme(name))
+    seen = [w for w in stored if w.name.startswith(("vision_tower.", "multi_modal_projector."))]
+    assert {w.scheme.name for w in seen} == {f"q0{scheme(name).compute}"}
+    read = [w for w in stored if w.kind == "linear"]
+    assert {w.scheme.name for w in read} == {name}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["q4f16_1", "q4bf16_1", "q8f16_1z"])
+def test_quantized_logits_are_those_of_the_restored_weights(name: str, tmp_path: Path) -> None:
+    found = []
+    for part, tensors, own in (
+        ("packed", weights("llava"), name),
+        ("plain", restored("llava", name), "q0f32"),
+    ):
+        executable = load(tmp_path / part, "llava", tensors, own)
+        kinds = {p.dtype for p in executable.manifest.params if "vision" in p.name}
+        assert kinds == {scheme(own).compute.name}  # what looks at images is never quantized
+        found.append(logits(executable, 40))
+        executable.close()
+    close = NEAR[scheme(name).compute.name]
+    assert np.abs(found[0] - found[1]).max() < close * found[1].std()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "why"),
+    [
+        ({"vision_config": None}, CheckpointError, "no vision_config"),
+        ({"text_config": "llama"}, CheckpointError, "no text_config"),
+        ({"vision_feature_layer": 4}, CheckpointError, "from -3 to 3"),
+        ({"vision_feature_layer": [-2, -5]}, CheckpointError, "vision_feature_layer"),
+        ({"vision_feature_select_strategy": "pooled"}, UnsupportedModel, "'default' or 'full'"),
+        ({"image_token_index": 64}, CheckpointError, "not one of the 64 tokens"),
+        ({"architectures": ["LlavaNextForConditionalGeneration"]}, UnsupportedModel, "LlavaNext"),
+        ({"image_grid_pinpoints": [[336, 672]]}, UnsupportedModel, "image_grid_pinpoints"),
+        ({"text_config": {"model_type": "mistral"}}, UnsupportedModel, "model_type 'mistral'"),
+        ({"vision_config": {"model_type": "siglip_vision_model"}}, UnsupportedModel, "siglip"),
+        ({"vision_config": {"hidden_size": 30}}, CheckpointError, "do not divide"),
+        ({"vision_config": {"patch_size": 500}}, CheckpointError, "more than its image_size"),
+        ({"vision_config": {"num_hidden_layers": 10**9}}, CheckpointError, "num_hidden_layers"),
+        ({"vision_config": {"attention_type": "x"}}, UnsupportedModel, "attention_type"),
+    ],
+)
+def test_configs_that_are_refused(
+    change: dict[str, object], error: type[Exception], why: str
+) -> None:
+    with pytest.raises(error, match=why):
+        family(vision.LLAVA).read_config({**vision.LLAVA, **change})
+
+
+def test_the_published_config_builds_with_the_checkpoints_names() -> None:
+    """config.json of llava-1.5-7b-hf, which leaves out what is usual."""
+    config = {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        "ignore_index": -100,
+        "image_token_index": 32000,
+        "pad_token_id": 32001,
+        "projector_hidden_act": "gelu",
+        "text_config": {
+            "_name_or_path": "lmsys/vicuna-7b-v1.5",
+            "architectures": ["LlamaForCausalLM"],
+            "max_position_embeddings": 4096,
+            "model_type": "llama",
+            "rms_norm_eps": 1e-05,
+            "torch_dtype": "float16",
+            "vocab_size": 32064,
+        },
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "vision_config": {
+            "hidden_size": 1024,
+            "image_size": 336,
+            "intermediate_size": 4096,
+            "model_type": "clip_vision_model",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "patch_size": 14,
+            "projection_dim": 768,
+            "vocab_size": 32000,
+        },
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+    }
+    shapes = {
+        name: shape
+        for weight in stored_weights(config, scheme("q4f16_1"))
+        for name, shape in zip(weight.sources, weight.source_shapes, strict=True)
+    }
+    tower = "vision_tower.vision_model"
+    assert shapes[f"{tower}.embeddings.patch_embedding.weight"] == (1024, 3, 14, 14)
+    assert shapes[f"{tower}.embeddings.position_embedding.weight"] == (577, 1024)
+    assert shapes[f"{tower}.pre_layrnorm.bias"] == (1024,)
+    assert shapes[f"{tower}.encoder.layers.22.self_attn.out_proj.weight"] == (1024, 1024)
+    assert f"{tower}.encoder.layers.23.mlp.fc1.weight" not in shapes
+    assert shapes["multi_modal_projector.linear_1.weight"] == (4096, 1024)
+    assert shapes["language_model.model.layers.31.mlp.down_proj.weight"] == (4096, 11008)
+    assert shapes["language_model.lm_head.weight"] == (32064, 4096)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.float32]
 
 GOLDENS = Path(__file__).parent / "goldens" / "vision"
-SIZE, PATCH, IMAGE_TOKEN = 20, 5, 3
+SIZE, PATCH, IMAGE_TOKEN = 20, 5, 63
 TOKENS = (SIZE // PATCH) ** 2  # of a prompt that an image takes
 PROMPT = (1, 9, *(IMAGE_TOKEN,) * TOKENS, 33, 12, *(IMAGE_TOKEN,) * TOKENS, 20, 7, 44, 5)
 PLACES = (2, 4 + TOKENS)  # of the images
@@ -59,6 +59,38 @@ class Golden:
 def golden(variant: str) -> Golden:
     with np.load(GOLDENS / f"{variant}.npz") as stored:
         return Golden(stored["logits"], stored["rows"], int(stored["weights_crc32"]))
+
+
+# As a checkpoint's preprocessor_config.json has it.
+PREPROCESSOR: dict[str, object] = {
+    "crop_size": {"height": SIZE, "width": SIZE},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_processor_type": "CLIPImageProcessor",
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": SIZE},
+}
+
+
+def drawn() -> list[NDArray[np.uint8]]:
+    """Pictures [height, width, 3]: lying, standing, small, square, of odd sizes."""
+    sizes = [(57, 83), (90, 41), (7, 13), (20, 20), (64, 64)]
+    return [
+        np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8)
+        for i, size in enumerate(sizes)
+    ]
+
+
+def prepared() -> list[Pixels]:
+    """What transformers' processor made of those, [3, SIZE, SIZE] each."""
+    with np.load(GOLDENS / "clip_processor.npz") as stored:
+        return list(stored["pixels"])
 
 
 def images() -> list[Pixels]:

@@ -51,7 +51,25 @@ class TextPart(_Part):
     text: str
 
 
+class ImageUrl(_Part):
+    """The image itself, as data:image/png;base64,...: nothing is fetched."""
+
+    url: str
+    detail: Literal["auto"] | None = None  # a model looks at each image in its own way
+
+
+class ImagePart(_Part, tag_field="type", tag="image_url"):
+    image_url: ImageUrl
+
+
+class TaggedText(_Part, tag_field="type", tag="text"):
+    """A TextPart among images."""
+
+    text: str
+
+
 Text = str | list[TextPart]
+Content = str | list[TaggedText | ImagePart]
 
 
 class FunctionArguments(_Part):
@@ -80,7 +98,7 @@ class DeveloperMessage(_Part, tag_field="role", tag="developer"):
 
 
 class UserMessage(_Part, tag_field="role", tag="user"):
-    content: Text
+    content: Content
     name: str | None = None
 
 

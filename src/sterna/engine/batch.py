@@ -6,13 +6,15 @@ Knows nothing of why the scheduler chose these tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from sterna.engine.limits import Limits
+from sterna.engine.pictures import Picture
 from sterna.engine.request import GONE, Sequence
-from sterna.runtime.executable import Ints, StepInput
+from sterna.runtime.executable import Floats, Ints, StepInput
 
 
 @dataclass(slots=True)  # not frozen: one is made for each token, and that takes thrice as long
@@ -32,6 +34,12 @@ class Piece:
     def size(self) -> int:
         """Tokens in the step."""
         return self.count + len(self.draft)
+
+    def pictures(self) -> list[Picture]:
+        """Those of which it runs tokens."""
+        first = self.sequence.cached
+        shown = self.sequence.pictures
+        return [p for p in shown if p.start < first + self.count and first < p.end]
 
     @property
     def rows(self) -> int:
@@ -63,6 +71,11 @@ class Batch:
             for p in self.pieces
             if p.count > 1 or p.sequence.cached < p.sequence.prompt_length
         )
+
+    def unseen(self) -> Iterator[Picture]:
+        """The images it needs that nobody has looked at: they were in no page that was found."""
+        for piece in self.pieces if any(p.sequence.pictures for p in self.pieces) else ():
+            yield from (picture for picture in piece.pictures() if picture.rows is None)
 
     @property
     def draft_tokens(self) -> int:
@@ -107,6 +120,7 @@ class StepArrays:
             page_indptr.append(len(pages))
         if not rows:  # programs are compiled for one row or more; nobody looks at this one
             rows = [len(tokens) - 1]
+        given, is_given = _given(batch, len(tokens))
         return StepInput(
             tokens=_put(self._tokens, tokens),
             positions=_put(self._positions, positions),
@@ -115,7 +129,30 @@ class StepArrays:
             page_table=_put(self._page_table, pages),
             logit_rows=_put(self._logit_rows, rows),
             adapters=_put(self._adapters, [piece.sequence.adapter for piece in batch.pieces]),
+            given=given,
+            is_given=is_given,
         )
+
+
+def _given(batch: Batch, count: int) -> tuple[Floats | None, Ints | None]:
+    """Rows of images in place of embeddings; nothing where the step has none."""
+    given: Floats | None = None
+    where = np.zeros(count, np.int32)
+    at = 0
+    for piece in batch.pieces if any(p.sequence.pictures for p in batch.pieces) else ():
+        first = piece.sequence.cached
+        for picture in piece.pictures():
+            rows = picture.rows
+            assert rows is not None, "an image that nobody looked at"
+            if given is None:
+                given = np.zeros((count, rows.shape[1]), np.float32)
+            low, high = max(picture.start, first), min(picture.end, first + piece.count)
+            given[at + low - first : at + high - first] = rows[
+                low - picture.start : high - picture.start
+            ]
+            where[at + low - first : at + high - first] = 1
+        at += piece.size
+    return (None, None) if given is None else (given, where)
 
 
 def _put(array: Ints, values: list[int]) -> Ints:

@@ -204,7 +204,10 @@ class Core:
     def _start(self, request: Request) -> None:
         for index in range(request.ask.options.n):
             prompt = list(request.ask.prompt)
-            sequence = Sequence(next(self._numbers), prompt, len(prompt), request.ask.adapter)
+            ask, number = request.ask, next(self._numbers)
+            sequence = Sequence(
+                number, prompt, len(prompt), ask.adapter, ask.pictures, ask.spelling
+            )
             answer = Answer(request, index, sequence, self._parts)
             request.answers.append(answer)
             self._answers[sequence.number] = self._new[sequence.number] = answer
@@ -251,6 +254,8 @@ class Core:
         executable = self._parts.executable
         for source, destination in batch.copies:
             executable.copy_page(source, destination)
+        for picture in batch.unseen():
+            picture.rows = executable.see(picture.patches)
         return executable.step(self._arrays.fill(batch))[:, : self._parts.vocabulary]
 
     def _sample(self, batch: Batch, logits: Logits, now: float) -> None:

@@ -31,6 +31,7 @@ from sterna.engine.mailbox import Mailboxes
 from sterna.engine.metrics import Histogram, Histograms
 from sterna.engine.options import EngineOptions, Mode, SamplingOptions, Speculative
 from sterna.engine.parts import Parts
+from sterna.engine.pictures import readable
 from sterna.engine.prefix import Divergence
 from sterna.engine.prefix_store import PrefixStore
 from sterna.engine.prepare import Job, Message, Prompt
@@ -222,7 +223,12 @@ class _Model:
         else:
             raise RequestError("there is nothing to explain; give a prompt or messages")
         ask = job.asks[0]
-        return self._core.call(lambda: self._core.scheduler.prefix.explain(ask.prompt, ask.adapter))
+        asked = ask.spelling or ask.prompt
+        found = self._core.call(lambda: self._core.scheduler.prefix.explain(asked, ask.adapter))
+        if (images := self._parts.images) is None:
+            return found
+        prompt, known = (readable(t, images.vision) for t in (found.prompt, found.known))
+        return replace(found, prompt=prompt, known=known)
 
     def start_trace(self) -> None:
         """Note every step from now on, until `stop_trace`; a trace that is on begins anew."""

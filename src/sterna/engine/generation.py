@@ -14,6 +14,7 @@ from sterna.engine.api import FinishReason, Timings
 from sterna.engine.grammar import Grammar
 from sterna.engine.options import SamplingOptions
 from sterna.engine.parts import Parts
+from sterna.engine.pictures import Picture
 from sterna.engine.prefix import NO_ADAPTER
 from sterna.engine.request import Sequence
 from sterna.engine.sampler import History, Sample, Wanted, orders
@@ -57,7 +58,8 @@ class Ask:
     """One prompt with all that decides its answers; `seed` is drawn if the options have none.
 
     `first_choice` numbers the answers when one call has several prompts; `shown` are special
-    tokens that are part of an answer's text. `adapter` is the number of a loaded one.
+    tokens that are part of an answer's text. `adapter` is the number of a loaded one; `pictures`
+    and `spelling` are those of `pictures.Shown`.
     """
 
     prompt: tuple[int, ...]
@@ -67,6 +69,8 @@ class Ask:
     grammar: Grammar | None = None
     shown: frozenset[int] = frozenset()
     adapter: int = NO_ADAPTER
+    pictures: tuple[Picture, ...] = ()
+    spelling: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from sterna.base.version import file_state
 from sterna.engine.chat_config import ChatConfig, check_library, read_chat_config
 from sterna.engine.draft_model import DraftModel
 from sterna.engine.fingerprint import system_fingerprint
+from sterna.engine.image_reader import ImageReader
 from sterna.engine.limits import Limits, draft_limits, embedding_limits, plan
 from sterna.engine.null_model import NULL, null_manifest, null_parts
 from sterna.engine.options import EngineOptions, KVDtype
@@ -31,6 +32,7 @@ from sterna.runtime.memory import memory_plan, pages_that_fit
 from sterna.runtime.packed import layout, worth_keeping
 from sterna.runtime.params import WeightReader
 from sterna.text.chat_template import ChatTemplate
+from sterna.text.parts_template import readable
 from sterna.text.tokenizer import Tokenizer
 
 _LOG = logging.getLogger("sterna")
@@ -81,7 +83,7 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
             "/v1/embeddings, or load it as sterna.Embedder"
         )
     tokenizer = Tokenizer.load(located.folder)
-    template = ChatTemplate.load(located.folder)
+    template = readable(ChatTemplate.load(located.folder))
     device, index = choose_device(located.device, manifest)
     guesser = None if draft is None else read_manifest(draft.library)
     memory = _memory(options, device.available_memory(index))
@@ -100,7 +102,12 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
         conv_template=config.conv_template,
         fingerprint=system_fingerprint(identity(located)),
         adapters={name: number for number, name in enumerate(located.adapters)},
+        images=_image_reader(located.folder, manifest),
     )
+
+
+def _image_reader(folder: Path, manifest: Manifest) -> ImageReader | None:
+    return None if manifest.vision is None else ImageReader.load(folder, manifest.vision)
 
 
 def embeds(located: Located) -> bool:

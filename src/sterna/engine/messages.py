@@ -43,7 +43,7 @@ def _message(index: int, message: ask.Message, syntax: ToolSyntax, names: dict[s
         case ask.SystemMessage() | ask.DeveloperMessage():
             return _named(message, {"role": "system", "content": _text(message.content)})
         case ask.UserMessage():
-            return _named(message, {"role": "user", "content": _text(message.content)})
+            return _named(message, {"role": "user", "content": _content(message.content)})
         case ask.AssistantMessage():
             names |= {call.id: call.function.name for call in message.tool_calls or ()}
             return _named(message, _assistant(index, message, syntax))
@@ -117,10 +117,17 @@ def _with_tools(
     role = "system" if dialect.has_system else "user"
     for message in messages:
         if message["role"] == role:
-            parts = [message["content"], described]
-            message["content"] = "\n\n".join(parts if role == "system" else reversed(parts))
+            message["content"] = _joined(message["content"], described, last=role == "system")
             return messages
     return [{"role": role, "content": described}, *messages]
+
+
+def _joined(content: str | list[Plain], added: str, *, last: bool) -> str | list[Plain]:
+    """A message's content with a paragraph more, before it or behind."""
+    if isinstance(content, str):
+        return "\n\n".join([content, added] if last else [added, content])
+    text = {"type": "text", "text": f"\n\n{added}" if last else f"{added}\n\n"}
+    return [*content, text] if last else [text, *content]
 
 
 def _described(tools: Sequence[ask.FunctionDefinition]) -> str:
@@ -137,6 +144,31 @@ def _described(tools: Sequence[ask.FunctionDefinition]) -> str:
 
 def _text(content: ask.Text) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+def _content(content: ask.Content) -> str | list[Plain]:
+    """Text, or the parts of a message with images, of which templates see the places alone."""
+    if isinstance(content, str):
+        return content
+    if not any(isinstance(part, ask.ImagePart) for part in content):
+        return "".join(part.text for part in content if isinstance(part, ask.TaggedText))
+    return [
+        {"type": "image"}
+        if isinstance(part, ask.ImagePart)
+        else {"type": "text", "text": part.text}
+        for part in content
+    ]
+
+
+def image_urls(messages: Sequence[ask.Message]) -> dict[str, str]:
+    """The images of a conversation in order, by the names of their fields."""
+    return {
+        f"messages[{i}].content[{j}].image_url.url": part.image_url.url
+        for i, message in enumerate(messages)
+        if isinstance(message, ask.UserMessage) and not isinstance(message.content, str)
+        for j, part in enumerate(message.content)
+        if isinstance(part, ask.ImagePart)
+    }
 
 
 def _named(message: ask.Message, plain: Plain) -> Plain:

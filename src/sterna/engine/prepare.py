@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeGuard, TypeVar
 
 from sterna.base.errors import RequestError
@@ -34,9 +34,12 @@ from sterna.engine.assemble import (
 from sterna.engine.chat_prompt import chat_prompt
 from sterna.engine.generation import Ask
 from sterna.engine.grammar import Grammar
+from sterna.engine.image_reader import MAX_IMAGES, Floats, check_library
+from sterna.engine.messages import image_urls
 from sterna.engine.offer import Offer, offer_of
 from sterna.engine.options import SamplingOptions, override
 from sterna.engine.parts import Parts
+from sterna.engine.pictures import Shown, with_pictures
 from sterna.engine.prefix import NO_ADAPTER
 from sterna.engine.reasoning import Start
 from sterna.engine.tool_syntax import ToolSyntax
@@ -44,7 +47,7 @@ from sterna.engine.tool_syntax import ToolSyntax
 T = TypeVar("T")
 MAX_ANSWERS = 1024  # to one request
 _LIGHT = 4096  # characters, or values
-_CONSTRAINED = frozenset({"tools", "response_format"})
+_HEAVY = frozenset({"tools", "response_format", "image_url"})
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]
 
@@ -67,7 +70,7 @@ def is_light(given: object) -> bool:
         if kind is str:
             left -= len(value)
         elif kind is dict:
-            if not _CONSTRAINED.isdisjoint(value):
+            if not _HEAVY.isdisjoint(value):
                 return False
             values += value.values()
         elif kind is list or kind is tuple:
@@ -80,7 +83,35 @@ def is_light(given: object) -> bool:
 def chat_ids(parts: Parts, messages: Sequence[Message], tools: Sequence[Any] | None) -> list[int]:
     """The prompt that a conversation becomes."""
     request = read_chat({"messages": messages, "tools": tools})
-    return chat_prompt(parts, request, offer_of(request))[0]
+    return _shown_prompt(parts, request, offer_of(request))[0].ids
+
+
+def _shown_prompt(parts: Parts, request: ChatFields, offer: Offer | None) -> tuple[Shown, Start]:
+    """The prompt with what its images become."""
+    urls = image_urls(request.messages)
+    images = read_images(parts, urls)
+    ids, start = chat_prompt(parts, request, offer)
+    vision = None if parts.images is None else parts.images.vision
+    return with_pictures(ids, images, vision, parts.model_name), start
+
+
+def read_images(parts: Parts, urls: Mapping[str, str]) -> list[Floats]:
+    """The patches of images by the names of their fields; RequestError for a model of text."""
+    if not urls:
+        return []
+    first = next(iter(urls))
+    if parts.images is None:
+        raise RequestError(
+            f"{first} is an image, and {parts.model_name} reads text alone; leave images out or "
+            "choose a model that takes them",
+            first,
+        )
+    if len(urls) > MAX_IMAGES:
+        raise RequestError(
+            f"the request has {len(urls)} images, possible are up to {MAX_IMAGES}", "messages"
+        )
+    check_library()
+    return [parts.images.read(url, where) for where, url in urls.items()]
 
 
 def chat_job(
@@ -122,7 +153,7 @@ def completion_job(
         )
     echo = _echo(parts, prompts, request, options)
     grammar = _format_grammar(parts, request.response_format, Start.SPEECH)
-    ids = [_ids(parts, one) for one in prompts]
+    ids = [_without_images(parts, _ids(parts, one)) for one in prompts]
     reply = _reply(parts, "cmpl", ids, request, options, echo=echo)
     asks = _asks(parts, reply, options, grammar)
     return Job(asks, CompletionChunks(reply) if stream else WholeCompletion(reply))
@@ -139,14 +170,17 @@ def _chat(parts: Parts, request: ChatFields) -> tuple[Reply, tuple[Ask, ...]]:
     """Render the messages with the model's own template."""
     offer = offer_of(request)
     options = _options(parts, request)
-    ids, start = chat_prompt(parts, request, offer)
+    prompt, start = _shown_prompt(parts, request, offer)
+    ids = prompt.ids
     grammar, shown = _format_grammar(parts, request.response_format, start), frozenset[int]()
     if offer is not None:
         grammar = _tools_grammar(parts, request.response_format, offer, start)
         shown = _shown(parts)
     tools = None if offer is None else parts.dialect.tools
     reply = _reply(parts, "chatcmpl", [ids], request, options, start=start, tools=tools)
-    return reply, _asks(parts, reply, options, grammar, shown)
+    asks = _asks(parts, reply, options, grammar, shown)
+    seen = (replace(a, pictures=prompt.pictures, spelling=prompt.spelling) for a in asks)
+    return reply, tuple(seen)
 
 
 def _format_grammar(parts: Parts, form: ResponseFormat | None, start: Start) -> Grammar | None:
@@ -282,6 +316,18 @@ def _prompts(prompt: Prompt) -> list[str | Sequence[int]]:
 
 def _is_ids(value: object) -> TypeGuard[Sequence[int]]:
     return isinstance(value, list | tuple) and all(type(token) is int for token in value)
+
+
+def _without_images(parts: Parts, ids: Sequence[int]) -> Sequence[int]:
+    """The prompt, which must not have the place of an image."""
+    vision = None if parts.images is None else parts.images.vision
+    if vision is not None and vision.image_token in ids:
+        raise RequestError(
+            f"the prompt has token {vision.image_token}, which is the place of an image; images go "
+            "with chat completions, as parts of type image_url",
+            "prompt",
+        )
+    return ids
 
 
 def _ids(parts: Parts, prompt: str | Sequence[int]) -> Sequence[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from sterna.engine.pictures import Picture
 from sterna.engine.prefix import NO_ADAPTER, Node
 
 GONE = -1  # in `pages`: given back, because a sliding window has left it
@@ -25,13 +26,16 @@ class Sequence:
     """One answer being written.
 
     `number` is the order of arrival. The first `cached` tokens have keys and values in `pages`;
-    the first `published` pages are in the prefix cache, the last of them as `node`.
+    the first `published` pages are in the prefix cache, the last of them as `node`. `spelling` is
+    the prompt as the prefix cache knows it where that is not its tokens: it has `pictures`.
     """
 
     number: int
     tokens: list[int]  # prompt, then answer
     prompt_length: int
     adapter: int = NO_ADAPTER
+    pictures: tuple[Picture, ...] = ()
+    spelling: tuple[int, ...] = ()
     phase: Phase = Phase.WAITING
     cached: int = 0
     pages: list[int] = field(default_factory=list)
@@ -47,6 +51,13 @@ class Sequence:
     def pending(self) -> int:
         """Tokens the model has not seen: 1 while decoding, more while prefilling."""
         return len(self.tokens) - self.cached
+
+    @property
+    def spelled(self) -> list[int]:
+        """All tokens as the prefix cache knows them."""
+        if not self.spelling:
+            return self.tokens
+        return [*self.spelling, *self.tokens[len(self.spelling) :]]
 
     @property
     def output_length(self) -> int:

@@ -254,7 +254,7 @@ class Scheduler:
         """What is cached of a sequence. One token stays to be computed, for its logits."""
         if not self._caches:
             return _NOTHING
-        return self.prefix.match(sequence.tokens, len(sequence.tokens) - 1, sequence.adapter)
+        return self.prefix.match(sequence.spelled, len(sequence.tokens) - 1, sequence.adapter)
 
     def _is_coming(self, sequence: Sequence, match: Match) -> bool:
         """Whether a prompt being prefilled will fill the next page of this sequence too."""
@@ -266,7 +266,7 @@ class Scheduler:
             and other.node is not None
             and other.adapter == sequence.adapter
             and other.cached < end <= len(other.tokens)
-            and other.tokens[:end] == sequence.tokens[:end]
+            and other.spelled[:end] == sequence.spelled[:end]
             for other in self.running
         )
 
@@ -298,7 +298,7 @@ class Scheduler:
         while sequence.published < sequence.cached // size:
             assert sequence.node is not None, "it publishes"
             at = sequence.published
-            tokens = tuple(sequence.tokens[at * size : (at + 1) * size])
+            tokens = tuple(sequence.spelled[at * size : (at + 1) * size])
             own = sequence.pages[at]
             node = self.prefix.insert(sequence.node, tokens, own)
             assert node is not None, "a full page is always put into the cache"
@@ -313,7 +313,7 @@ class Scheduler:
         if sequence.node is None:
             return
         at = sequence.published
-        rest = tuple(sequence.tokens[at * self.limits.page_size : sequence.cached])
+        rest = tuple(sequence.spelled[at * self.limits.page_size : sequence.cached])
         if rest:
             self.prefix.insert(sequence.node, rest, sequence.pages[at])
         self.prefix.use(sequence.node.path())
@@ -339,7 +339,7 @@ class Scheduler:
         assert [node.page for node in path] == sequence.pages[: len(path)], "published pages"
         assert len(path) == sequence.published, "published pages are miscounted"
         spelled = [token for node in path for token in node.tokens]
-        assert spelled == sequence.tokens[: len(spelled)], "published tokens"
+        assert spelled == sequence.spelled[: len(spelled)], "published tokens"
 
 
 def _held(sequence: Sequence) -> list[int]:

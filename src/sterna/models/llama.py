@@ -5,6 +5,8 @@ Pre-norm layers of grouped-query attention with rotary embedding and a SwiGLU fe
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from sterna.models.config import DecoderConfig, Fields, LayerKind
 from sterna.models.family import Family
 
@@ -13,7 +15,7 @@ class Llama(Family):
     """Llama itself; the config may ask for biases of attention and of the feed-forward layer."""
 
     MODEL_TYPES = ("llama",)
-    ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+    ARCHITECTURES: ClassVar[tuple[str, ...]] = ("LlamaForCausalLM", "MistralForCausalLM")
     KEYS = "rms_norm_eps attention_bias mlp_bias sliding_window attention_sink_size"
 
     @classmethod

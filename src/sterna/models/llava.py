@@ -16,6 +16,7 @@ from sterna.models.config import MAX_LAYERS, Config, DecoderConfig, Fields
 from sterna.models.family import Names
 from sterna.models.llama import Llama
 from sterna.nn.attention import Attention, AttentionOptions
+from sterna.nn.decoder import DecoderLayer
 from sterna.nn.layers import PreNormLayer
 from sterna.nn.linear import Linear
 from sterna.nn.mlp import MLP
@@ -102,7 +103,7 @@ class Llava(Llama):
     def sight(cls, c: DecoderConfig, dtype: DType) -> Sight | None:
         o = c.vision
         assert o is not None, "read_config reads the tower"
-        layers = Layers([_layer(o, dtype)], [0] * o.layers)
+        layers: Layers[DecoderLayer] = Layers([_layer(o, dtype)], [0] * o.layers)
         norm = LayerNorm(o.hidden_size, o.norm_eps, dtype)
         tower = Tower(PatchEmbeddings(o, dtype), norm, layers)
         return Sight(tower, Projector(o, c.hidden_size, dtype), o, cls.SIGHT_NAMES)

@@ -20,9 +20,9 @@ class Parameter:
     """A weight of `shape` stored as `dtype`.
 
     `kind` is "linear", "experts", "router", "embedding", "head", "norm", "bias", "vision" for
-    matrices that look at images, or "exact" for what is float32 in every scheme; `stack` is the number of matrices that checkpoints hold for it,
-    one for each expert; `path` its full name, with "{i}" for the layer index, set when the model is
-    complete.
+    matrices that look at images, or "exact" for what is float32 in every scheme; `stack` is the
+    number of matrices that checkpoints hold for it, one for each expert; `path` its full name, with
+    "{i}" for the layer index, set when the model is complete.
     """
 
     shape: tuple[int, ...]

@@ -14,8 +14,8 @@ from sterna.base.artifact import PATCHES, SIGHT_CACHE
 from sterna.base.dtype import F32, I32, DType
 from sterna.ir.expr import Var
 from sterna.ir.graph import IRModule
-from sterna.nn.decoder import DecoderLayer, trace_layers
 from sterna.nn.attention import Step
+from sterna.nn.decoder import DecoderLayer, trace_layers
 from sterna.nn.linear import Embedding
 from sterna.nn.module import Layers, Module, Parameter
 from sterna.nn.norm import Norm
@@ -142,7 +142,8 @@ def trace_sight(sight: Sight, page_size: int) -> IRModule:
         "positions": (n,), "seq_ids": (n,), "page_indptr": (b + 1,), "page_table": (p,),
         "tile_start": (t,), "tile_size": (t,), "tile_seq": (t,), "ends": (n,),
     }  # fmt: skip
-    step = Step(**{name: main.param(name, shape, I32) for name, shape in shapes.items()})
+    index = {name: main.param(name, dims, I32) for name, dims in shapes.items()}
+    step = Step(**index)  # type: ignore[arg-type]  # the rest has defaults
     x = sight.tower.norm(sight.tower.embeddings(patches, step.positions))
     x, cache, functions = trace_layers(main, sight.tower.layers, x, cache, step)
     projected = sight.projector(x)  # type: ignore[operator]

@@ -1,8 +1,8 @@
 """Functions of one element: activations, and what logits and embeddings are bent or scaled by.
 
 All compute in f32. Sources: Hendrycks and Gimpel 2016, "Gaussian Error Linear Units"
-(arXiv:1606.08415), with its approximations by tanh and sigmoid; Abramowitz and Stegun 1964, formula 7.1.26, for
-erf (its error is at most 1.5e-7, as large as f32's own rounding near 1).
+(arXiv:1606.08415), with its approximations by tanh and sigmoid; Abramowitz and Stegun 1964, formula
+7.1.26, for erf (its error is at most 1.5e-7, as large as f32's own rounding near 1).
 """
 
 from __future__ import annotations

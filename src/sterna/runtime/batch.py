@@ -29,7 +29,8 @@ from sterna.runtime.memory import largest_shape
 
 INPUTS = (
     "tokens", "positions", "seq_ids", "seq_indptr", "page_indptr", "page_table", "logit_rows",
-    "tile_start", "tile_size", "tile_seq", "ends", ADAPTER_IDS, GIVEN, IS_GIVEN, PATCHES, SIGHT_CACHE,
+    "tile_start", "tile_size", "tile_seq", "ends", ADAPTER_IDS, GIVEN, IS_GIVEN,
+    PATCHES, SIGHT_CACHE,
 )  # fmt: skip
 FLOATS = (GIVEN, PATCHES, SIGHT_CACHE)  # of these, those that are f32
 DIMS = ("n", "b", "p", "r", "t")

@@ -1,10 +1,10 @@
 """The null device: a model with no weights, for testing all that stands above a device.
 
-Every step really stores (token, position, adapter, given row) in the page slots that the batch names, and each
-logits row is a hash of the prefix read back through the page table. So a wrong page, a wrong
-position, a page shared or freed too early, or a token lost by preemption changes the output;
-a batch that breaks the protocol is refused. Slots that the manifest's sliding window has left are
-read and not used. It knows nothing of engines or schedulers.
+Every step really stores (token, position, adapter, given row) in the page slots that the batch
+names, and each logits row is a hash of the prefix read back through the page table. So a wrong
+page, a wrong position, a page shared or freed too early, or a token lost by preemption changes the
+output; a batch that breaks the protocol is refused. Slots that the manifest's sliding window has
+left are read and not used. It knows nothing of engines or schedulers.
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ class NullExecutable:
         vision = self._manifest.vision
         if vision is None:
             raise DeviceError("the null model takes no images")
-        seen = _row_words(patches)
-        words = _mix(seen.sum() + np.arange(vision.tokens, dtype=np.uint64))
+        seen: _Words = np.full(vision.tokens, _row_words(patches).sum(), np.uint64)
+        seen += np.arange(vision.tokens, dtype=np.uint64)
+        words = _mix(seen)
         return (words >> np.uint64(40)).astype(np.float32)[:, None]
 
     def sample(self, given: SampleInput) -> Ints:
@@ -154,8 +155,9 @@ class NullExecutable:
 
 def _row_words(rows: Floats) -> _Words:
     """A hash of each row's bits."""
-    bits = np.ascontiguousarray(rows, np.float32).view(np.uint32).astype(np.uint64)
-    words: _Words = _mix(bits + np.arange(rows.shape[1], dtype=np.uint64)).sum(axis=1)
+    bits: _Words = np.ascontiguousarray(rows, np.float32).view(np.uint32).astype(np.uint64)
+    bits += np.arange(rows.shape[1], dtype=np.uint64)
+    words: _Words = _mix(bits).sum(axis=1)
     return words
 
 
