@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from sterna.base.errors import Error, RequestError
+from sterna.base.errors import Error, RequestError, UsageError
 from sterna.cli.answer import PlainView, meter, remark, view, window_full
 from sterna.cli.arguments import Subparsers, add_verb
 from sterna.cli.commands import Next, is_command, obey
@@ -47,6 +49,13 @@ def add(verbs: Subparsers) -> None:
         help="a model folder or HF://user/repo (default: the demo model)",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="ask this, print the answer and end")
+    parser.add_argument(
+        "--image",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="show the model this image with --prompt; more than once for several",
+    )
     parser.add_argument("--system", metavar="TEXT", help="the system prompt")
     parser.add_argument(
         "--plain", action="store_true", help="show answers as they come, without rendering Markdown"
@@ -59,6 +68,9 @@ def run(args: argparse.Namespace) -> int:
     options, model = sampling(args), asked_model(args)
     interactive = args.prompt is None and all(_is_terminal(s) for s in (sys.stdin, sys.stdout))
     prompt = None if interactive else prompt_text(args.prompt)
+    if args.image and prompt is None:
+        raise UsageError("--image goes with one question: give it with --prompt")
+    images = [image_url(Path(name)) for name in args.image]
     if prompt is not None and not prompt.strip():
         raise RequestError("the prompt is blank; say something to the model")
     if args.model is not None:
@@ -68,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             raise _no_template(args.model)
         conversation = Conversation(engine, options, args.system, model=model)
         if prompt is not None:
-            ask_once(conversation, prompt, args.plain)
+            ask_once(conversation, with_images(prompt, images), args.plain)
         else:
             talk(conversation, args.plain)
     return 0
@@ -96,7 +108,29 @@ def _no_template(model: str | None) -> RequestError:
     )
 
 
-def ask_once(conversation: Conversation, prompt: str, plain: bool = False) -> None:
+def image_url(path: Path) -> str:
+    """A file as the engine takes images; UsageError for one that cannot be read."""
+    try:
+        data = path.expanduser().read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"the image {path} cannot be read ({error.strerror}); give the path of a PNG, JPEG, "
+            "WEBP or GIF"
+        ) from None
+    return f"data:image/*;base64,{base64.b64encode(data).decode()}"
+
+
+def with_images(prompt: str, urls: Sequence[str]) -> str | list[dict[str, Any]]:
+    """What a message says: text, or the images and then the text."""
+    if not urls:
+        return prompt
+    shown: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [*shown, {"type": "text", "text": prompt}]
+
+
+def ask_once(
+    conversation: Conversation, prompt: str | list[dict[str, Any]], plain: bool = False
+) -> None:
     """Print the answer to stdout and nothing else there."""
     with view(plain) as shown:
         turn = conversation.answer(prompt, shown)

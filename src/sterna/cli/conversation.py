@@ -62,13 +62,13 @@ class Conversation:
     options: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
     form: dict[str, Any] | None = None
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     model: str | None = None  # an adapter's name, where one was asked for
-    _counted: tuple[list[dict[str, str]], int | None] | None = None
+    _counted: tuple[list[dict[str, Any]], int | None] | None = None
 
-    def answer(self, text: str, view: View) -> Turn:
-        """Say `text` and show the answer; Ctrl-C ends the answer and only that.
+    def answer(self, text: str | list[dict[str, Any]], view: View) -> Turn:
+        """Say `text`, or a message's parts, and show the answer; Ctrl-C ends the answer alone.
 
         RequestError where it cannot be asked; the conversation is then as it was before.
         """
@@ -110,7 +110,7 @@ class Conversation:
         except RequestError:
             return None
 
-    def _opening(self) -> list[dict[str, str]]:
+    def _opening(self) -> list[dict[str, Any]]:
         return [{"role": "system", "content": self.system}] if self.system else []
 
     def window_full(self, turn: Turn) -> bool:
@@ -120,7 +120,7 @@ class Conversation:
         limit = self.options.get("max_tokens")
         return limit is None or turn.usage.completion_tokens < limit
 
-    def _ask(self, asked: list[dict[str, str]], view: View) -> Turn:
+    def _ask(self, asked: list[dict[str, Any]], view: View) -> Turn:
         """`asked` ends with a question."""
         form = {} if self.form is None else {"response_format": self.form}
         options: dict[str, Any] = self.options | form

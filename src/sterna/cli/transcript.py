@@ -40,7 +40,7 @@ def save(conversation: Conversation, path: Path) -> None:
             read(path)
         except UsageError:
             raise UsageError(f"{path} exists and is no conversation; choose another name") from None
-    messages = tuple(Said(m["role"], m["content"]) for m in conversation.messages)  # type: ignore[arg-type]
+    messages = tuple(Said(m["role"], m["content"]) for m in conversation.messages)
     name, options = conversation.engine.model_name, conversation.options
     data = msgspec.json.encode(Transcript(name, messages, conversation.system, options))
     write_atomic(path, msgspec.json.format(data) + b"\n")

@@ -33,7 +33,9 @@ weight indexes of published models build their graphs with the right names and s
 (`tests/models/test_real_configs.py`). Quantized, each family converts and runs, and
 gives the logits of the weights as restored (`tests/models/test_family_schemes.py`). Models that
 embed are tested by their hidden states (`tests/models/test_embedding_families.py`) and by the
-vectors that come out (`tests/e2e/test_embeddings.py`).
+vectors that come out (`tests/e2e/test_embeddings.py`), models that take images with two images in
+the prompt (`tests/models/test_vision.py`) and from a picture's file to an answer
+(`tests/e2e/test_images.py`).
 """
 
 _SMALL: Config = {
