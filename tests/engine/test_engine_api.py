@@ -230,8 +230,12 @@ def test_logprobs():
             r"messages\[0\].content: expected .*, got int",
         ),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            r"messages\[0\].content\[0\].type: invalid enum value 'image_url'; possible is text",
+            {"messages": [{"role": "system", "content": [{"type": "image_url"}]}]},
+            r"messages\[0\].content\[0\].type: invalid enum value 'image_url'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+            r"messages\[0\].content\[0\].type: .*'input_audio'; possible are text, image_url",
         ),
         (
             {"messages": [{"role": "poet", "content": "x"}]},
