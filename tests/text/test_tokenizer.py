@@ -24,24 +24,12 @@ from text_tokenizers import (
     load_byte_level,
     write,
 )
+from tokenizer_goldens import GOLDENS, LONG_GOLDENS, expected, long_text, strings
 
 from sterna.base.errors import RequestError, TokenizerError
 from sterna.text.decoding import ALPHABET
 from sterna.text.tokenizer import Tokenizer
 
-GOLDENS = {
-    "gpt2-xl": "gpt-2",
-    "Meta-Llama-3-8B-Instruct": "llama-bpe",
-    "TinyLlama-1.1B-Chat-v1.0": "llama-spm",
-    "Phi-3-mini-128k-instruct": "phi-3",
-    "Qwen3-30B-A3B": "qwen2",
-    "Qwen2.5-0.5B-Instruct": "qwen2",
-}
-LONG_GOLDENS = {
-    "gpt2-xl": "gpt2_encoded_tokens",
-    "Meta-Llama-3-8B-Instruct": "llama_3.2_encoded",
-    "TinyLlama-1.1B-Chat-v1.0": "llama_encoded",
-}
 # (start token, end tokens, ids of "Hello world"), as transformers 5 has them.
 FACTS: dict[str, tuple[int | None, tuple[int, ...], list[int]]] = {
     "gpt2-xl": (50256, (50256,), [15496, 995]),
@@ -75,30 +63,20 @@ def byte_level(tmp_path: Path) -> Tokenizer:
     return load_byte_level(tmp_path / "m")
 
 
-def strings(shared: Path) -> list[str]:
-    # Bytes, for reading as text would turn "\r\n" into "\n".
-    raw = (shared / "tokenizer-goldens" / "vocab-test.inp").read_bytes().decode()
-    return raw.split("\n__ggml_vocab_test__\n")
-
-
 @pytest.mark.parametrize("name", GOLDENS)
 def test_goldens(shared: Path, real: Loader, name: str) -> None:
-    lines = (shared / "tokenizer-goldens" / f"{GOLDENS[name]}.out").read_text().split("\n")
-    expected = [[int(number) for number in line.split()] for line in lines]
-    texts = strings(shared)
-    assert len(texts) == len(expected) == 47
+    texts, ids = strings(shared), expected(shared, name)
+    assert len(texts) == len(ids) == 47
     tokenizer = real(name)
-    assert [tokenizer.encode(text, add_special_tokens=False) for text in texts] == expected
+    assert [tokenizer.encode(text, add_special_tokens=False) for text in texts] == ids
 
 
 @pytest.mark.parametrize("name", LONG_GOLDENS)
 def test_long_goldens(shared: Path, real: Loader, name: str) -> None:
-    path = shared / "tokenizer-goldens" / f"{LONG_GOLDENS[name]}.json"
-    golden = json.loads(path.read_text(encoding="utf-8"))
-    ids = golden.get("token_ids") or golden["input_ids"]
+    text, ids = long_text(shared, name)
     tokenizer = real(name)
     start = [] if tokenizer.bos_id != ids[0] else [tokenizer.bos_id]
-    assert start + tokenizer.encode(golden["text"], add_special_tokens=False) == ids
+    assert start + tokenizer.encode(text, add_special_tokens=False) == ids
 
 
 @pytest.mark.parametrize("name", FACTS)

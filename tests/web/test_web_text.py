@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "text"))
 
 from template_cases import CASES, NOW, templates, user
 from text_tokenizers import decoders, write
+from tokenizer_goldens import GOLDENS, LONG_GOLDENS, expected, long_text, strings
 
 from sterna.base.errors import RequestError, TokenizerError
 from sterna.engine.chat_parser import ChatParser
@@ -36,6 +37,7 @@ REAL = (
     "gpt2-xl",
     "Meta-Llama-3-8B-Instruct",
     "Mistral-7B-Instruct-v0.3",
+    "Phi-3-mini-128k-instruct",
     "Qwen2.5-0.5B-Instruct",
     "Qwen3-30B-A3B",
     "SmolLM-135M-seqcls",
@@ -122,9 +124,21 @@ def test_real_tokenizers(dist: Path, tmp_path: Path, shared: Path, name: str) ->
     folder = shared / "configs" / name
     if not (folder / "tokenizer.json").is_file():
         pytest.skip(f"{name} has no tokenizer.json: the compiler writes one for browsers")
-    raw = (shared / "tokenizer-goldens" / "vocab-test.inp").read_bytes().decode()
-    texts = (*TEXTS, *raw.split("\n__ggml_vocab_test__\n"))
-    assert replayed(dist, tmp_path, tokenizer_cases(folder, texts)) == []
+    cases = tokenizer_cases(folder, (*TEXTS, *strings(shared)))
+    assert replayed(dist, tmp_path, [*cases, *golden_cases(shared, folder)]) == []
+
+
+def golden_cases(shared: Path, folder: Path) -> list[Case]:
+    """What neither side computed: the stored encodings themselves."""
+    plain = {"kind": "encode", "folder": str(folder), "add": False, "allow": False}
+    given: list[tuple[str, list[int]]] = []
+    if folder.name in GOLDENS:
+        given += zip(strings(shared), expected(shared, folder.name), strict=True)
+    if folder.name in LONG_GOLDENS:
+        text, ids = long_text(shared, folder.name)
+        start = ids[0] == Tokenizer.load(folder).bos_id
+        given.append((text, ids[1:] if start else ids))
+    return [{**plain, "text": text, "expected": ids} for text, ids in given]
 
 
 def template_cases(source: str, tokens: dict[str, str]) -> list[Case]:
