@@ -18,7 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 
+import test_vision
 import tiny_families
+import tiny_vision
 from compiled import Compiled, Logits, Part, build_drawn, build_tiny, step_input, tiny
 from conformance import CONFIG, TARGETS
 from simt_device import SimtDevice
@@ -26,13 +28,14 @@ from test_family_logits import weights
 
 from sterna.base.dtype import dtype
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, RequestError, UsageError
-from sterna.base.target import parse_target
+from sterna.base.target import host_target, parse_target
 from sterna.checkpoint.mlc import read_mlc_folder
 from sterna.compiler import CompileOptions, compile_model
 from sterna.runtime.executable import Executable
 from sterna.runtime.work_groups import Device, GroupExecutable, load_on
 
 OPTIONS = {"prefill_chunk_size": 48, "max_batch_size": 4, "context_window_size": 256}
+VISION = test_vision.SIZES
 PAGES = 40
 SHAPE = {**tiny.VARIANTS["llama2-gqa"], **CONFIG}
 
@@ -143,6 +146,26 @@ def test_mixtures_of_experts(name: str, variant: str, tmp_path: Path) -> None:
             np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))
         else:
             check_close(got, wanted, ours.manifest.kv_cache.dtype)
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cuda:source", "webgpu:barrier-free"])
+def test_images(name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What looks at them, and prompts with what it makes."""
+    device, root = TARGETS[name](), tmp_path_factory.getbasetemp() / "llava"
+    if not root.exists():
+        build_drawn(root, tiny_vision.LLAVA, test_vision.weights("llava"), "q0f32", **VISION)
+    found = Compiled(root / "converted", root / "converted" / f"model{host_target().suffix}")
+    ours, theirs = on_target(found, name, device, tmp_path, VISION), found.load(num_pages=PAGES)
+    pairs = [*zip(*map(test_vision.seen, (ours, theirs)), strict=True)]
+    pairs.append((test_vision.logits(ours, 40), test_vision.logits(theirs, 40)))
+    for got, wanted in pairs:
+        if parse_target(name).fma:
+            np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))
+        else:
+            check_close(got, wanted, "f32")
     ours.close()
     theirs.close()
 

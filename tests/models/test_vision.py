@@ -20,11 +20,11 @@ from test_family_schemes import QUANTIZED, on_disk
 
 from sterna.base.errors import CheckpointError, RequestError, UnsupportedModel
 from sterna.models import family
-from sterna.models.params import stored_weights
+from sterna.models.params import plain_name, stored_weights
 from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import scheme
 from sterna.runtime.cpu import CpuExecutable
-from sterna.runtime.executable import StepInput
+from sterna.runtime.executable import Executable, StepInput
 
 CLOSE = 1e-4  # float32 against float32 of another order
 CONTEXT = 64
@@ -56,7 +56,7 @@ def model(
     loaded.close()
 
 
-def seen(model: CpuExecutable) -> list[compiled.Logits]:
+def seen(model: Executable) -> list[compiled.Logits]:
     return [model.see(vision.patches(pixels)) for pixels in vision.images()]
 
 
@@ -74,7 +74,7 @@ def with_rows(
     return replace(batch, given=given, is_given=where)
 
 
-def logits(model: CpuExecutable, chunk: int, pages: Sequence[int] = PAGES) -> compiled.Logits:
+def logits(model: Executable, chunk: int, pages: Sequence[int] = PAGES) -> compiled.Logits:
     """At all positions of the prompt with both images."""
     rows, size = seen(model), model.manifest.kv_cache.page_size
     found = []
@@ -275,3 +275,21 @@ def test_the_published_config_builds_with_the_checkpoints_names() -> None:
     assert shapes["multi_modal_projector.linear_1.weight"] == (4096, 1024)
     assert shapes["language_model.model.layers.31.mlp.down_proj.weight"] == (4096, 11008)
     assert shapes["language_model.lm_head.weight"] == (32064, 4096)
+
+
+@pytest.mark.parametrize("form", ["transformers 5", "in memory"])
+def test_files_that_name_tensors_otherwise(form: str) -> None:
+    tower = "vision_tower.vision_model."
+    begins = {tower: "vision_tower."}
+    if form == "in memory":
+        begins = {
+            "language_model.model.": "model.language_model.",
+            "language_model.lm_head.": "lm_head.",
+            tower: f"model.{tower}",
+            "multi_modal_projector.": "model.multi_modal_projector.",
+        }
+    for name in weights("llava"):
+        begin = next((b for b in begins if name.startswith(b)), "")
+        other = begins.get(begin, "") + name.removeprefix(begin)
+        assert plain_name(vision.LLAVA, other) == name
+        assert plain_name(vision.LLAVA, name) == name

@@ -118,6 +118,9 @@ def default_quantization(named: Path) -> str:
     if is_quantized(folder, config):
         return STORED
     rows = [config.get("hidden_size"), config.get("intermediate_size")]
+    if "text_config" in config:
+        read = models.family(config).read_config(config)
+        rows = [read.hidden_size, read.intermediate_size]
     group = SCHEMES["q4f16_1"].group
     fits = all(isinstance(size, int) and size % group == 0 for size in rows)
     return "q4f16_1" if fits else "q0f16"

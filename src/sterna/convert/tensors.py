@@ -17,6 +17,7 @@ from sterna.models.params import (
     base_model,
     head_tensors,
     is_ignored,
+    plain_name,
     stored_weights,
     tied_head,
 )
@@ -70,6 +71,7 @@ def _parts(weight: StoredWeight, found: Tensors) -> tuple[StoredTensor, ...]:
 
 def _with_base(source: Source, tensors: Tensors) -> Tensors:
     """Names below the base model, as its own class saves them: "wte" for "transformer.wte"."""
+    tensors = {plain_name(source.effective, name): t for name, t in tensors.items()}
     base = base_model(source.effective)
     if any(name.startswith(f"{base}.") for name in tensors):
         return tensors

@@ -59,7 +59,7 @@ class Family:
     call one expert's part of a weight, `STACKED` tensors that hold the parts of all experts,
     `IGNORED` patterns of tensors that checkpoints store though nothing reads them ("{layers}" is
     the number of layers), `TRANSPOSED` the last components of layers whose weights they store as
-    [in, out].
+    [in, out], `PREFIXES` how some files begin a name, and how it begins here.
     """
 
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ()
@@ -76,6 +76,7 @@ class Family:
     STACKED: ClassVar[Mapping[str, Stack]] = MappingProxyType({})
     IGNORED: ClassVar[tuple[str, ...]] = ("*.rotary_emb.inv_freq",)
     TRANSPOSED: ClassVar[tuple[str, ...]] = ()
+    PREFIXES: ClassVar[Names] = NO_NAMES
 
     @classmethod
     def read_config(cls, config: Config) -> DecoderConfig:

@@ -58,6 +58,13 @@ class Llava(Llama):
         "up_proj": "fc1",
         "down_proj": "fc2",
     }
+    PREFIXES: ClassVar[Names] = {  # of transformers 5, and of what it holds while it runs
+        "model.language_model.": "language_model.model.",
+        "model.vision_tower.": "vision_tower.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+        "vision_tower.": "vision_tower.vision_model.",
+        "lm_head.": "language_model.lm_head.",
+    }
     IGNORED = (
         *Llama.IGNORED,
         "vision_tower.vision_model.post_layernorm.*",

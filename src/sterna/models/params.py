@@ -120,6 +120,14 @@ def base_model(config: Config) -> str:
     return family(config).tied()[1].partition(".")[0]
 
 
+def plain_name(config: Config, name: str) -> str:
+    """A tensor's name in a file, as the family spells it."""
+    for begin, own in family(config).PREFIXES.items():
+        if name.startswith(begin) and not name.startswith(own):
+            name = own + name.removeprefix(begin)
+    return name
+
+
 def head_tensors(config: Config) -> tuple[str, ...]:
     """The names that the head's tensors may have."""
     name = family(config).tied()[0].rpartition(".")[0]
