@@ -59,6 +59,16 @@ GPT_NAMES: Mapping[str, str] = MappingProxyType(
     }
 )
 
+# Names that Megatron has for the products of a layer.
+MEGATRON_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "qkv_proj": "query_key_value",
+        "o_proj": "dense",
+        "up_proj": "dense_h_to_4h",
+        "down_proj": "dense_4h_to_h",
+    }
+)
+
 # Keys of config.json that GPT-2 and its descendants have for the common ones.
 GPT_KEYS: Mapping[str, str] = MappingProxyType(
     {

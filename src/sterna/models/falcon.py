@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from sterna.models.config import GPT_NAMES, DecoderConfig, Fields
+from sterna.models.config import GPT_NAMES, MEGATRON_NAMES, DecoderConfig, Fields
 from sterna.models.family import Family, Names
 
 
@@ -28,13 +28,10 @@ class Falcon(Family):
     }
     NAMES: ClassVar[Names] = {
         **GPT_NAMES,
+        **MEGATRON_NAMES,
         "embed_tokens": "word_embeddings",
         "input_layernorm": "input_layernorm",
         "self_attn": "self_attention",
-        "qkv_proj": "query_key_value",
-        "o_proj": "dense",
-        "up_proj": "dense_h_to_4h",
-        "down_proj": "dense_4h_to_h",
     }
     LARGE: ClassVar[Names] = {"input_layernorm": "ln_attn", "post_attention_layernorm": "ln_mlp"}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from sterna.models.config import DecoderConfig, Fields
+from sterna.models.config import MEGATRON_NAMES, DecoderConfig, Fields
 from sterna.models.family import Family, Names
 from sterna.models.rope_options import rope_options
 
@@ -19,13 +19,10 @@ class GPTNeoX(Family):
     ARCHITECTURES = ("GPTNeoXForCausalLM",)
     KEYS = "layer_norm_eps use_parallel_residual attention_bias rotary_pct rotary_emb_base"
     NAMES: ClassVar[Names] = {
+        **MEGATRON_NAMES,
         "model": "gpt_neox",
         "embed_tokens": "embed_in",
         "self_attn": "attention",
-        "qkv_proj": "query_key_value",
-        "o_proj": "dense",
-        "up_proj": "dense_h_to_4h",
-        "down_proj": "dense_4h_to_h",
         "norm": "final_layer_norm",
         "lm_head": "embed_out",
     }
