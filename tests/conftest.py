@@ -1,5 +1,6 @@
 """Fixtures every test may use."""
 
+import asyncio
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,3 +36,15 @@ def driver() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     with playwright.sync_playwright() as started:
         yield started
+
+
+@pytest.fixture(autouse=True)
+def _own_event_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Playwright's event loop counts as running as long as the process: not in others' tests."""
+    playwrights = asyncio._get_running_loop()
+    if playwrights is None or "driver" in request.fixturenames:
+        yield
+        return
+    asyncio._set_running_loop(None)
+    yield
+    asyncio._set_running_loop(playwrights)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from building import WEB
 from web_models import WebModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "serve"))
@@ -91,6 +92,16 @@ def answered(page: Any) -> str:
     return str(page.locator("article.assistant .text").last.inner_text())
 
 
+def barriers(page: Any) -> list[str]:
+    """What axe-core finds to keep people out of what is shown now."""
+    source = WEB / "node_modules" / "axe-core" / "axe.min.js"
+    if not source.is_file():
+        pytest.skip("needs axe-core in web/node_modules, which `make test` installs")
+    page.evaluate(source.read_text())
+    found = page.evaluate("async () => (await axe.run()).violations")
+    return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found]
+
+
 def test_a_model_is_loaded_asked_and_kept(page: Any, complaints: list[str]) -> None:
     asked: list[str] = []
     page.locator("#models small", has_text="to fetch").wait_for()
@@ -102,6 +113,7 @@ def test_a_model_is_loaded_asked_and_kept(page: Any, complaints: list[str]) -> N
     page.reload()
     page.locator("#load", has_text="Start").wait_for()
     assert "in this browser" in page.locator("#models small").inner_text()
+    assert barriers(page) == []
     load(page)
     ask(page, "What is 12 + 30?")
     assert "42" in answered(page)
@@ -242,12 +254,13 @@ def test_without_webgpu(launch: Launch, served: Running) -> None:
     text = problem(page)
     assert "This browser has no WebGPU" in text
     assert "chrome://flags" in text
+    assert barriers(page) == []
     assert not page.locator("#chooser").is_visible()
     context.close()
 
 
-def test_a_phone_and_a_keyboard(page: Any) -> None:
-    page.set_viewport_size({"width": 360, "height": 640})
+def test_a_phone_a_keyboard_and_a_screen_reader(page: Any) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
     page.locator("#load:not([disabled])").wait_for()
     page.keyboard.press("Tab")
     for _ in range(6):
@@ -261,6 +274,7 @@ def test_a_phone_and_a_keyboard(page: Any) -> None:
     page.keyboard.press("Enter")
     assert "42" in answered(page)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert barriers(page) == []
     unnamed = """[...document.querySelectorAll("button, input, textarea, progress")].filter(
       (e) => !(e.innerText || e.labels?.length || e.getAttribute("aria-label")
         || e.getAttribute("aria-labelledby"))).map((e) => e.id)"""

@@ -77,7 +77,9 @@ def test_every_field_is_known(dist: Path) -> None:
     refused, passed = told(manifest, index)
     assert passed is None
     assert "room for adapters" in (refused or "")  # which is asked after reading
-    assert told(manifest | {"adapters": None}, index) == [None, None]
+    without = manifest | {"adapters": None}
+    assert "takes images" in (told(without, index)[0] or "")
+    assert told(without | {"vision": None}, index) == [None, None]
 
 
 @pytest.mark.parametrize("where", [(), ("model",), ("sampler",), ("kv_cache",), ("params", 0)])

@@ -27,7 +27,7 @@ function open(part) {
   for (const id of ["chooser", "loading"]) $(id).hidden = id !== part;
   $("setup").hidden = part === "chat";
   $("chat").hidden = part !== "chat";
-  $("leave").hidden = $("new").hidden = part !== "chat";
+  for (const id of ["leave", "new", "skip"]) $(id).hidden = part !== "chat";
 }
 
 function complain(error) {
@@ -257,6 +257,7 @@ async function receive(answer, view) {
     reason = choice.finish_reason ?? reason;
     thought += choice.delta.reasoning_content ?? "";
     answer.content += choice.delta.content ?? "";
+    if (!answer.content && !thought) continue; // the first piece is no token
     tokens++;
     first ||= performance.now();
     const seconds = (performance.now() - first) / 1000;

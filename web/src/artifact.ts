@@ -72,6 +72,9 @@ export const model = record({
 });
 
 const adapterRoom = record({ count, rank: count, modules: list(text) });
+const vision = record({
+  image_token: count, image_size: count, patch_size: count, lead: optional(count, 1), dropped: optional(count, 1),
+});
 
 const manifest = record({
   format: count, sterna: text, target: text, features: list(text), model, kv_cache: kvCache,
@@ -80,6 +83,7 @@ const manifest = record({
   sampler: optional(nullable(entry), null), carried: optional(list(text), []),
   part_bytes: optional(count, 0),
   adapters: optional(nullable(adapterRoom), null),
+  vision: optional(nullable(vision), null),
 });
 
 export type Buffer = Of<typeof buffer>;
@@ -104,6 +108,9 @@ export function readManifest(data: Uint8Array): Manifest {
   const found = decode(data, manifest, FORMAT, "the program's manifest");
   if (found.adapters !== null) {
     throw new ArtifactError("the program has room for adapters, which browsers do not load; compile the model without");
+  }
+  if (found.vision !== null) {
+    throw new ArtifactError("the program takes images, which this version does not; use a model of texts in browsers");
   }
   const sizes = found.kv_cache.page_bytes > 0 && found.kv_cache.page_size > 0;
   if (!sizes || found.model.vocab_size < 1) {
