@@ -165,6 +165,29 @@ def test_several_together_are_each_alone(engine: sterna.Engine) -> None:
     assert together == alone
 
 
+def test_guesses_chunks_and_no_cache_change_nothing(
+    engine: sterna.Engine, made: compiled.Compiled
+) -> None:
+    asked = [user(41, 42, "w7 w8 w7 w8 w7"), user(41, "w6 w6 w6")]
+    options = EngineOptions(
+        threads=1, speculative="ngram", prefill_chunk_size=7, prefix_cache=False
+    )
+    with sterna.Engine(made.folder, made.library, options=options) as other:
+        for messages in asked:
+            assert told(ask(other, messages)) == told(ask(engine, messages))
+
+
+def test_pages_on_the_disk_are_found_by_content(made: compiled.Compiled, tmp_path: Path) -> None:
+    options = EngineOptions(threads=1, prefix_cache_dir=tmp_path)
+    with sterna.Engine(made.folder, made.library, options=options) as first:
+        wanted = told(ask(first, user(51, "w7")))
+    with sterna.Engine(made.folder, made.library, options=options) as second:
+        other, again = ask(second, user(52, "w7")), ask(second, user(51, "w7"))
+    assert other.usage.prompt_tokens_details.cached_tokens == 0
+    assert again.usage.prompt_tokens_details.cached_tokens >= 16
+    assert told(again) == wanted
+
+
 def test_text_alone(engine: sterna.Engine) -> None:
     plain = [{"role": "user", "content": "w7 w8"}]
     assert told(ask(engine, plain)) == told(ask(engine, user("w7 w8")))

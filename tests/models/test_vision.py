@@ -15,6 +15,9 @@ import tiny_vision as vision
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
 import compiled
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_config_fuzz import VALUES, built
 from test_family_schemes import CLOSE as NEAR
 from test_family_schemes import QUANTIZED, on_disk
 
@@ -293,3 +296,13 @@ def test_files_that_name_tensors_otherwise(form: str) -> None:
         other = begins.get(begin, "") + name.removeprefix(begin)
         assert plain_name(vision.LLAVA, other) == name
         assert plain_name(vision.LLAVA, name) == name
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_whatever_stands_in_a_config(data: st.DataObject) -> None:
+    config = {**vision.LLAVA, "vision_feature_layer": -2}
+    at = data.draw(st.sampled_from(["", "text_config", "vision_config"]))
+    part = dict(config[at]) if at else config  # type: ignore[call-overload]
+    part[data.draw(st.sampled_from(sorted(part)))] = data.draw(VALUES)
+    assert built({**config, at: part} if at else part)
