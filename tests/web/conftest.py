@@ -40,6 +40,12 @@ def tern(tmp_path_factory: pytest.TempPathFactory) -> WebModel:
 
 
 @pytest.fixture(scope="session")
+def tern_f16(tmp_path_factory: pytest.TempPathFactory) -> WebModel:
+    """The demo model with scales and, where the device has it, a KV cache in f16."""
+    return web_model(Path(demo.FOLDER), tmp_path_factory.mktemp("tern-f16"), "q4f16_1")
+
+
+@pytest.fixture(scope="session")
 def site(dist: Path) -> Iterator[FileServer]:
     """A server of the package and of a page that has loaded it; models are added by tests."""
     server = FileServer({"dist": dist, "page": HERE / "page"})

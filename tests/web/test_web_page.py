@@ -105,6 +105,8 @@ def barriers(page: Any) -> list[str]:
 def test_a_model_is_loaded_asked_and_kept(page: Any, complaints: list[str]) -> None:
     asked: list[str] = []
     page.locator("#models small", has_text="to fetch").wait_for()
+    assert "MB of memory" in page.locator("#models small").inner_text()
+    assert "fits on this device" in page.locator("#verdict").inner_text()
     load(page)
     ask(page, "What is 12 + 30?")
     assert "42" in answered(page)

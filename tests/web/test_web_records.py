@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 from building import run
+from web_models import WebModel
 
 from sterna.base import artifact, web
 
@@ -31,6 +32,44 @@ const tried = (read, text) => {
   }
 };
 console.log(JSON.stringify([tried(readManifest, manifest), tried(readIndex, index)]));
+"""
+DAMAGE = """
+import { readFileSync } from "node:fs";
+import { ArtifactError } from "./dist/errors.js";
+import { readBundle } from "./dist/artifact.js";
+import { readIndex } from "./dist/web_index.js";
+const [program, index] = process.argv.slice(1).map((path) => new Uint8Array(readFileSync(path)));
+let seed = 1;
+const random = (n) => (seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0) % n;
+const flipped = (data) => {
+  const copy = data.slice();
+  for (let n = 1 + random(3); n > 0; n--) copy[random(copy.length)] = random(256);
+  return copy;
+};
+const told = { read: 0, refused: 0, others: [] };
+const attempt = (read, data) => {
+  try {
+    read(data);
+    told.read++;
+  } catch (error) {
+    if (error instanceof ArtifactError) told.refused++;
+    else told.others.push(`${error.name}: ${error.message}`);
+  }
+};
+for (const [data, read] of [[program, (d) => readBundle(d, "x")], [index, readIndex]]) {
+  attempt(read, data);
+  for (let n = 0; n < 60; n++) {
+    attempt(read, data.subarray(0, random(data.length)));
+    attempt(read, flipped(data));
+    attempt(read, flipped(data.subarray(0, Math.min(4000, data.length))));
+  }
+  attempt(read, new Uint8Array());
+  attempt(read, new TextEncoder().encode("[".repeat(1e6)));
+}
+const huge = program.slice();
+huge.fill(255, 24, 32);
+attempt((d) => readBundle(d, "x"), huge);
+console.log(JSON.stringify(told));
 """
 SCALARS = {str: "x", int: 1, bool: True, float: 1.0}
 HASH = "0" * 64
@@ -91,3 +130,12 @@ def test_a_field_that_is_not_known_is_named(dist: Path, where: tuple[Any, ...]) 
     record["novelty"] = 1
     (refused, _) = told(manifest, index)
     assert 'a field "novelty"' in (refused or "")
+
+
+def test_damaged_and_hostile_files_are_refused(dist: Path, tern: WebModel) -> None:
+    """Cut, scribbled over, nested without end, with a length of 2^64 - 1: one kind of error."""
+    files = (str(tern.folder / "webgpu.sterna"), str(tern.folder / web.INDEX))
+    found = json.loads(run("node", "--input-type=module", "-e", DAMAGE, *files))
+    assert found["others"] == []
+    assert found["read"] >= 2
+    assert found["refused"] > 150

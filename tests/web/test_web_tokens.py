@@ -14,6 +14,8 @@ from compiled import Compiled, Part, step_input
 from serving import FileServer
 from web_models import WebModel, changed, only, web_model
 
+from sterna.base import web
+
 TIE = 1e-3  # logits that lie as close may be ranked either way: the sums have another order
 PROMPT = [5 + 7 * i % 61 for i in range(45)]
 COUNT = 24
@@ -61,11 +63,22 @@ def test_stories(
     check_tokens(told["tokens"], model, prompt)
 
 
+def test_each_program_says_what_its_cache_takes(tern_f16: WebModel) -> None:
+    """In f16 where the device has it, else in f32, which is twice as much."""
+    index = web.decode((tern_f16.folder / web.INDEX).read_bytes())
+    caches = {program.target: program.memory.kv_cache for program in index.programs}
+    assert caches["webgpu"] == caches["webgpu:barrier-free"]
+    assert 1.99 < caches["webgpu"] / caches["webgpu:f16"] <= 2
+
+
 @pytest.mark.slow
-def test_the_program_in_f16_in_firefox(site: FileServer, tern: WebModel, tmp_path: Path) -> None:
+def test_the_program_in_f16_in_firefox(
+    site: FileServer, tern_f16: WebModel, tmp_path: Path
+) -> None:
     site.forget()
     # lavapipe only imitates a GPU, so where there is a choice it takes the program without barriers
-    site.folders["f16"] = changed(tern, tmp_path / "f16", only("webgpu:f16"))
+    site.folders["f16"] = changed(tern_f16, tmp_path / "f16", only("webgpu:f16"))
+    assert b"enable f16;" in (tern_f16.folder / "webgpu-f16.sterna").read_bytes()
     profile = tmp_path / "profile"
     profile.mkdir()
     asked = quote(json.dumps([f"{site.url}/f16", PROMPT, COUNT]))
@@ -74,4 +87,4 @@ def test_the_program_in_f16_in_firefox(site: FileServer, tern: WebModel, tmp_pat
     assert told["error"] is None
     assert told["needs"]["program"] == "webgpu:f16"
     assert len(told["tokens"]) == COUNT
-    check_tokens(told["tokens"], tern, PROMPT)
+    check_tokens(told["tokens"], tern_f16, PROMPT)
