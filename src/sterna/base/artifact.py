@@ -297,5 +297,5 @@ def decode(data: bytes) -> Manifest:
                 "compile the model again"
             )
         return msgspec.convert(found, Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"the library's manifest is malformed: {error}") from None

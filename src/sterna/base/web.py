@@ -104,7 +104,7 @@ def decode(data: bytes) -> WebIndex:
                 f"{INDEX} has format {version}, this Sterna reads {FORMAT}; compile the model again"
             )
         index = msgspec.convert(found, WebIndex)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(f"{INDEX} is malformed: {error}") from None
     _check(index)
     return index

@@ -112,7 +112,7 @@ def read(path: Path) -> BenchReport:
         raise UsageError(f"{path} has {size:,} bytes, possible are {MAX_BYTES:,}")
     try:
         return msgspec.json.decode(data, type=BenchReport)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is no report of `sterna bench`: {error}") from None
 
 

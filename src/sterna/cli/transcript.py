@@ -57,7 +57,7 @@ def read(path: Path) -> Transcript:
         raise UsageError(f"{path} has {size:,} bytes, possible are {MAX_BYTES:,}")
     try:
         return _checked(msgspec.json.decode(data, type=Transcript))
-    except (msgspec.DecodeError, RecursionError, RequestError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, RequestError) as error:
         raise UsageError(f"{path} is no saved conversation: {error}") from None
 
 

@@ -195,7 +195,7 @@ def _read_header(path: Path) -> _Header | None:
             return None
         try:
             return msgspec.json.decode(file.read(size), type=_Header)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return None
 
 
