@@ -231,7 +231,7 @@ def test_logprobs():
         ),
         (
             {"messages": [{"role": "system", "content": [{"type": "image_url"}]}]},
-            r"messages\[0\].content\[0\].type: invalid enum value 'image_url'",
+            r"messages\[0\].content\[0\].type: invalid enum value 'image_url'; possible is text$",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},

@@ -391,10 +391,11 @@ def _check_name(
 
 
 def _convert(kind: type[T], present: Mapping[str, Any]) -> T:
+    plain = _plain(present)
     try:
-        return msgspec.convert(_plain(present), kind)
+        return msgspec.convert(plain, kind)
     except msgspec.ValidationError as error:
-        raise _request_error(kind, str(error)) from None
+        raise _request_error(kind, str(error), plain) from None
 
 
 def _plain(value: Any) -> Any:
@@ -406,11 +407,11 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _request_error(kind: type, message: str) -> RequestError:
+def _request_error(kind: type, message: str, given: object) -> RequestError:
     """ "Expected `str`, got `int` - at `$.messages[0].content`" with the field in front."""
     text, _, path = message.partition(" - at `$")
     param = path.removesuffix("`").removeprefix(".")
     text = (text[:1].lower() + text[1:]).replace("`", "")
-    if text.startswith("invalid") and (possible := possible_values(kind, param)):
+    if text.startswith("invalid") and (possible := possible_values(kind, param, given)):
         text += f"; possible {'is' if len(possible) == 1 else 'are'} {', '.join(possible)}"
     return RequestError(f"{param}: {text}" if param else text, param or None)
