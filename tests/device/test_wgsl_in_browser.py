@@ -35,15 +35,13 @@ COMPLAINTS = """async (modules) => {
 
 
 @pytest.fixture(scope="module")
-def page(chromium: str) -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=chromium, args=FLAGS)
-        opened = started.new_page()
-        opened.route("**/*", lambda route: route.fulfill(content_type="text/html", body="<p>"))
-        opened.goto(PAGE)
-        yield opened
-        started.close()
+def page(driver: Any, chromium: str) -> Iterator[Any]:
+    started = driver.chromium.launch(executable_path=chromium, args=FLAGS)
+    opened = started.new_page()
+    opened.route("**/*", lambda route: route.fulfill(content_type="text/html", body="<p>"))
+    opened.goto(PAGE)
+    yield opened
+    started.close()
 
 
 def complaints(page: Any, modules: list[str]) -> list[str]:

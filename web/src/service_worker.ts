@@ -4,7 +4,7 @@
  * The service worker's script makes a `ServiceWorkerEngineHandler` (`service_worker_handler.ts`); each
  * tab says `await CreateServiceWorkerEngine("models/tern-webgpu/")`. Browsers end a service worker
  * that nobody speaks to: tabs send a heartbeat. One that was ended all the same is noticed by its new
- * instance: what was under way fails as Interrupted, and the model is loaded again.
+ * instance: what was under way fails as Interrupted, and the next request loads the model again.
  */
 
 import type { ChatOptions, EngineConfig } from "./engine.js";
@@ -32,7 +32,7 @@ export class ServiceWorkerEngine extends WebWorkerEngine {
   readonly #leave = (): void => this.#call("leave");
   #instance: string | null = null;
   #loaded: [string, ChatOptions] | null = null;
-  #again = Promise.resolve(); // the load after the browser ended the service worker
+  #again: Promise<void> | null = Promise.resolve(); // null: ended by the browser, and not loaded anew
 
   constructor(
     private readonly worker: ServiceWorker,
@@ -63,8 +63,19 @@ export class ServiceWorkerEngine extends WebWorkerEngine {
     this.#leave();
   }
 
+  /** A tab that nobody uses does not load a model each time that its service worker was ended. */
   protected override ready(): Promise<void> {
+    this.#again ??= this.#loadAgain();
     return this.#again;
+  }
+
+  async #loadAgain(): Promise<void> {
+    try {
+      if (this.#loaded !== null) await super.reload(...this.#loaded);
+    } catch (error) {
+      this.#again = null;
+      throw error;
+    }
   }
 
   #connect(): void {
@@ -83,11 +94,9 @@ export class ServiceWorkerEngine extends WebWorkerEngine {
     const first = this.#instance === null;
     this.#instance = reply.instance === "" ? null : reply.instance;
     if (first) return;
-    this.failAll(new Interrupted("the browser ended the service worker; the model is loaded again, ask again"));
+    this.failAll(new Interrupted("the browser ended the service worker; ask again, which loads the model again"));
     this.#connect();
-    if (this.#loaded === null) return;
-    this.#again = super.reload(...this.#loaded);
-    this.#again.catch(() => undefined); // told by the next request
+    this.#again = null;
   }
 }
 
