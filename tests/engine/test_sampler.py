@@ -121,12 +121,12 @@ def test_penalties():
         return sample(row(*logits), SamplingOptions(temperature=0, **options), history).token
 
     assert edits() == {}
-    assert edits(repetition_penalty=2) == {i: [0, 2, 0] for i in (0, 1, 2)}
-    assert edits(presence_penalty=0.5) == {2: [0, 1, 0.5]}
-    assert edits(frequency_penalty=0.5) == {2: [0, 1, 1]}
-    assert edits(logit_bias={3: 2.5}) == {3: [2.5, 1, 0]}
+    assert edits(repetition_penalty=2) == {i: [0, 0.5, 2, 0] for i in (0, 1, 2)}
+    assert edits(presence_penalty=0.5) == {2: [0, 1, 1, 0.5]}
+    assert edits(frequency_penalty=0.5) == {2: [0, 1, 1, 1]}
+    assert edits(logit_bias={3: 2.5}) == {3: [2.5, 1, 1, 0]}
     both = edits(logit_bias={2: 1.5}, repetition_penalty=2, presence_penalty=1)
-    assert both[2] == [1.5, 2, 1]
+    assert both[2] == [1.5, 0.5, 2, 1]
     assert largest(2, -9, 1, 0.9, repetition_penalty=2) == 0  # 1 and 0.5
     assert largest(1.9, -9, 1, 1, repetition_penalty=2) == 3
     assert largest(-1, -9, -3, -1.9, repetition_penalty=2) == 3  # -2 and -6

@@ -38,7 +38,7 @@ def asked(count: int, **given: Any) -> SampleInput:
         "allowed": np.zeros((count, -(-VOCAB // 32)), np.uint32),
         "edit_indptr": np.zeros(count + 1, np.int32),
         "edit_ids": np.zeros(0, np.int32),
-        "edits": np.zeros((0, 3), np.float32),
+        "edits": np.zeros((0, 4), np.float32),
     }
     return SampleInput(**{**fields, **given})
 
@@ -80,9 +80,9 @@ def test_the_kernel_is_the_reference(
     count = 3
     inverse = np.float32(1 / temperature if temperature else 0)
     ids = [rng.choice(IDS, n, replace=False) for n in (0, 5, 300)]
-    edits = rng.normal(0, 2, (305, 3)).astype(np.float32)
-    edits[:, 1] = rng.choice([1, 1.3, 0.7], 305)
-    edits[::50, 2] = np.inf
+    edits = rng.normal(0, 2, (305, 4)).astype(np.float32)
+    edits[:, 1:3] = rng.choice([1, 1.3, 0.7], (305, 2))
+    edits[::50, 3] = np.inf
     given = asked(
         count,
         rows=rng.permutation(count).astype(np.int32),
@@ -103,10 +103,13 @@ def test_the_kernel_is_the_reference(
 
 
 def test_weights_are_those_of_exp() -> None:
-    x = -np.abs(np.random.default_rng(0).normal(0, 20, 100_000)).astype(np.float32)
-    exact = np.exp(x.astype(np.float64))
-    assert np.abs(sampling.exp(x) / exact - 1)[x > -87].max() < 2e-7
-    assert sampling.exp(np.float32([0, -200, -np.inf])).tolist() == [1, 0, 0]
+    x = -np.abs(np.random.default_rng(0).normal(0, 8, 100_000)).astype(np.float32)
+    for inverse in np.float32([0.5, 1, 3]):
+        exact = np.exp(x.astype(np.float64) * inverse) * 2**30
+        off = np.abs(sampling.weigh(x + np.float32(2), np.float32(2), inverse) - exact)
+        assert (off <= 1 + exact * (1e-6 + 1e-6 * inverse)).all()
+    far = np.float32([0, -30, -np.inf])
+    assert sampling.weigh(far, np.float32(0), np.float32(1)).tolist() == [2**30, 0, 0]
 
 
 def test_draws_follow_the_distribution(library: KernelLibrary) -> None:

@@ -25,7 +25,7 @@ def good() -> SampleInput:
         allowed=np.zeros((2, 2), np.uint32),
         edit_indptr=np.array([0, 1, 3], np.int32),
         edit_ids=np.array([37, 0, 5], np.int32),
-        edits=np.zeros((3, 3), np.float32),
+        edits=np.zeros((3, 4), np.float32),
     )
 
 
@@ -51,7 +51,7 @@ def test_good_input_passes() -> None:
         ("edit_indptr", np.array([0, 1, 2], np.int32)),
         ("edit_ids", np.array([38, 0, 5], np.int32)),
         ("edit_ids", np.array([-1, 0, 5], np.int32)),
-        ("edits", np.zeros((2, 3), np.float32)),
+        ("edits", np.zeros((2, 4), np.float32)),
         ("vocabulary", 0),
         ("vocabulary", 41),
     ],

@@ -93,18 +93,20 @@ function toEven(x: number): number {
 
 /** Bias and penalties. `repetition_penalty` counts the prompt too, the others do not. */
 function edits(o: SamplingOptions, history: History, vocabulary: number): { ids: Int32Array; numbers: Float32Array } {
-  const found = new Map<number, [number, number, number]>();
-  const of = (id: number): [number, number, number] => {
-    const known = found.get(id) ?? [0, 1, 0];
+  const found = new Map<number, [number, number, number, number]>();
+  const of = (id: number): [number, number, number, number] => {
+    const known = found.get(id) ?? [0, 1, 1, 0];
     found.set(id, known);
     return known;
   };
   for (const [id, bias] of o.logit_bias) of(id)[0] = bias;
-  if (o.repetition_penalty !== 1) for (const id of history.tokens) of(id)[1] = o.repetition_penalty;
+  if (o.repetition_penalty !== 1) {
+    for (const id of history.tokens) of(id).splice(1, 2, 1 / o.repetition_penalty, o.repetition_penalty);
+  }
   if (o.presence_penalty !== 0 || o.frequency_penalty !== 0) {
     const counts = new Map<number, number>();
     for (const id of history.tokens.slice(history.promptLength)) counts.set(id, (counts.get(id) ?? 0) + 1);
-    for (const [id, count] of counts) of(id)[2] = o.presence_penalty + o.frequency_penalty * count;
+    for (const [id, count] of counts) of(id)[3] = o.presence_penalty + o.frequency_penalty * count;
   }
   const ids = [...found.keys()].filter((id) => id < vocabulary).sort((a, b) => a - b);
   return { ids: Int32Array.from(ids), numbers: Float32Array.from(ids.flatMap(of)) };

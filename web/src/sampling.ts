@@ -23,7 +23,7 @@ export interface SampleInput {
   readonly allowed: Uint32Array; // [r, ceil(vocab_size / 32)] a bit a token
   readonly edit_indptr: Int32Array; // [r + 1]
   readonly edit_ids: Int32Array; // [e]
-  readonly edits: Float32Array; // [e, 3] bias, scale, what is taken away
+  readonly edits: Float32Array; // [e, 4] bias, scale where positive, scale elsewhere, what is taken away
 }
 
 const fround = Math.fround;
@@ -48,9 +48,9 @@ function edit(x: Float32Array, given: SampleInput, i: number): void {
   }
   for (let e = at(given.edit_indptr, i); e < at(given.edit_indptr, i + 1); e++) {
     const id = at(given.edit_ids, e);
-    const [bias, scale, less] = [0, 1, 2].map((k) => at(given.edits, 3 * e + k)) as [number, number, number];
+    const [bias, above, below, less] = [0, 1, 2, 3].map((k) => at(given.edits, 4 * e + k)) as [number, number, number, number];
     const moved = fround(at(x, id) + bias);
-    x[id] = fround((moved > 0 ? fround(moved / scale) : fround(moved * scale)) - less);
+    x[id] = fround(fround(moved * (moved > 0 ? above : below)) - less);
   }
 }
 
@@ -60,7 +60,8 @@ function token(x: Float32Array, given: SampleInput, i: number): number {
   if (!(Math.abs(peak) <= LARGEST)) return NONE;
   const inverse = at(given.inverse_temperature, i);
   if (inverse === 0) return first;
-  const weights = Uint32Array.from(x, (v) => exp(fround(fround(v - peak) * inverse)) * 2 ** UNIT_BITS);
+  const slope = fround(inverse * LOG2E);
+  const weights = Uint32Array.from(x, (v) => weigh(v, peak, slope));
   keep(weights, at(given.limits, 3 * i), at(given.limits, 3 * i + 1), at(given.limits, 3 * i + 2));
   const key = [0, 1, 2, 3, 4].map((k) => at(given.keys, 5 * i + k)) as [number, number, number, number, number];
   const bits = drawBits(pair(key[1], key[0]), key[2], Number(pair(key[4], key[3])));
@@ -114,33 +115,18 @@ function total(weights: Uint32Array, least: number): number {
   return sum;
 }
 
-/** exp of numbers up to 0 as kernels compute it on targets with fma, step by step. */
-export function exp(x: number): number {
-  if (x < fround(-87.33654)) return 0;
-  const t = Math.max(x, -87.5);
-  const shifted = fround(fround(t * LOG2E) + 12582912);
-  const n = fround(shifted - 12582912);
-  const r = fma(n, LN2_LOW, fma(n, LN2_HIGH, t));
-  let p = fround(1.98756915e-4);
-  for (const c of TERMS) p = fma(p, r, c);
-  p = fround(fma(p, fround(r * r), r) + 1);
-  FLOATS[0] = p;
-  FLOATS[1] = shifted;
-  WORDS[0] = at(WORDS, 0) + (at(WORDS, 1) << 23);
-  return at(FLOATS, 0);
+/** 2^30 * 2^((x - peak) * slope), operation by operation as kernels do it. */
+export function weigh(x: number, peak: number, slope: number): number {
+  const halvings = Math.min(fround(fround(peak - x) * slope), 31);
+  const steps = Math.trunc(halvings * 2 ** 24);
+  const share = (steps & (2 ** 24 - 1)) * 2 ** -24;
+  let p = TERMS[0] as number;
+  for (let k = 1; k < TERMS.length; k++) p = (TERMS[k] as number) - Math.trunc(fround(share * p));
+  return (p << (UNIT_BITS - 24)) >> (steps >> 24);
 }
 
 const LOG2E = fround(1.4426950408889634);
-const LN2_LOW = fround(2.1219444e-4);
-const LN2_HIGH = fround(-0.693359375);
-const TERMS = [1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1].map(fround);
-const FLOATS = new Float32Array(2);
-const WORDS = new Uint32Array(FLOATS.buffer);
-
-/** a * b + c rounded once: products of f32 are exact in f64, and their sums very nearly. */
-function fma(a: number, b: number, c: number): number {
-  return fround(a * b + c);
-}
+const TERMS = [16850, 156793, 929616, 4030137, 11629076, 2 ** 24]; // of 2^-f: see kernels/weights.py
 
 function pair(high: number, low: number): bigint {
   return (BigInt(high) << 32n) | BigInt(low);

@@ -22,9 +22,9 @@ from sterna.runtime.sampling import NONE, SHARE_BITS, UNIT_BITS, SampleInput
 
 Ids = NDArray[np.intp]
 Allowed = NDArray[np.bool_]  # [vocab_size]: what a grammar lets come next
-Edits = tuple[NDArray[np.int32], NDArray[np.float32]]  # ids [e] and numbers [e, 3]
+Edits = tuple[NDArray[np.int32], NDArray[np.float32]]  # ids [e] and numbers [e, 4]
 
-VERSION = 2  # raised when the same logits, options and seed would give other tokens
+VERSION = 3  # raised when the same logits, options and seed would give other tokens
 
 _MASK, _WORD = np.uint64(0xFFFFFFFF), np.uint64(32)
 _STEEPEST = 1e30  # the most that logits are divided by a temperature for
@@ -156,7 +156,7 @@ def _limits(options: SamplingOptions) -> tuple[int, int, int]:
     return min(options.top_k, 2**31 - 1), share, max(1, ceil(options.min_p * (1 << UNIT_BITS)))
 
 
-_NO_EDITS: Edits = (np.zeros(0, np.int32), np.zeros((0, 3), np.float32))
+_NO_EDITS: Edits = (np.zeros(0, np.int32), np.zeros((0, 4), np.float32))
 
 
 def _all_edits(
@@ -180,12 +180,13 @@ def _edits(wanted: Wanted, vocabulary: int) -> Edits:
     output = history.output if penalized else ()
     lists = ([*o.logit_bias], repeated, output, wanted.banned)
     ids = np.unique(np.concatenate([np.array(part, np.int64) for part in lists]))
-    numbers = np.tile(np.array([0, 1, 0], np.float32), (len(ids), 1))
+    numbers = np.tile(np.array([0, 1, 1, 0], np.float32), (len(ids), 1))
     numbers[np.searchsorted(ids, [*o.logit_bias]), 0] = [*o.logit_bias.values()]
-    numbers[np.searchsorted(ids, np.array(repeated, np.int64)), 1] = o.repetition_penalty
+    repetition = 1 / o.repetition_penalty, o.repetition_penalty
+    numbers[np.searchsorted(ids, np.array(repeated, np.int64)), 1:3] = repetition
     seen, counts = np.unique(np.array(output, np.int64), return_counts=True)
-    numbers[np.searchsorted(ids, seen), 2] = o.presence_penalty + o.frequency_penalty * counts
-    numbers[np.searchsorted(ids, np.array(wanted.banned, np.int64)), 2] = np.inf
+    numbers[np.searchsorted(ids, seen), 3] = o.presence_penalty + o.frequency_penalty * counts
+    numbers[np.searchsorted(ids, np.array(wanted.banned, np.int64)), 3] = np.inf
     exist = ids < vocabulary  # a prompt may hold tokens that are never chosen
     return ids[exist].astype(np.int32), numbers[exist]
 

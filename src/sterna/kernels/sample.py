@@ -26,7 +26,6 @@ from sterna.ir.expr import (
     Var,
     cast,
     equals,
-    exp,
     logical_and,
     maximum,
     minimum,
@@ -35,17 +34,15 @@ from sterna.ir.expr import (
 )
 from sterna.ir.loop import Alloc, If, PrimFunc, Stmt, seq, store
 from sterna.kernels.build import let, loop, parallel, vector
+from sterna.kernels.weights import LARGEST, LOG2E, SHARE_BITS, weigh
 
 ROW = Var("r", lo=1)  # rows to sample
 EDITS = Var("e", lo=0)  # entries of the list of edits
 VOCABULARY = Var("v", lo=1)  # ids that exist; a model's rows past them are padding
-UNIT_BITS = 30  # of a weight of 1
-SHARE_BITS = 16  # of top_p
 NONE = -1  # the token where the largest logit is no number
 
 _LANES = 16
 _BLOCK = 1024  # tokens whose weights are summed, to find a draw's place
-_LARGEST = 3.0e38
 _DIGITS = ((20, 11), (10, 10), (0, 10))  # (shift, bits) of a weight's digits, from the top
 _BINS = 1 << 11
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -60,8 +57,8 @@ class SampleBuffers:
     top_k (0: all), top_p in units of 2^-16, and the least weight. `inverse_temperature` 0: the
     largest. `keys` [r, 5] are seed, answer and position in words, low first. `allowed`
     [r, ceil(vocabulary / 32)] counts where `masked` is not 0. Edits `edit_indptr[i]` on are
-    row i's: x becomes x + bias, that divided by scale where positive, times scale elsewhere, and
-    that minus the third.
+    row i's: x becomes x + bias, that times the second where positive, times the third elsewhere,
+    and that minus the fourth.
     """
 
     logits: Buffer
@@ -93,7 +90,7 @@ class SampleBuffers:
             buffer("allowed", U32, ROW, -(-vocabulary // 32)),
             buffer("edit_indptr", I32, ROW + 1),
             buffer("edit_ids", I32, EDITS),
-            buffer("edits", F32, EDITS, 3),
+            buffer("edits", F32, EDITS, 4),
             buffer("sampled", I32, ROW),
         )
 
@@ -209,8 +206,8 @@ class _Row:
 
         def put(e: Var, token: Expr, x: Var) -> Stmt:
             edits = self.given.edits
-            scaled = select(wrap(0.0) < x, x / edits[e, 1], x * edits[e, 1])
-            return store(self.x, token, scaled - edits[e, 2])
+            scaled = x * select(wrap(0.0) < x, edits[e, 1], edits[e, 2])
+            return store(self.x, token, scaled - edits[e, 3])
 
         return loop("e", end - start, one)
 
@@ -239,7 +236,7 @@ class _Row:
             seq(self.weigh(peak), self.top_k(), self.top_p(), self.keep(), self.draw()),
         )
         # Neither infinite nor NaN: all comparisons with NaN fail.
-        finite = Unary("abs", peak) <= wrap(_LARGEST)
+        finite = Unary("abs", peak) <= wrap(LARGEST)
         return If(finite, picked, self.put(NONE))
 
     def put(self, token: ExprLike) -> Stmt:
@@ -265,13 +262,13 @@ class _Row:
     # Weights and thresholds.
 
     def weigh(self, peak: Var) -> Stmt:
-        inverse = self.given.inverse_temperature[self.r]
+        def by(slope: Var) -> Stmt:
+            return self.each(
+                lambda i: weigh(self.x[i], peak, slope, lambda q: store(self.weights, i, q))
+            )
 
-        def one(i: Expr) -> Stmt:
-            weight = exp((self.x[i] - peak) * inverse) * float(1 << UNIT_BITS)
-            return store(self.weights, i, cast(I32, weight))
-
-        return seq(self.each(one), store(self.whole, _LEAST, 0), store(self.whole, _TIES, 0))
+        weights = let("slope", self.given.inverse_temperature[self.r] * LOG2E, by)
+        return seq(weights, store(self.whole, _LEAST, 0), store(self.whole, _TIES, 0))
 
     def top_k(self) -> Stmt:
         top_k = self.given.limits[self.r, 0]

@@ -32,7 +32,8 @@ class SampleInput:
     `limits` are top_k (0: all), top_p in units of 2^-16, and the least weight in units of 2^-30.
     `inverse_temperature` 0 takes the largest. `keys` are seed, answer and position in words, low
     first. `allowed` counts where `masked` is not 0. Edits are unique within a row: x becomes
-    x + bias, then divided by scale where positive and times scale elsewhere, then minus the third.
+    x + bias, then times the second where positive and times the third elsewhere, then minus the
+    fourth.
     """
 
     vocabulary: int
@@ -44,7 +45,7 @@ class SampleInput:
     allowed: Words  # [r, ceil(vocab_size / 32)], bit i of word j is token 32 j + i
     edit_indptr: Ints  # [r + 1]
     edit_ids: Ints  # [e]
-    edits: Floats  # [e, 3] bias, scale, what is taken away
+    edits: Floats  # [e, 4] bias, scale where positive, scale elsewhere, what is taken away
 
 
 def check_sample(given: SampleInput, rows: int, vocab_size: int) -> None:
@@ -57,7 +58,7 @@ def check_sample(given: SampleInput, rows: int, vocab_size: int) -> None:
         "rows": ((r,), np.int32), "inverse_temperature": ((r,), np.float32),
         "limits": ((r, 3), np.int32), "keys": ((r, 5), np.uint32), "masked": ((r,), np.int32),
         "allowed": ((r, -(-vocab_size // 32)), np.uint32), "edit_indptr": ((r + 1,), np.int32),
-        "edit_ids": ((e,), np.int32), "edits": ((e, 3), np.float32),
+        "edit_ids": ((e,), np.int32), "edits": ((e, 4), np.float32),
     }  # fmt: skip
     for name, (shape, kind) in wanted.items():
         array = getattr(given, name)
@@ -108,10 +109,10 @@ def _edited(logits: Floats, given: SampleInput, i: int) -> Floats:
         bits = np.unpackbits(given.allowed[i].view(np.uint8), bitorder="little")
         x[bits[: len(x)] == 0] = -np.inf
     own = slice(given.edit_indptr[i], given.edit_indptr[i + 1])
-    ids, (bias, scale, less) = given.edit_ids[own], given.edits[own].T
-    with np.errstate(invalid="ignore"):
+    ids, (bias, above, below, less) = given.edit_ids[own], given.edits[own].T
+    with np.errstate(invalid="ignore", over="ignore"):
         moved = x[ids] + bias
-        x[ids] = np.where(moved > 0, moved / scale, moved * scale) - less
+        x[ids] = moved * np.where(moved > 0, above, below) - less
     return x
 
 
@@ -121,8 +122,7 @@ def _token(x: Floats, given: SampleInput, i: int) -> int:
         return NONE
     if given.inverse_temperature[i] == 0:
         return int(x.argmax())
-    scaled = (x - peak) * given.inverse_temperature[i]
-    weights = (exp(scaled) * np.float32(1 << UNIT_BITS)).astype(np.int64)
+    weights = weigh(x, peak, given.inverse_temperature[i]).astype(np.int64)
     kept = _kept(weights, *map(int, given.limits[i]))
     total = np.cumsum(kept)
     seed_low, seed_high, stream, low, high = map(int, given.keys[i])
@@ -150,22 +150,19 @@ def _kept(weights: NDArray[np.int64], top_k: int, share: int, floor: int) -> NDA
     return kept
 
 
-def exp(x: Floats) -> Floats:
-    """exp of numbers up to 0 as kernels compute it on targets with fma, step by step."""
-    t = np.maximum(x, np.float32(-87.5))
-    shifted = t * np.float32(1.44269504088896341) + np.float32(12582912)
-    n = shifted - np.float32(12582912)
-    r = _fma(n, np.float32(2.12194440e-4), _fma(n, np.float32(-0.693359375), t))
-    p = np.full_like(r, 1.9875691500e-4)
-    for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        p = _fma(p, r, np.float32(c))
-    p = _fma(p, r * r, r) + np.float32(1)
-    bits = p.view(np.uint32) + (shifted.view(np.uint32) << np.uint32(23))
-    return np.where(x < np.float32(-87.33654), np.float32(0), bits.view(np.float32))
-
-
-def _fma(a: Floats, b: Floats | np.float32, c: Floats | np.float32) -> Floats:
-    """a * b + c rounded once: products of f32 are exact in f64, and their sums very nearly."""
-    exact = a.astype(np.float64) * np.float64(b) + np.asarray(c, np.float64)
-    found: Floats = exact.astype(np.float32)
+def weigh(x: Floats, peak: np.float32, inverse: np.float32) -> Ints:
+    """2^30 * exp((x - peak) * inverse), operation by operation as kernels/weights.py has it."""
+    with np.errstate(over="ignore"):
+        halvings = np.minimum((peak - x) * (inverse * np.float32(_LOG2E)), np.float32(31))
+    steps = (halvings * np.float32(1 << 24)).astype(np.int32)
+    share = (steps & (1 << 24) - 1).astype(np.float32) * np.float32(2**-24)
+    p = np.full_like(steps, _TERMS[0])
+    for term in (*_TERMS[1:], 1 << 24):
+        p = term - (share * p.astype(np.float32)).astype(np.int32)
+    found: Ints = (p << (UNIT_BITS - 24)) >> (steps >> 24)
     return found
+
+
+# Of 2^-f, for f from 0 to 1: see kernels/weights.py.
+_TERMS = (16850, 156793, 929616, 4030137, 11629076)
+_LOG2E = 1.4426950408889634
