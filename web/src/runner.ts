@@ -90,7 +90,7 @@ export class Runner {
       const began = performance.now();
       const chosen = await this.executable.step(this.conversation.batch(part), last ? sample : null);
       this.conversation.computed(part);
-      if (part.length > 1) this.chunks.took(part.length, performance.now() - began);
+      this.chunks.took(part.length, performance.now() - began);
       if (!last) continue;
       const token = chosen?.[0] ?? NONE;
       if (token !== NONE) return token;

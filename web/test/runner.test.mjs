@@ -163,3 +163,18 @@ test("chunks grow while they are fast, and shrink at once when they are not", ()
   assert.equal(chunks.next(10_000), 1);
   assert.equal(chunks.next(0), 0);
 });
+
+test("where one token takes too long by itself, chunks stay at a size that is worth it", () => {
+  const chunks = new Chunks(512);
+  const clock = (tokens) => 90 + 30 * tokens; // ms: a processor that imitates a GPU
+  const sizes = [];
+  for (let i = 0; i < 5; i++) {
+    const size = chunks.next(10_000);
+    sizes.push(size);
+    chunks.took(size, clock(size));
+  }
+  assert.deepEqual(sizes, [16, 1, 64, 64, 64]);
+  assert.equal(chunks.next(5), 5);
+  chunks.took(1, 10); // something else had the device
+  assert.equal(chunks.next(10_000), 2);
+});

@@ -116,7 +116,7 @@ _WEBGPU = Target("webgpu", renderer="wgsl", device="webgpu", table="work_groups"
                  packaged=("webgpu:f16", "webgpu", "webgpu:barrier-free"))  # fmt: skip
 _WEBGPU_F16 = replace(_WEBGPU, spec="webgpu:f16", features=("shader-f16",), float16=True,
                       small_numbers=("f16",))  # fmt: skip
-_WEBGPU_ALONE = replace(_WEBGPU, spec="webgpu:barrier-free", table="alone", barriers=False,
+_WEBGPU_ALONE = replace(_WEBGPU, spec="webgpu:barrier-free", table="imitated", barriers=False,
                         shared_bytes=0, vector_bytes=4)  # fmt: skip
 
 _CUDA = Target("cuda", renderer="cuda", device="cuda", table="work_groups", suffix=".sterna",

@@ -25,6 +25,7 @@ from sterna.ir.rewrite import free_vars, rewrite, visit
 from sterna.ir.simplify import Simplifier, simplify
 
 _FLAT_THREADS = 64  # of a group whose items know nothing of each other
+_ALONE_THREADS = 16  # where no threads do: groups are what a processor's cores share
 Nest = tuple[For, ...]  # thread loops directly inside each other
 
 
@@ -74,7 +75,8 @@ def group_kernel(stmt: Stmt, *, barriers: bool = True) -> GroupKernel:
     if not _has(body, ForKind.THREAD) and barriers:
         body = _threads_from_vectors(body)
     if not _has(body, ForKind.THREAD) and const_value(groups) != 1:
-        group, groups, body = _flat(group, groups, body)
+        size = _FLAT_THREADS if barriers else _ALONE_THREADS
+        group, groups, body = _flat(group, groups, body, size)
     nests = list(_nests(body))
     threads = max((_size(nest) for nest in nests), default=1)
     accesses = _Accesses()
@@ -130,12 +132,12 @@ def _threads_from_vectors(stmt: Stmt) -> Stmt:
     return stmt
 
 
-def _flat(item: Var, items: Expr, body: Stmt) -> tuple[Var, Expr, Stmt]:
-    """A thread for each item."""
-    group, thread = Var("group", I32, 0), Var("thread", I32, 0, _FLAT_THREADS - 1)
-    renamed = Let(item, group * _FLAT_THREADS + thread, If(item < items, body))
-    loop = For(thread, wrap(_FLAT_THREADS), renamed, ForKind.THREAD)
-    return group, simplify(ceil_div(items, _FLAT_THREADS)), loop
+def _flat(item: Var, items: Expr, body: Stmt, size: int) -> tuple[Var, Expr, Stmt]:
+    """A thread for each item, `size` in a group."""
+    group, thread = Var("group", I32, 0), Var("thread", I32, 0, size - 1)
+    renamed = Let(item, group * size + thread, If(item < items, body))
+    loop = For(thread, wrap(size), renamed, ForKind.THREAD)
+    return group, simplify(ceil_div(items, size)), loop
 
 
 def _nests(stmt: Stmt) -> Iterator[Nest]:

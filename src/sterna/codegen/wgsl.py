@@ -19,8 +19,9 @@ from sterna.base.target import Target
 from sterna.codegen.bundle import SourceRenderer
 from sterna.codegen.cstyle import CStyle, GroupSource, Signature, render_groups
 from sterna.codegen.renderer import LibraryParts
+from sterna.codegen.write_out import write_out
 from sterna.ir.expr import Buffer, Const, Expr
-from sterna.ir.loop import PrimFunc
+from sterna.ir.loop import PrimFunc, Stmt
 
 MODULE = "//// module "  # begins the line before each launch's module, with its symbol
 
@@ -203,12 +204,23 @@ class HalfWgsl(Wgsl):
         return Wgsl.converted(self, text, source, to)
 
 
+@dataclass(slots=True)
+class AloneWgsl(Wgsl):
+    """WGSL for devices imitated by a processor, whose compilers take a kernel as it is told."""
+
+    @classmethod
+    def prepared(cls, stmt: Stmt) -> Stmt:
+        return write_out(stmt)
+
+
 @dataclass(frozen=True, slots=True)
 class WgslRenderer(SourceRenderer):
     """Kernels in the words of the target's extensions."""
 
     def render_kernel(self, func: PrimFunc, target: Target) -> GroupSource:
         style = HalfWgsl if F16.name in target.small_numbers else Wgsl
+        if not target.barriers:
+            style = AloneWgsl
         return render_groups(func, style, target)
 
     def library_source(self, parts: LibraryParts) -> str:
