@@ -76,7 +76,23 @@ def _write_config(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_rope_dimension_count(config.get("head_dim", config["hidden_size"] // heads))
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
+    _write_vocabulary(writer, config["vocab_size"])
+
+
+def _write_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+    """Bytes, and words that nobody writes: who takes prompts as text has a token for a letter."""
+    control = ["<unk>", "<s>", "</s>"]
+    letters = [f"<0x{byte:02X}>" for byte in range(256)]
+    words = [f"[{i}]" for i in range(size - len(control) - len(letters))]
+    kinds = gguf.TokenType
+    types = [kinds.UNKNOWN, kinds.CONTROL, kinds.CONTROL, *[kinds.BYTE] * 256]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*control, *letters, *words])
+    writer.add_token_scores([0.0] * size)
+    writer.add_token_types([*types, *[kinds.NORMAL] * len(words)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_space_prefix(False)
 
 
 class Llama:
