@@ -1,8 +1,8 @@
 /**
  * Where bytes are kept between visits: a name to bytes, each written whole or not at all.
  *
- * Two back ends: the origin's private file system, which reads three times as fast in Chromium
- * (50 MB: 87 to 142 ms against 266 to 376), and the Cache API where that cannot be written.
+ * Two back ends: the origin's private file system, which Chromium reads and writes faster
+ * (docs/web.md has figures), and the Cache API where that cannot be written.
  * Neither knows models.
  */
 
