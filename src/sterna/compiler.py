@@ -56,6 +56,7 @@ from sterna.program import (
     EntryPoint,
     KernelTable,
     build_entry,
+    build_largest,
     build_sampler,
     self_contained,
 )
@@ -280,11 +281,11 @@ def _adapters(
     return options.adapters, compute
 
 
-def _sampler(target: Target, sizes: Sizes, table: KernelTable) -> Entry | None:
-    """Tokens are chosen where the logits are, on a target that counts far enough."""
-    if not target.integers64:
-        return None
-    return build_sampler(sizes.vocabulary, max(VERIFY_TOKENS, sizes.batch), table)
+def _sampler(target: Target, sizes: Sizes, table: KernelTable) -> Entry:
+    """Tokens are chosen where the logits are: all, or, without 64-bit integers, the greedy ones."""
+    rows = max(VERIFY_TOKENS, sizes.batch)
+    build = build_sampler if target.integers64 else build_largest
+    return build(sizes.vocabulary, rows, table)
 
 
 def _cache_dtype(target: Target, options: CompileOptions, usual: DType) -> DType:

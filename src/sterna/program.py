@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from sterna.base.artifact import KV_CACHE, Dim, Entry, Kernel, Launch, Repeat
+from sterna.base.artifact import KV_CACHE, LARGEST, Dim, Entry, Kernel, Launch, Repeat
 from sterna.base.artifact import Buffer as ManifestBuffer
-from sterna.base.dtype import F32
+from sterna.base.dtype import F32, U32
 from sterna.base.errors import ScheduleError
 from sterna.base.target import Target
 from sterna.codegen.c_names import name
@@ -24,7 +24,8 @@ from sterna.ir.graph import Binding, Function, IRModule, Value
 from sterna.ir.loop import PrimFunc
 from sterna.ir.printer import first_vars, to_text
 from sterna.ir.rewrite import rename_buffers, substitute
-from sterna.kernels.sample import sample
+from sterna.kernels.largest import LargestBuffers, edit_rows, place_rows, take_largest
+from sterna.kernels.sample import ROW, sample
 from sterna.ops import op as operator
 from sterna.ops.restore import UNPACKING
 from sterna.passes.cost import Cost, attention_cost, group_cost, moving_cost
@@ -147,6 +148,36 @@ def build_sampler(vocabulary: int, rows: int, table: KernelTable) -> Entry:
         scratch_bytes=table.kernels[kernel].source.scratch_bytes,
         steps=(Launch(kernel=kernel, args=tuple(b.name for b in func.params)),),
     )
+
+
+def build_largest(vocabulary: int, rows: int, table: KernelTable) -> Entry:
+    """The entry point that takes the largest of up to `rows` rows of a step's logits."""
+    target = table.target
+    b = LargestBuffers.of(vocabulary, Var("m", lo=1), barriers=target.barriers)
+    steps = []
+    for func in (place_rows("place", b), edit_rows("edit", b), take_largest("largest", b)):
+        cost = Cost(f"r * {vocabulary}", f"r * {vocabulary * F32.bytes}")
+        kernel = table.add(func, f"sample_{func.name}", "by hand", cost)
+        steps.append(Launch(kernel=kernel, args=tuple(p.name for p in func.params)))
+    given = b.given
+    inputs = (given.rows, given.masked, given.allowed, given.edit_indptr, given.edit_ids)
+    logits = replace(given.logits, shape=(ROW, given.logits.shape[1]))
+    tops_at = _aligned(rows * b.blocks * b.block * F32.bytes, target.buffer_align)
+    return Entry(
+        name=LARGEST,
+        symbol="sterna_largest",
+        dims=(_dim("r", 1, rows), _dim("e", 0, vocabulary), _dim("v", 1, vocabulary)),
+        inputs=tuple(_buffer(p.name, p) for p in (logits, *inputs, given.edits)),
+        outputs=(_buffer(given.sampled.name, given.sampled),),
+        arena=(_buffer("x", b.x), _buffer("tops", b.tops, tops_at)),
+        arena_bytes=tops_at + rows * b.blocks * 2 * U32.bytes,
+        scratch_bytes=0,
+        steps=tuple(steps),
+    )
+
+
+def _aligned(size: int, to: int) -> int:
+    return -(-size // to) * to
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,8 +179,8 @@ def _limits(manifest: Manifest, cache: int) -> dict[str, int]:
     weights = [packed_bytes(p) for p in manifest.params]
     bound = [min(size, manifest.part_bytes or size) for size in weights]
     bound += [prod(c.shape) * dtype(c.dtype).bytes for c in manifest.constants]
-    bound += [cache, *io_bytes(manifest.entries).values()]
-    bound += [entry.arena_bytes for entry in manifest.entries]
+    bound += [cache, *io_bytes(manifest.launched).values()]
+    bound += [entry.arena_bytes for entry in manifest.launched]
     largest = max(bound)
     return {
         "maxStorageBuffersPerShaderStage": max(len(p.buffers) for p in phases),

@@ -20,7 +20,7 @@ from fake_drivers import simulated_cuda, simulated_hip
 from fake_metal import simulated_metal
 from kernel_arrays import ADAPTERS
 
-from sterna.base.artifact import AdapterRoom
+from sterna.base.artifact import AdapterRoom, Launch
 from sterna.base.errors import CodegenError, Unavailable
 from sterna.base.target import Target, parse_target
 from sterna.checkpoint.model_folder import ModelFolder
@@ -114,8 +114,10 @@ def cases(target: Target) -> list[Case]:
         folder = ModelFolder(Path(), dict(CHAT), dict(CONFIG), "llama", scheme, scheme, {})
         adapters = ROOM if scheme == SCHEMES[0] else None
         source = compile_source(folder, target, CompileOptions(adapters=adapters))
+        sampler = source.manifest.sampler
+        choosing = {s.kernel for s in sampler.steps if isinstance(s, Launch)} if sampler else set()
         for title, kernel in source.table.kernels.items():
-            if title == "sample":
+            if title in choosing:
                 continue  # its inputs are the sampler's own tests' business
             same = " ".join([digest(kernel.func), *(d.name for d in kernel.func.dims)])
             name = f"{title}_{scheme}"

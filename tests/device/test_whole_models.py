@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -31,7 +32,10 @@ from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, RequestE
 from sterna.base.target import host_target, parse_target
 from sterna.checkpoint.mlc import read_mlc_folder
 from sterna.compiler import CompileOptions, compile_model
+from sterna.engine.options import SamplingOptions
+from sterna.engine.sampler import History, Wanted, orders, sample_input
 from sterna.runtime.executable import Executable
+from sterna.runtime.sampling import sample_rows
 from sterna.runtime.work_groups import Device, GroupExecutable, load_on
 
 OPTIONS = {"prefill_chunk_size": 48, "max_batch_size": 4, "context_window_size": 256}
@@ -123,6 +127,7 @@ def test_the_cpus_logits(
         else:
             check_close(got, wanted, ours.manifest.kv_cache.dtype)
     np.testing.assert_array_equal(pairs[-1][0], pairs[-2][0])
+    check_greedy(ours, device)
     ours.close()
     ours.close()
     theirs.close()
@@ -168,6 +173,31 @@ def test_images(name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFact
             check_close(got, wanted, "f32")
     ours.close()
     theirs.close()
+
+
+def check_greedy(executable: GroupExecutable, device: Device) -> None:
+    """A greedy token is all that is read of a step; for one that is drawn, the logits."""
+    read: list[int] = []
+    kind, whole = type(device), type(device).read
+
+    def count(self: Any, buffer: Any, out: Any, offset: int = 0) -> None:
+        read.append(out.nbytes)
+        whole(self, buffer, out, offset)
+
+    def read_for(temperature: float) -> list[int]:
+        read.clear()
+        executable.run(step_input([Part([8], 38, [3, 11, 2, 30])], 16))
+        options = orders(SamplingOptions(temperature=temperature, logit_bias={9: 0.5}))
+        wanted = [Wanted(0, options, History([1, 8], 1, 0))]
+        given = sample_input(wanted, SHAPE["vocab_size"] - 3, SHAPE["vocab_size"])
+        (token,) = executable.sample(given).tolist()
+        told = list(read)
+        assert [token] == sample_rows(executable.logits(), given).tolist()
+        return told
+
+    with mock.patch.object(kind, "read", count):
+        assert read_for(0.0) == [4]
+        assert read_for(1.0) == [4 * SHAPE["vocab_size"]]
 
 
 def check_close(got: Logits, wanted: Logits, stored: str) -> None:

@@ -35,6 +35,18 @@ function refusable(kind, task) {
   }
 }
 
+/** [symbol, buffers, groups, sizes] of what an entry launches. */
+function launchesOf(entry, dims) {
+  const own = new Map(entry.arena.map((b) => [b.name, b]));
+  const place = (name) => {
+    const buffer = own.get(name);
+    return buffer ? `arena ${buffer.offset} ${Math.max(4, largestBytes(buffer, entry))}` : name;
+  };
+  return expand(entry, manifest)
+    .map((c) => [c.phase.symbol, c.buffers.map(place), c.groups(dims), dimValues(c, dims)])
+    .filter(([, , groups]) => groups > 0);
+}
+
 const replays = {
   sizes(cases) {
     for (const [text, dims, value] of cases) {
@@ -103,17 +115,11 @@ const replays = {
   launches(cases) {
     for (const [fields, wanted] of cases) {
       const { dims } = prepare(batchOf(fields), manifest, given.num_pages);
-      const entry = choose(manifest.entries, dims);
-      const own = new Map(entry.arena.map((b) => [b.name, b]));
-      const place = (name) => {
-        const buffer = own.get(name);
-        return buffer ? `arena ${buffer.offset} ${Math.max(4, largestBytes(buffer, entry))}` : name;
-      };
-      const found = expand(entry, manifest)
-        .map((c) => [c.phase.symbol, c.buffers.map(place), c.groups(dims), dimValues(c, dims)])
-        .filter(([, , groups]) => groups > 0);
-      assert.deepEqual(found, wanted);
+      assert.deepEqual(launchesOf(choose(manifest.entries, dims), dims), wanted);
     }
+  },
+  largest(cases) {
+    for (const [r, e, v, wanted] of cases) assert.deepEqual(launchesOf(manifest.sampler, { r, e, v }), wanted);
   },
 };
 

@@ -49,6 +49,44 @@ def test_the_demo_model(page: Any, site: FileServer, tern: WebModel) -> None:
     assert told["usage"]["extra"]["decode_tokens_per_s"] > 0
 
 
+READ = """async (task) => {
+  const sizes = [];
+  const map = GPUBuffer.prototype.mapAsync;
+  GPUBuffer.prototype.mapAsync = function (mode, offset = 0, size = this.size - offset) {
+    sizes.push(size);
+    return map.call(this, mode, offset, size);
+  };
+  try {
+    await task();
+  } finally {
+    GPUBuffer.prototype.mapAsync = map;
+  }
+  return sizes;
+}"""
+
+
+def test_a_greedy_token_is_four_bytes(page: Any, site: FileServer, tern: WebModel) -> None:
+    """What the browser reads of the device; where tokens are drawn, it reads the logits."""
+    site.folders["tern"] = tern.folder
+    told = page.evaluate(
+        f"""async ([url, prompt]) => {{
+          const engine = await sterna.CreateEngine(url, {{ loadText: loadNumbers(1 << 20) }});
+          const ask = (more) => ({READ})(() => engine.completions.create({{
+            prompt, max_tokens: 3, ignore_eos: true, ...more,
+          }}));
+          const read = [await ask({{ temperature: 0, presence_penalty: 1 }}),
+                        await ask({{ temperature: 1, seed: 1 }})];
+          await engine.unload();
+          return read;
+        }}""",
+        [f"{site.url}/tern", PROMPT],
+    )
+    greedy, drawn = told
+    assert greedy == [4, 4, 4]
+    assert len(drawn) == 3
+    assert min(drawn) > 4
+
+
 @pytest.mark.slow
 def test_stories(
     page: Any, site: FileServer, shared: Any, tmp_path_factory: pytest.TempPathFactory

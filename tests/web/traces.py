@@ -243,9 +243,28 @@ def fields(batch: StepInput) -> dict[str, list[int]]:
     return {name: getattr(batch, name).tolist() for name in names}
 
 
+def largest(executable: GroupExecutable, device: Recorder, batch: StepInput) -> Json:
+    """The launches that choose the tokens of a step: [rows, edits, vocabulary, launches]."""
+    model = executable.manifest.model
+    executable.run(batch)
+    found = []
+    for bias in ({}, {"3": 1.0, "5": -2.0}):
+        options = orders(SamplingOptions(temperature=0, logit_bias=bias))
+        wanted = [Wanted(i, options, History([1], 1, 0)) for i in range(len(batch.logit_rows))]
+        given = sample_input(wanted, model.vocab_size - 1, model.vocab_size)
+        executable.sample(given)
+        sizes = [len(given.rows), len(given.edit_ids), given.vocabulary]
+        found.append([*sizes, _named(executable, device)])
+    return found
+
+
 def launches(executable: GroupExecutable, device: Recorder, batch: StepInput) -> Json:
     """The launches of a step: [symbol, buffers, groups, sizes]."""
     executable.step(batch)
+    return _named(executable, device)
+
+
+def _named(executable: GroupExecutable, device: Recorder) -> Json:
     names = {id(handle): name for name, handle in executable._fixed.items()}
     return [
         [symbol, [b if isinstance(b, str) else names[id(b)] for b in buffers], groups, [*values]]

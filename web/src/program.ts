@@ -3,7 +3,8 @@
  *
  * All memory is taken at load: a buffer for each weight, the cache, inputs and outputs, and one
  * arena that intermediate tensors are views of. Bind groups are made once. A step writes what has
- * changed of its inputs and sizes, launches everything in order, and reads back the token.
+ * changed of its inputs and sizes, launches everything in order, and reads back the token; where a
+ * token is drawn, the logits.
  * As runtime/work_groups.py.
  */
 
@@ -92,9 +93,10 @@ export class Program implements Executable {
   /** Make the bind groups, once every weight is there. */
   async finish(): Promise<void> {
     const { entries, sampler } = this.manifest;
+    const programs = sampler === null ? entries : [...entries, sampler];
     await this.device.checked("the model's launches", async () => {
-      const arena = this.device.allocate(Math.max(...entries.map((e) => e.arena_bytes)));
-      for (const entry of sampler === null ? entries : [...entries, sampler]) {
+      const arena = this.device.allocate(Math.max(...programs.map((e) => e.arena_bytes)));
+      for (const entry of programs) {
         this.ready.set(entry, this.prepare(entry, arena));
       }
     });
@@ -106,7 +108,8 @@ export class Program implements Executable {
     this.rows = dims["r"] ?? 0;
     this.encode(encoder, choose(this.manifest.entries, dims), inputs, dims);
     const { sampler } = this.manifest;
-    if (sample !== null && sampler !== null) {
+    const chosen = sample !== null && sampler !== null && sample.inverse_temperature.every((t) => t === 0);
+    if (chosen) {
       const { vocabulary, ...given } = sample;
       const own = { r: sample.rows.length, e: sample.edit_ids.length, v: vocabulary };
       this.encode(encoder, sampler, given, own);
@@ -118,7 +121,7 @@ export class Program implements Executable {
       await this.device.done();
       return null;
     }
-    if (sampler !== null) return new Int32Array(await this.device.read(this.staging, 4 * sample.rows.length));
+    if (chosen) return new Int32Array(await this.device.read(this.staging, 4 * sample.rows.length));
     return sampleRows(await this.logits(), this.manifest.model.vocab_size, sample);
   }
 
@@ -245,7 +248,6 @@ function ioBytes(manifest: Manifest): Map<string, number> {
   const entries = manifest.sampler === null ? manifest.entries : [...manifest.entries, oneRow(manifest.sampler)];
   for (const entry of entries) {
     for (const buffer of [...entry.inputs, ...entry.outputs]) {
-      if (entry.name === "sample" && buffer.name === "logits") continue; // the other entries' own
       found.set(buffer.name, Math.max(largestBytes(buffer, entry), found.get(buffer.name) ?? 0));
     }
   }

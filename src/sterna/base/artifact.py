@@ -24,6 +24,7 @@ SIGHT_CACHE = "sight_cache"  # its keys and values: an input that nobody fills
 ROWS = "rows"  # what it gives
 SEE, PREFILL_GIVEN = "see", "prefill_given"  # entry points of models that take images
 FACTORS = ("lora_A", "lora_B")  # what the params of an adapter's two factors are called
+LARGEST = "largest"  # the sampler that takes the largest logit of each row, launched as entries are
 QUERY_TILE = 32  # most tokens of one sequence that attention takes as a tile (dim t)
 
 # In a CPU library the manifest follows this mark and its length (8 bytes, little-endian), so it
@@ -253,7 +254,7 @@ class Manifest(_Record, frozen=True):
     kernels: tuple[Kernel, ...]
     constants: tuple[Constant, ...] = ()
     blobs: tuple[Blob, ...] = ()
-    sampler: Entry | None = None  # tokens from logits; None where the host does it
+    sampler: Entry | None = None  # tokens from logits; None where the host does it all
     carried: tuple[str, ...] = ()  # targets of all programs in the library, where it has several
     part_bytes: int = 0
     adapters: AdapterRoom | None = None
@@ -268,6 +269,12 @@ class Manifest(_Record, frozen=True):
     def programs(self) -> tuple[Entry, ...]:
         """Everything the library can be asked to run."""
         return self.entries if self.sampler is None else (*self.entries, self.sampler)
+
+    @property
+    def launched(self) -> tuple[Entry, ...]:
+        """Everything whose inputs, outputs and arena lie on the device; see LARGEST."""
+        own = self.sampler is not None and self.sampler.name == LARGEST
+        return self.programs if own else self.entries
 
     def entry(self, name: str) -> Entry:
         for entry in self.entries:

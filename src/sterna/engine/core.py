@@ -19,9 +19,6 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sterna.base.errors import DeviceError, Error, RequestError
 from sterna.engine.batch import Batch, Piece, StepArrays
 from sterna.engine.generation import Answer, Ask, Clock, Event, Request, Sink
@@ -29,7 +26,7 @@ from sterna.engine.metrics import Counters, Histograms
 from sterna.engine.parts import Parts
 from sterna.engine.prefix_store import PrefixStore
 from sterna.engine.request import Phase, Sequence
-from sterna.engine.sampler import Wanted, sample_input, told
+from sterna.engine.sampler import Wanted, needs_logits, sample_input, told
 from sterna.engine.scheduler import Scheduler
 from sterna.engine.speculative import Speculator
 from sterna.engine.trace import Trace
@@ -37,19 +34,17 @@ from sterna.runtime.sampling import NONE
 
 T = TypeVar("T")
 Command = Callable[[], None]
-Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
     """The device's choices for an answer's next tokens, if its guesses are right.
 
-    Where a grammar has a say there is the first alone. `row` is its row in all `logits`.
+    Where a grammar has a say there is the first alone. `row` is its row in the step's logits.
     """
 
     wanted: list[Wanted]
     tokens: list[int]
-    logits: Logits
     row: int
 
 
@@ -226,10 +221,10 @@ class Core:
     def _step(self, batch: Batch, began: float) -> None:
         prepared = time.perf_counter()
         self._note_starts(batch, prepared)
-        logits = self._compute(batch)
+        self._compute(batch)
         computed = time.perf_counter()
         self.scheduler.complete(batch)
-        self._sample(batch, logits, computed)
+        self._sample(batch, computed)
         sampled = time.perf_counter()
         self._hand_over()
         self.counters.steps += 1
@@ -250,15 +245,15 @@ class Core:
         self.counters.prompt_tokens += batch.prefill_tokens
         self.histograms.step_tokens.observe(sum(piece.size for piece in batch.pieces))
 
-    def _compute(self, batch: Batch) -> Logits:
+    def _compute(self, batch: Batch) -> None:
         executable = self._parts.executable
         for source, destination in batch.copies:
             executable.copy_page(source, destination)
         for picture in batch.unseen():
             picture.rows = executable.see(picture.patches)
-        return executable.step(self._arrays.fill(batch))[:, : self._parts.vocabulary]
+        executable.run(self._arrays.fill(batch))
 
-    def _sample(self, batch: Batch, logits: Logits, now: float) -> None:
+    def _sample(self, batch: Batch, now: float) -> None:
         asked: list[tuple[Piece, Answer, int, int]] = []  # with its first row, and of `wanted`
         wanted: list[Wanted] = []
         at = 0
@@ -281,7 +276,7 @@ class Core:
             if answer.silent and not piece.draft and chosen[first] != NONE:
                 self._take(answer, chosen[first], now)
             else:
-                choices = _Chosen(wanted[first:end], chosen[first:end], logits, row)
+                choices = _Chosen(wanted[first:end], chosen[first:end], row)
                 self._advance(answer, piece, choices, now)
         if self._steady:
             gap = now - self._last_step
@@ -349,7 +344,8 @@ class Core:
             (token,) = self._choose([wanted])
         request, tokens = answer.request, answer.sequence.tokens
         before = len(tokens)
-        piece = answer.accept(told(wanted, token, chosen.logits[row]))
+        logits = self._parts.executable.logits()[row] if needs_logits(wanted, token) else None
+        piece = answer.accept(told(wanted, token, logits, self._parts.vocabulary))
         if piece is not None:
             self._tell(request, piece)
         self.counters.completion_tokens += len(tokens) - before

@@ -97,7 +97,7 @@ class DraftModel:
                 budget, rows = budget - pieces[-1].count, rows - 1
         if not pieces:
             return
-        self._executable.step(self._arrays.fill(Batch(tuple(pieces))))
+        self._executable.run(self._arrays.fill(Batch(tuple(pieces))))
         for reader, piece in zip(taking, pieces):
             reader.mirror.cached += piece.count
         done = [reader for reader, piece in zip(taking, pieces) if piece.last]

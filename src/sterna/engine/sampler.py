@@ -125,21 +125,30 @@ def _keys(histories: Sequence[History]) -> NDArray[np.uint32]:
     return found
 
 
-def told(wanted: Wanted, token: int, logits: NDArray[np.float32]) -> Sample:
-    """The device's choice from `logits` [vocabulary], with log probabilities where asked for.
+def needs_logits(wanted: Wanted, token: int) -> bool:
+    """Whether `told` looks at the logits: for log probabilities, or to say what is wrong."""
+    return wanted.orders.options.logprobs or token == NONE
 
+
+def told(
+    wanted: Wanted, token: int, logits: NDArray[np.float32] | None, vocabulary: int | None = None
+) -> Sample:
+    """The device's choice from `logits`, with log probabilities where asked for.
+
+    `logits` are a row, of which the first `vocabulary` count; None where `needs_logits` says so.
     DeviceError when the logits are not numbers: no token can honestly be chosen from those.
     """
+    if logits is None:
+        return Sample(token)
+    row = logits[:vocabulary]
     if token == NONE:
         raise DeviceError(
-            f"the model computed {logits.max()} among the logits at position "
+            f"the model computed {row.max()} among the logits at position "
             f"{wanted.history.position}, or allows no token there; its weights are damaged or its "
             "arithmetic overflowed"
         )
     options = wanted.orders.options
-    return (
-        _with_logprobs(token, logits, options.top_logprobs) if options.logprobs else Sample(token)
-    )
+    return _with_logprobs(token, row, options.top_logprobs) if options.logprobs else Sample(token)
 
 
 def _inverse(options: SamplingOptions) -> float:

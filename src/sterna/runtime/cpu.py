@@ -182,6 +182,14 @@ class CpuExecutable:
             self._logits = self._run(entry, prepared)[: prepared.dims["r"]]
         return self._logits
 
+    def run(self, batch: StepInput) -> None:
+        """See Executable.run."""
+        self.step(batch)
+
+    def logits(self) -> NDArray[np.float32]:
+        """See Executable.logits."""
+        return self._logits
+
     def see(self, patches: Floats) -> Floats:
         """See Executable.see. RequestError for a model without images, or other sizes."""
         prepared = prepare_sight(patches, self._manifest)

@@ -63,6 +63,14 @@ class Executable(Protocol):
         """
         ...
 
+    def run(self, batch: StepInput) -> None:
+        """`step` without handing over the logits, which may stay on the device."""
+        ...
+
+    def logits(self) -> NDArray[np.float32]:
+        """Those of the last step, as `step` returns them."""
+        ...
+
     def see(self, patches: Floats) -> Floats:
         """Rows [tokens, hidden] that stand for an image, of its patches [patches, width].
 

@@ -49,9 +49,9 @@ def memory_plan(manifest: Manifest, num_pages: int, threads: int) -> MemoryPlan:
     return MemoryPlan(
         weights=sum(padded(packed_bytes(param)) for param in manifest.params),
         kv_cache=padded(num_pages * manifest.kv_cache.page_bytes),
-        arena=padded(max((entry.arena_bytes for entry in manifest.entries), default=0)),
+        arena=padded(max((entry.arena_bytes for entry in manifest.launched), default=0)),
         scratch=padded(max((e.scratch_bytes for e in manifest.programs), default=0)) * threads,
-        io=sum(padded(size) for size in io_bytes(manifest.entries).values()),
+        io=sum(padded(size) for size in io_bytes(manifest.launched).values()),
     )
 
 
@@ -147,7 +147,7 @@ class Region:
 def _check_sizes(manifest: Manifest, num_pages: int) -> None:
     sizes = [num_pages, *(size for param in manifest.params for size in param.shape)]
     sizes += [param.row_tile for param in manifest.params]
-    for entry in manifest.entries:
+    for entry in manifest.launched:
         sizes += [entry.arena_bytes, entry.scratch_bytes, *(dim.lo for dim in entry.dims)]
         sizes += [dim.hi - dim.lo for dim in entry.dims]
         sizes += [s for b in (*entry.inputs, *entry.outputs) for s in largest_shape(b, entry)]

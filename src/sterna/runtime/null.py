@@ -62,6 +62,14 @@ class NullExecutable:
         self._logits = words.astype(np.float32) * np.float32(8 / 2**24) + self._lift
         return self._logits
 
+    def run(self, batch: StepInput) -> None:
+        """See Executable.run."""
+        self.step(batch)
+
+    def logits(self) -> NDArray[np.float32]:
+        """See Executable.logits."""
+        return self._logits
+
     def see(self, patches: Floats) -> Floats:
         """A row for each token that the manifest says an image takes, a hash of its patches."""
         vision = self._manifest.vision

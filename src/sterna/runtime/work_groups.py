@@ -18,7 +18,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.base.artifact import KV_CACHE, SEE, Buffer, Entry, Kernel, Launch, Manifest, Phase
+from sterna.base.artifact import (
+    KV_CACHE,
+    LARGEST,
+    SEE,
+    Buffer,
+    Entry,
+    Kernel,
+    Launch,
+    Manifest,
+    Phase,
+)
 from sterna.base.dtype import dtype
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, RequestError, UsageError
 from sterna.base.sizes import evaluate
@@ -188,7 +198,7 @@ class GroupExecutable:
         self._functions = device.compile(bundle.code, phases)
         self._kernels = {k.name: k for k in manifest.kernels}
         self._io = {
-            name: device.allocate(size) for name, size in io_bytes(manifest.entries).items()
+            name: device.allocate(size) for name, size in io_bytes(manifest.launched).items()
         }
         self._cache = _zeroed(device, num_pages * manifest.kv_cache.page_bytes)
         self._fixed: dict[str, Handle] = self._io | {KV_CACHE: self._cache}
@@ -201,13 +211,16 @@ class GroupExecutable:
             read_param(param, weights, memory)
             self._fixed[param.name] = device.allocate(memory.nbytes)
             device.write(self._fixed[param.name], memory)
-        arena = device.allocate(max(4, max((e.arena_bytes for e in manifest.entries), default=0)))
+        arena = device.allocate(max(4, max((e.arena_bytes for e in manifest.launched), default=0)))
         self._entries = {entry.name: entry for entry in manifest.entries}
-        self._calls = {entry.name: self._program(entry, arena) for entry in manifest.entries}
+        self._calls = {entry.name: self._program(entry, arena) for entry in manifest.launched}
+        self._written: dict[str, NDArray[Any]] = {}  # the sampler's inputs, as they lie there
         self._sized: OrderedDict[tuple[object, ...], Sized] = OrderedDict()
         self._one_step = threading.Lock()
         self._open = True
-        self._logits = np.zeros((0, manifest.model.vocab_size), np.float32)  # of the last step
+        # The last step's entry, its rows of logits, and these once the host has read them.
+        self._ran, self._rows = manifest.entries[0], 0
+        self._logits: Floats | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -219,11 +232,24 @@ class GroupExecutable:
 
     def step(self, batch: StepInput) -> NDArray[np.float32]:
         """See Executable.step. RequestError for a batch that is malformed or too large."""
+        self.run(batch)
+        return self.logits()
+
+    def run(self, batch: StepInput) -> None:
+        """See Executable.run; returns before the device has done it. Errors as of `step`."""
         prepared = prepare(batch, self._manifest, self._num_pages)
         entry = choose(self._entries, prepared.dims, given=batch.given is not None)
         with self._one_step:
-            self._logits = self._run(entry, prepared, prepared.dims["r"])
-        return self._logits
+            self._launch(entry, prepared)
+            self._ran, self._rows, self._logits = entry, prepared.dims["r"], None
+
+    def logits(self) -> NDArray[np.float32]:
+        """See Executable.logits; waits for the device, and reads them once a step."""
+        with self._one_step:
+            if self._logits is None:
+                self._check_open()
+                self._logits = self._result(self._ran, self._rows)
+            return self._logits
 
     def see(self, patches: Floats) -> Floats:
         """See Executable.see. RequestError for a model without images, or other sizes."""
@@ -231,17 +257,21 @@ class GroupExecutable:
         vision = self._manifest.vision
         assert vision is not None, "prepare_sight refuses what takes no images"
         with self._one_step:
-            rows = self._run(self._entries[SEE], prepared, prepared.dims["n"])
+            self._launch(self._entries[SEE], prepared)
+            rows = self._result(self._entries[SEE], prepared.dims["n"])
         return rows[vision.dropped :]
 
-    def _run(self, entry: Entry, prepared: Prepared, rows: int) -> Floats:
-        """Launch an entry point; the first `rows` of its result."""
+    def _launch(self, entry: Entry, prepared: Prepared) -> None:
+        """Write what an entry point takes, and launch it."""
         self._check_open()
         for buffer in entry.inputs:
             values = prepared.inputs[buffer.name]
             if len(values):
                 self._device.write(self._io[buffer.name], values)
         self._device.run(self._launches_of(entry, prepared.dims))
+
+    def _result(self, entry: Entry, rows: int) -> Floats:
+        """The first rows of what an entry point made, once the device has."""
         (output,) = entry.outputs
         result = np.empty((rows, largest_shape(output, entry)[1]), np.float32)
         if result.size:
@@ -249,10 +279,38 @@ class GroupExecutable:
         return result
 
     def sample(self, given: SampleInput) -> Ints:
-        """See Executable.sample; the host chooses, from the logits that it has read."""
-        check_sample(given, len(self._logits), self._manifest.model.vocab_size)
+        """See Executable.sample. What draws is chosen by the host, from logits that it reads."""
+        check_sample(given, self._rows, self._manifest.model.vocab_size)
         self._check_open()
-        return sample_rows(self._logits, given)
+        found = self._largest(given) if self._takes_largest(given) else None
+        return sample_rows(self.logits(), given) if found is None else found
+
+    def _takes_largest(self, given: SampleInput) -> bool:
+        """Whether the device can choose: every row is greedy, and all has room there."""
+        sampler = self._manifest.sampler
+        if sampler is None or sampler.name != LARGEST or given.inverse_temperature.any():
+            return False
+        most = {d.name: d.hi for d in sampler.dims}
+        return len(given.rows) <= most["r"] and len(given.edit_ids) <= most["e"]
+
+    def _largest(self, given: SampleInput) -> Ints:
+        """The tokens, of which alone is read."""
+        sampler = self._manifest.sampler
+        assert sampler is not None
+        dims = {"r": len(given.rows), "e": len(given.edit_ids), "v": given.vocabulary}
+        (output,) = sampler.outputs
+        tokens = np.empty(dims["r"], np.int32)
+        with self._one_step:
+            self._check_open()
+            for buffer in sampler.inputs[1:]:
+                values: NDArray[Any] = getattr(given, buffer.name)
+                last = self._written.get(buffer.name)
+                if values.size and (last is None or not np.array_equal(last, values)):
+                    self._device.write(self._io[buffer.name], values)
+                    self._written[buffer.name] = values
+            self._device.run(self._launches_of(sampler, dims))
+            self._device.read(self._io[output.name], tokens)
+        return tokens
 
     def copy_page(self, source: int, destination: int) -> None:
         """See Executable.copy_page. RequestError for a page the cache does not have."""
@@ -401,8 +459,9 @@ def _check_limits(manifest: Manifest, plan: MemoryPlan, num_pages: int, device: 
                 f"{title} takes {size} bytes, and {device.name} binds {limits.buffer_bytes} at "
                 "most; use a smaller context or batch, or a quantization with fewer bits"
             )
+    known = {*DIMS, LAYER, *(d.name for entry in manifest.launched for d in entry.dims)}
     for kernel in manifest.kernels:
-        if any(d not in (*DIMS, LAYER) for d in kernel.dims):
+        if not known.issuperset(kernel.dims):
             raise ArtifactError(f"kernel {kernel.name} takes dims that this Sterna does not know")
         for phase in kernel.phases:
             for what, used, most in (
