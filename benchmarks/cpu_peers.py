@@ -2,15 +2,17 @@
 
     python benchmarks/cpu_peers.py --work DIR --python llama.cpp=/opt/peers/llama/bin/python ... \\
         [--shapes llama-3.2-1b] [--threads 2] [--rounds 3] [--tests 128:33,512:1] [--seconds 200]
+        [--limit 300]
 
 Every engine has a Python of its own (benchmarks/peers/*.py say what to install there); an engine
 without one takes no part. `--make` first writes models with random weights under DIR and converts
 them for each engine: `--maker NAME=PYTHON` where that takes another Python than running does,
 `--torch FOLDER` for a folder of torch and transformers that converters shall find.
 
-A round runs every candidate once, each in a process of its own, so what disturbs the machine
-disturbs all. Samples are kept in DIR/samples.json: a run that `--seconds` ended goes on there, and
-`--fresh` forgets them. Prints rates, beside what benchmarks/quality.py measured of Sterna's
+A round runs every candidate of a comparison once, each in a process of its own, so what disturbs
+the machine disturbs all; a process that takes longer than `--limit` seconds is ended and told.
+Samples are kept in DIR/samples.json: a run that `--seconds` or an interrupt ended goes on there,
+and `--fresh` forgets them. Prints rates, beside what benchmarks/quality.py measured of Sterna's
 formats, and ratios, median and range over the rounds, against the best of the other engines in the
 same round; and writes results/cpu_peers.json. "others" is how many processors other programs kept
 busy meanwhile: figures taken beside half a processor or more say little. --processor-time with
@@ -201,13 +203,27 @@ def environment(engine: str, torch: Path | None = None) -> dict[str, str]:
 def turns(
     options: argparse.Namespace, candidates: Iterable[Candidate]
 ) -> Iterator[tuple[Any, ...]]:
-    """All that is to be measured, in order: the candidates by turns."""
+    """All that is to be measured, in order: the candidates by turns, where a bar compares them."""
     for number in range(options.rounds):
-        for shape in options.shapes:
-            for threads in options.threads:
+        for threads in options.threads:
+            for shape in options.shapes:
                 for tests in options.tests:
-                    for candidate in candidates:
+                    for candidate in filter(compared_in(tests), candidates):
                         yield shape, threads, tests, number, candidate
+
+
+def compared_in(tests: str) -> Callable[[Candidate], bool]:
+    """Whether a candidate is compared in what these tests measure; all are where no bar is."""
+    lengths = {test.partition(":")[0] for test in tests.split(",")}
+    bars = [bar for bar in BARS if bar.metric[2:] in lengths]
+
+    def compared(candidate: Candidate) -> bool:
+        own = candidate.engine == OWN
+        return not bars or any(
+            bar.ours == candidate.name if own else bar.others(candidate) for bar in bars
+        )
+
+    return compared
 
 
 def measure(options: argparse.Namespace, candidates: Iterable[Candidate]) -> Samples:
@@ -215,7 +231,7 @@ def measure(options: argparse.Namespace, candidates: Iterable[Candidate]) -> Sam
     kept = options.work / ("processor_time.json" if options.processor_time else "samples.json")
     samples: Samples = {}
     if kept.exists() and not options.fresh:
-        samples = json.loads(kept.read_text())
+        samples = read_samples(kept)
     end = time.monotonic() + options.seconds
     for shape, threads, tests, number, candidate in turns(options, candidates):
         model = options.work / shape / candidate.file
@@ -229,9 +245,14 @@ def measure(options: argparse.Namespace, candidates: Iterable[Candidate]) -> Sam
         command += [candidate.form, "--threads", str(threads), "--tests", tests]
         command += ["--processor-time"] if options.processor_time else []
         before = _busy()
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, env=environment(candidate.engine), text=True
-        )
+        try:
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, env=environment(candidate.engine), text=True,
+                timeout=options.limit,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            print(f"{title}: not done in {options.limit:g} seconds", file=sys.stderr)
+            continue
         others = _others(before, _busy())
         lines = done.stdout.strip().splitlines()
         if done.returncode or not lines:
@@ -239,8 +260,23 @@ def measure(options: argparse.Namespace, candidates: Iterable[Candidate]) -> Sam
             continue
         samples[title] = json.loads(lines[-1]) | {"others": others}
         print(title, samples[title], file=sys.stderr, flush=True)
-        kept.write_text(json.dumps(samples, indent=1) + "\n")
+        beside = kept.with_suffix(".partial")
+        beside.write_text(json.dumps(samples, indent=1) + "\n")
+        beside.replace(kept)
     return samples
+
+
+def read_samples(path: Path) -> Samples:
+    """What earlier runs measured; ends with a sentence where the file is none of theirs."""
+    found: Samples = {}
+    try:
+        found = json.loads(path.read_text())
+        whole = isinstance(found, dict) and all(isinstance(v, dict) for v in found.values())
+    except ValueError:
+        whole = False
+    if not whole:
+        sys.exit(f"{path} has no samples that can be read: --fresh measures all anew")
+    return found
 
 
 def _busy() -> tuple[float, float, float]:
@@ -379,6 +415,7 @@ def main() -> None:
     parser.add_argument("--candidates", nargs="+", help="parts of names (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds of one process")
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--processor-time", action="store_true", help="instead of the clock's")
     options = parser.parse_args()
