@@ -13,7 +13,7 @@ model of equal shape.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,8 +42,7 @@ from sterna.ir.graph import IRModule
 from sterna.ir.printer import to_text
 from sterna.models.rope_scaling import longest_context
 from sterna.models.stored_scheme import stored_scheme
-from sterna.nn.decoder import CausalLM, EmbeddingModel, Limits, trace_causal_lm
-from sterna.ops.attention import slot_elements
+from sterna.nn.decoder import Cache, CausalLM, EmbeddingModel, Limits, trace_causal_lm
 from sterna.passes.bound_params import bound_params
 from sterna.passes.fuse import fuse
 from sterna.passes.lower_opaque import Setting
@@ -222,7 +221,8 @@ def compile_source(
     config = folder.config | _attention_overrides(options)
     sizes = _sizes(folder, config, options)
     model = models.build(config, quantization, sizes.context)
-    model.cache = replace(model.cache, dtype=_cache_dtype(target, options, model.cache.dtype))
+    dtype = _cache_dtype(target, options, model.cache)
+    model.cache = model.cache.kept_in(dtype, sizes.context)
     module = trace_causal_lm(model, _limits(model, sizes))
     passes = graph_passes(
         models.family(config).FUSED,
@@ -288,9 +288,13 @@ def _sampler(target: Target, sizes: Sizes, table: KernelTable) -> Entry:
     return build(sizes.vocabulary, rows, table)
 
 
-def _cache_dtype(target: Target, options: CompileOptions, usual: DType) -> DType:
+def _cache_dtype(target: Target, options: CompileOptions, cache: Cache) -> DType:
     """What the KV cache keeps: what was asked for, else the scheme's, else what can be stored."""
-    asked = options.kv_dtype
+    asked, usual = options.kv_dtype, cache.dtype
+    if cache.recurrent and asked not in (None, "f32"):
+        raise UsageError(
+            f"kv_dtype is {asked}, but a recurrent model keeps its states in f32; leave it out"
+        )
     if asked is None:
         return usual if usual.name in target.small_numbers else F32
     if asked not in _KV_DTYPES:
@@ -424,8 +428,6 @@ def _manifest(
     sampler: Entry | None,
 ) -> Manifest:
     cache = model.cache
-    slot = slot_elements(cache.dtype, cache.head_dim) * cache.dtype.bytes
-    token = cache.planes * cache.layers * cache.kv_heads * slot
     return Manifest(
         format=FORMAT,
         sterna=__version__,
@@ -451,7 +453,8 @@ def _manifest(
             head_dim=cache.head_dim,
             page_size=cache.page_size,
             dtype=next((n for n, d in _KV_DTYPES.items() if d == cache.dtype), cache.dtype.name),
-            page_bytes=token * cache.page_size,
+            page_bytes=cache.page_bytes,
+            recurrent=cache.recurrent,
         ),
         params=params,
         entries=tuple(e.entry for e in entries),

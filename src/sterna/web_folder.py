@@ -59,7 +59,7 @@ def compile_folder(
     specs = packaged(target, output)
     opened = open_model(model)
     _check_output(opened.folder, output)
-    _refuse_images(opened)
+    _refuse_what_browsers_do_not(opened)
     names = sorted(path.name for path in opened.folder.iterdir() if is_model_file(path.name))
     with TemporaryDirectory() as made, disk_errors(output):
         partial = PartialFolder(output)
@@ -88,8 +88,14 @@ def compile_folder(
     return index
 
 
-def _refuse_images(model: ModelFolder) -> None:
-    if models.family(model.config).read_config(model.config).vision is not None:
+def _refuse_what_browsers_do_not(model: ModelFolder) -> None:
+    config = models.family(model.config).read_config(model.config)
+    if config.mamba is not None:
+        raise UsageError(
+            f"{model.model_type} models are recurrent, which the package for browsers does not "
+            "take; serve this model with `sterna serve`, or choose one with attention"
+        )
+    if config.vision is not None:
         raise UsageError(
             f"{model.model_type} models take images, which the package for browsers does not; "
             "serve this model with `sterna serve`, or choose one of text alone"

@@ -155,6 +155,49 @@ def test_mixtures_of_experts(name: str, variant: str, tmp_path: Path) -> None:
     theirs.close()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vulkan",
+        pytest.param("cuda:source", marks=pytest.mark.slow),
+        pytest.param("opencl", marks=pytest.mark.slow),
+        pytest.param("webgpu", marks=pytest.mark.slow),
+        pytest.param("webgpu:barrier-free", marks=pytest.mark.slow),
+    ],
+)
+def test_recurrent_states(
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A prompt in chunks beside another, and both decoded: states go from step to step."""
+    device, root = TARGETS[name](), tmp_path_factory.getbasetemp() / "mamba2"
+    if not root.exists():
+        build_drawn(root, tiny_families.VARIANTS["mamba2"], weights("mamba2"), "q0f32", **OPTIONS)
+    found = Compiled(root / "converted", root / "converted" / f"model{host_target().suffix}")
+    ours, theirs = on_target(found, name, device, tmp_path), found.load(num_pages=PAGES)
+    for got, wanted in zip(state_steps(ours), state_steps(theirs), strict=True):
+        if parse_target(name).fma:
+            np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))
+        else:
+            check_close(got, wanted, "f32")
+    ours.close()
+    theirs.close()
+
+
+def state_steps(executable: Executable) -> list[Logits]:
+    """As some_steps, with a page for each sequence; then a third takes the first one's page."""
+    prompt, other, size = [3 + 7 * i % 61 for i in range(37)], [3, 9, 27], 256
+    steps = [
+        [Part(prompt[:20], 0, [3])],
+        [Part(prompt[20:], 20, [3]), Part(other, 0, [7])],
+        [Part([4], 37, [3]), Part([6], 3, [7])],
+        [Part(other, 0, [3])],
+    ]
+    assert executable.manifest.kv_cache.page_size == size
+    found = [executable.step(step_input(parts, size)).copy() for parts in steps]
+    assert found[3][0].tobytes() == found[1][1].tobytes()  # nothing is left of the first
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cuda:source", "webgpu:barrier-free"])
 def test_images(name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -61,14 +61,15 @@ def restored(variant: str, name: str) -> tiny.Weights:
         for source in weight.sources:
             values = drawn[source].T if weight.transposed else drawn[source]
             packed = quantize(np.ascontiguousarray(values), weight.scheme, name=source)
-            packed = {part: on_disk(array) for part, array in packed.items()}
+            if weight.kind != "exact":
+                packed = {part: on_disk(array) for part, array in packed.items()}
             own = dequantize(packed, weight.scheme, values.shape).astype(np.float32)
             found[source] = np.ascontiguousarray(own.T) if weight.transposed else own
     return found
 
 
 def on_disk(array: compiled.Logits) -> compiled.Logits:
-    """float32 tensors of quantized models are cut to bfloat16 in a folder."""
+    """float32 tensors of quantized models are cut to bfloat16 in a folder, but "exact" ones."""
     if array.dtype != np.float32:
         return array
     bits = encode_bf16(np.ascontiguousarray(array)).astype("<u4") << np.uint32(16)

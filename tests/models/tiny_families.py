@@ -195,6 +195,29 @@ LLAMA4 = of(
     },
 )
 
+MAMBA2 = {
+    "model_type": "mamba2",
+    "architectures": ["Mamba2ForCausalLM"],
+    "hidden_size": 48,
+    "expand": 2,
+    "num_heads": 6,
+    "head_dim": 16,
+    "state_size": 8,
+    "n_groups": 2,
+    "conv_kernel": 4,
+    "num_hidden_layers": 2,
+    "vocab_size": 64,
+    "layer_norm_epsilon": 1e-5,
+    "hidden_act": "silu",
+    "use_bias": False,
+    "use_conv_bias": True,
+    "chunk_size": 16,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
 VARIANTS: dict[str, dict[str, object]] = {
     "qwen2": QWEN2,
     "qwen2-window": {**QWEN2, "use_sliding_window": True, "sliding_window": 8},
@@ -477,6 +500,14 @@ VARIANTS: dict[str, dict[str, object]] = {
         attention_bias=False,
         partial_rotary_factor=0.5,
     ),
+    "mamba2": MAMBA2,
+    "mamba2-tied": {
+        **MAMBA2,
+        "n_groups": 1,
+        "use_bias": True,
+        "use_conv_bias": False,
+        "tie_word_embeddings": True,
+    },
 }
 
 
@@ -516,7 +547,9 @@ def draw(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """A tensor from its own name: raw PCG64 words, a stream that numpy promises to keep."""
     words = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
     unit = ((words >> np.uint64(11)) * 2.0**-52 - 1.0).reshape(shape) * 3.0**0.5  # variance 1
-    if name.endswith("bias"):
+    if name.endswith("A_log"):  # states that are remembered for some tokens
+        drawn = unit - 2.5
+    elif name.endswith("bias"):
         drawn = 0.3 * unit
     elif len(shape) == 1 or "norm" in name:
         drawn = 1.0 + 0.1 * unit

@@ -118,7 +118,12 @@ def test_every_field_is_known(dist: Path) -> None:
     assert "room for adapters" in (refused or "")  # which is asked after reading
     without = manifest | {"adapters": None}
     assert "takes images" in (told(without, index)[0] or "")
-    assert told(without | {"vision": None}, index) == [None, None]
+    without = without | {"vision": None}
+    assert "which this version does not know" in (told(without, index)[0] or "")
+    without = without | {"sampler": None}
+    assert "recurrent model" in (told(without, index)[0] or "")
+    without["kv_cache"]["recurrent"] = False
+    assert told(without, index) == [None, None]
 
 
 @pytest.mark.parametrize("where", [(), ("model",), ("sampler",), ("kv_cache",), ("params", 0)])

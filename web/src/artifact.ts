@@ -60,7 +60,7 @@ const entry = record({
 });
 const kvCache = record({
   layers: count, kv_heads: count, head_dim: count, page_size: count, dtype: text,
-  page_bytes: count,
+  page_bytes: count, recurrent: optional(bool, false),
 });
 
 /** What a program was compiled for; the index of a folder has it too. */
@@ -115,6 +115,9 @@ export function readManifest(data: Uint8Array): Manifest {
   }
   if (found.sampler !== null && found.sampler.name !== LARGEST) {
     throw new ArtifactError(`the program's sampler is ${found.sampler.name}, which this version does not know; compile the model again`);
+  }
+  if (found.kv_cache.recurrent) {
+    throw new ArtifactError("the program is of a recurrent model, whose state this version cannot take back to an earlier token; use a model with attention in browsers");
   }
   const sizes = found.kv_cache.page_bytes > 0 && found.kv_cache.page_size > 0;
   if (!sizes || found.model.vocab_size < 1) {

@@ -201,6 +201,8 @@ class KVCache(_Record, frozen=True):
     """The paged key/value cache: `page_size` tokens a page, the same pages in every layer.
 
     `dtype` is f32, f16, bf16, or q8: numbers of 8 bits, with an f16 scale for each token and head.
+    A `recurrent` model's page is the state of one sequence, `head_dim` elements in each layer. Its
+    first page is all that a sequence has, and a state cannot go back to an earlier token.
     """
 
     layers: int
@@ -209,6 +211,7 @@ class KVCache(_Record, frozen=True):
     page_size: int
     dtype: str
     page_bytes: int  # keys and values of one page in all layers
+    recurrent: bool = False
 
     @property
     def bytes_per_token(self) -> int:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -40,14 +40,17 @@ def read_json_list(path: Path) -> list[Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read `config.json` of a Hugging Face folder."""
+    """Read `config.json` of a Hugging Face folder.
+
+    Here alone Infinity, as Python writes it and Mamba-2's files have it, is the word "Infinity".
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(
             f"{folder} has no config.json; give a model folder in Hugging Face layout "
             "(config.json, *.safetensors, tokenizer.json)"
         )
-    return read_json(path)
+    return parse_json(read_bytes(path, MAX_JSON_BYTES), str(path), infinity=True)
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
@@ -79,20 +82,23 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
     return data
 
 
-def parse_json(data: bytes, source: str) -> dict[str, Any]:
-    """Parse one JSON object under the rules of `read_json`; `source` names it in errors."""
-    value = _parse(data, source)
+def parse_json(data: bytes, source: str, *, infinity: bool = False) -> dict[str, Any]:
+    """Parse one JSON object under the rules of `read_json`; `source` names it in errors.
+
+    With `infinity` that number is taken, as a word.
+    """
+    value = _parse(data, source, _infinity if infinity else _refuse_constant)
     if not isinstance(value, dict):
         raise CheckpointError(f"{source} must hold one JSON object, not a {type(value).__name__}")
     return value
 
 
-def _parse(data: bytes, source: str) -> Any:
+def _parse(data: bytes, source: str, constant: Callable[[str], str] | None = None) -> Any:
     try:
         value = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
+            parse_constant=constant or _refuse_constant,
             parse_float=_finite,
         )
     except UnicodeDecodeError as error:
@@ -118,6 +124,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _infinity(name: str) -> str:
+    return name if name == "Infinity" else _refuse_constant(name)
 
 
 def _finite(text: str) -> float:

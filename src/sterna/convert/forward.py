@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.base.errors import UnsupportedModel
+from sterna.convert.recurrence import convolved, scanned
 from sterna.ir.evaluate import evaluate_compute
 from sterna.ir.expr import Buffer, Var
 from sterna.ir.graph import Binding, Call, Function, IRModule, Value
@@ -107,6 +108,8 @@ class _Forward:
             return [_Cache(rows[0], rows[-1])]
         if call.op == "attention":
             return [self.attention(call, args[0], args[1], *args[8:])]
+        if call.op in ("causal_conv", "ssm_scan"):
+            return [self.walked(call, args), None]
         raise UnsupportedModel(
             f"the operator {call.op} is not computed in numpy, so this model can be neither "
             "calibrated nor measured at conversion; convert it without"
@@ -136,6 +139,23 @@ class _Forward:
             known[stage.out] = evaluate_compute(stage, known, self.dims)
         by_name = {buffer.name: array for buffer, array in known.items()}
         return [by_name[name] for name in result_names("out", len(binding.outs))]
+
+    def walked(self, call: Call, args: list[Any]) -> Array:
+        """A recurrent operator of each document, from a state of zero."""
+        given, learned = (
+            (args[:1], args[1:-5]) if call.op == "causal_conv" else (args[:4], args[4:6])
+        )
+        parts, start = [], 0
+        for end in self.ends:
+            own = [array[start:end] for array in given]
+            if call.op == "causal_conv":
+                parts.append(convolved(own[0], *learned))
+            else:
+                parts.append(
+                    scanned(own, learned, _integer(call, "heads"), _integer(call, "state"))
+                )
+            start = end
+        return np.concatenate(parts)
 
     def attention(self, call: Call, q: Array, cache: Any, sink: Array | None = None) -> Array:
         """softmax(scale * q k^T) v within each document, causal, windowed, bent."""

@@ -34,6 +34,7 @@ class Limits:
     prefix_cache: bool = True
     sliding: int | None = None
     sinks: int = 0
+    recurrent: bool = False  # a sequence has one page, its state, and nobody else can go on from it
 
 
 def plan(options: EngineOptions, manifest: Manifest, fitting_pages: int | None = None) -> Limits:
@@ -41,15 +42,20 @@ def plan(options: EngineOptions, manifest: Manifest, fitting_pages: int | None =
 
     local: 4 sequences share one window of up to 8192 tokens; interactive: one sequence has the
     whole window; server: as many sequences as the library allows, and two windows of cache for
-    each, one to use and one for prefixes to reuse, as far as `fitting_pages` go.
+    each, one to use and one for prefixes to reuse, as far as `fitting_pages` go. A recurrent
+    model has a page for each sequence, whatever the mode.
     """
     model, kv = manifest.model, manifest.kv_cache
+    if kv.recurrent:
+        _refuse_returns(options)
     sequences = _within(
         "max_num_sequence", options.max_num_sequence, model.max_batch_size, _sequences(options)
     )
     chunk = _within("prefill_chunk_size", options.prefill_chunk_size, model.prefill_chunk_size)
     window = _within("context_window_size", options.context_window_size, model.context_window_size)
-    tokens = options.max_total_tokens or _tokens(options, sequences, window)
+    tokens = options.max_total_tokens or (
+        sequences * kv.page_size if kv.recurrent else _tokens(options, sequences, window)
+    )
     num_pages = -(-tokens // kv.page_size)
     if fitting_pages is not None and num_pages > fitting_pages:
         num_pages = _fit(options, num_pages, fitting_pages, kv.page_size)
@@ -62,15 +68,24 @@ def plan(options: EngineOptions, manifest: Manifest, fitting_pages: int | None =
         window=min(window, num_pages * kv.page_size),
         rows=rows,
         prefill_mode=PrefillMode(options.prefill_mode),
-        prefix_cache=options.prefix_cache,
+        prefix_cache=options.prefix_cache and not kv.recurrent,
         sliding=model.sliding_window_size if model.sliding_window_size > 0 else None,
         sinks=model.attention_sink_size,
+        recurrent=kv.recurrent,
     )
 
 
 def draft_limits(own: Limits, manifest: Manifest, num_pages: int) -> Limits:
-    """The limits of a draft model that runs beside a model with limits `own`."""
+    """The limits of a draft model that runs beside a model with limits `own`.
+
+    RequestError for a recurrent one, which cannot forget the guesses that were wrong.
+    """
     model = manifest.model
+    if manifest.kv_cache.recurrent:
+        raise RequestError(
+            f"the draft model is recurrent ({model.model_type}), and its state cannot go back to "
+            "an earlier token; choose one with attention"
+        )
     rows = _rows(manifest)
     return Limits(
         max_sequences=min(own.max_sequences, model.max_batch_size, rows),
@@ -80,6 +95,20 @@ def draft_limits(own: Limits, manifest: Manifest, num_pages: int) -> Limits:
         window=min(own.window, model.context_window_size),
         rows=rows,
     )
+
+
+def _refuse_returns(options: EngineOptions) -> None:
+    """A state goes forward only: what takes tokens back, or goes on from stored pages, is refused.
+
+    Prefixes of prompts are not shared either; that changes no answer, so it is not asked about.
+    """
+    usual = EngineOptions()
+    for name in ("speculative", "draft_model", "prefix_cache_dir"):
+        if getattr(options, name) != getattr(usual, name):
+            raise RequestError(
+                f"{name} was asked for, but the model is recurrent, and its state cannot go back "
+                "to an earlier token; leave the option out"
+            )
 
 
 def embedding_limits(

@@ -275,7 +275,8 @@ class Scheduler:
         found += [match.partial.page] if match.partial else []
         idle = sum(not self.pages.owned(page) for page in found)
         wanted = self._pages_for(sequence) - len(match.nodes)
-        return wanted + len(self.running) <= self.pages.available + self.pages.idle - idle
+        growing = 0 if self.limits.recurrent else len(self.running)
+        return wanted + growing <= self.pages.available + self.pages.idle - idle
 
     def _pages_for(self, sequence: Sequence) -> int:
         return -(-len(sequence.tokens) // self.limits.page_size)

@@ -17,6 +17,7 @@ from sterna.models.rope_options import rope_options
 from sterna.models.rope_scaling import DEFAULT_THETA, RopeOptions
 from sterna.nn.attention import Projections
 from sterna.nn.latent import LatentOptions
+from sterna.nn.mamba import MambaOptions
 from sterna.nn.mlp import ACTIVATIONS
 from sterna.nn.moe import ExpertOptions
 from sterna.nn.vision import VisionOptions
@@ -112,9 +113,9 @@ class DecoderConfig:
     layers have attention and feed-forward layer side by side, with `two_norms` a norm for each;
     `head_norms` are of queries and keys;
     `interleaved`, `projections` and `temper` are of AttentionOptions; with `latent` sizes heads'
-    have keys and values from one small vector a token. A model with `pooling` embeds
-    texts and has no head; without `causal` every token sees its whole sequence. `vision` is what
-    looks at images.
+    have keys and values from one small vector a token, with `mamba` sizes layers have a state and
+    no attention. A model with `pooling` embeds texts and has no head; without `causal` every token
+    sees its whole sequence. `vision` is what looks at images.
     """
 
     hidden_size: int
@@ -150,6 +151,7 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     experts: ExpertOptions | None = None
     latent: LatentOptions | None = None
+    mamba: MambaOptions | None = None
     residual_scale: float = 1.0
     qkv_clip: float = 0.0
     head_norms: bool = False

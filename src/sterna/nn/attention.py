@@ -32,6 +32,7 @@ class Step:
     tile_start: Tensor  # [t] first token of each query tile
     tile_size: Tensor  # [t]
     tile_seq: Tensor  # [t]
+    seq_indptr: Tensor | None = None  # [b + 1] first token of each sequence, if it has a state
     ends: Tensor | None = None  # [n] last position of each token's sequence, if all see all
     angles: tuple[Tensor, ...] = ()
 

@@ -7,7 +7,7 @@ repeated; family files contain the forward pass of their layers and nothing else
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -76,7 +76,11 @@ class Decoder(Module):
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Shape of the paged KV cache; see ops.attention for the layout of its state tensor."""
+    """Shape of the paged KV cache; see ops.attention for the layout of its state tensor.
+
+    That of a `recurrent` model has one page a sequence, as long as the context: the states of all
+    layers, `head_dim` elements each, as ops.recurrence has them.
+    """
 
     layers: int
     kv_heads: int
@@ -84,6 +88,24 @@ class Cache:
     page_size: int
     dtype: DType
     planes: int = 2  # keys and values; 1 where values are the first elements of keys
+    recurrent: bool = False
+
+    def kept_in(self, dtype: DType, context: int) -> Cache:
+        """The cache of a program for sequences of so many tokens."""
+        return replace(self, dtype=dtype, page_size=context if self.recurrent else self.page_size)
+
+    @property
+    def page_elements(self) -> int:
+        """Elements of a page that one head of a layer has in one plane."""
+        if self.recurrent:
+            return self.head_dim
+        return self.page_size * slot_elements(self.dtype, self.head_dim)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page in all layers."""
+        heads = self.planes * self.layers * self.kv_heads
+        return heads * self.page_elements * self.dtype.bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +258,7 @@ def trace_layers(
 
 
 def _cache_shape(c: Cache, pages: Var) -> tuple[Var | int, ...]:
-    slots = c.page_size * slot_elements(c.dtype, c.head_dim)
-    return (pages, c.layers, c.planes, c.kv_heads, slots)
+    return (pages, c.layers, c.planes, c.kv_heads, c.page_elements)
 
 
 def _step(main: Trace, model: CausalLM, d: dict[str, Var]) -> Step:
@@ -246,6 +267,8 @@ def _step(main: Trace, model: CausalLM, d: dict[str, Var]) -> Step:
         "seq_ids": (d["n"],), "page_indptr": (d["b"] + 1,), "page_table": (d["p"],),
         "tile_start": (d["t"],), "tile_size": (d["t"],), "tile_seq": (d["t"],),
     }  # fmt: skip
+    if model.cache.recurrent:
+        others["seq_indptr"] = (d["b"] + 1,)
     if not model.causal:
         others["ends"] = (d["n"],)
     index = {name: main.param(name, shape, I32) for name, shape in others.items()}

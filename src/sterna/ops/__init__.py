@@ -14,6 +14,7 @@ from sterna.ops import (
     norm,
     quantize,
     quantized_matmul,
+    recurrence,
     restore,
     routing,
     shape,
@@ -70,6 +71,8 @@ OPS: dict[str, Op] = {
         attention.KV_APPEND,
         attention.ROPE_APPEND,
         attention.ATTENTION,
+        recurrence.CAUSAL_CONV,
+        recurrence.SSM_SCAN,
     )
 }
 

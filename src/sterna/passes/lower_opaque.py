@@ -23,6 +23,7 @@ from sterna.kernels.attention_alone import attention_alone
 from sterna.kernels.attention_groups import attention_split_groups, attention_tiles_groups
 from sterna.kernels.experts import ExpertSpec, grouped_experts
 from sterna.kernels.kv_cache import LAYER, CacheLayout, StepIndex, kv_append, rope_append
+from sterna.kernels.recurrence import Scan, States, causal_conv, ssm_scan
 from sterna.ops import Kind, op
 from sterna.passes.lower import computes_of, inputs
 from sterna.schedule.apply import inline_into
@@ -30,6 +31,8 @@ from sterna.schedule.apply import inline_into
 PIECE = 128  # cached tokens that attention takes as one piece, at least
 MOST_PIECES = 64
 _CACHE_DIMS = 5
+_INDEX = 4  # tensors that say where a recurrent operator's tokens and states are
+_STATE_LANES = 16
 MOST_HEADS = 16  # query heads of a work item: what it keeps of each stays in a core's cache
 
 
@@ -111,6 +114,15 @@ class _Request:
     def cache(self, buffer: Buffer, sharing: int = 1) -> CacheLayout:
         head_dim = _integer(self.attrs, "head_dim")
         return CacheLayout.over(buffer, self.setting.page_size, head_dim, sharing)
+
+    def states(self) -> States:
+        """Where a recurrent operator keeps its states: its last arguments say it."""
+        return States(self.args[-1 - _INDEX], _integer(self.attrs, "offset"), *self.args[-_INDEX:])
+
+    @property
+    def lanes(self) -> int:
+        """Channels that a recurrent operator takes side by side in one work item."""
+        return 1 if self.setting.groups else _STATE_LANES
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +249,30 @@ def _expert_matmul(request: _Request) -> _Built:
     return _Built(func, (result,))
 
 
+def _causal_conv(request: _Request) -> _Built:
+    x, weight, *rest = request.args
+    bias = rest[: -1 - _INDEX]
+    out, changed = request.head.outs
+    func = causal_conv(
+        request.name,
+        (x, weight, bias[0] if bias else None),
+        request.outs[out],
+        request.states(),
+        request.setting.dims,
+        request.lanes,
+    )
+    return _Built(func, (out,), ((changed, request.head.call.args[-1 - _INDEX]),))
+
+
+def _ssm_scan(request: _Request) -> _Built:
+    out, changed = request.head.outs
+    x, b, c, dt, a_log, d = request.args[:6]
+    heads, state = _integer(request.attrs, "heads"), _integer(request.attrs, "state")
+    scan = Scan(x, b, c, dt, a_log, d, request.outs[out], heads, state)
+    func = ssm_scan(request.name, scan, request.states(), request.setting.dims, request.lanes)
+    return _Built(func, (out,), ((changed, request.head.call.args[-1 - _INDEX]),))
+
+
 def _sharing(group: int) -> int:
     """Work items that share the query heads of one kv head, so that each has MOST_HEADS at most."""
     return next(n for n in range(1, group + 1) if group % n == 0 and group // n <= MOST_HEADS)
@@ -252,4 +288,6 @@ _BUILDERS: Mapping[str, Callable[[_Request], _Built]] = {
     "rope_append": _rope_append,
     "attention": _attention,
     "expert_matmul": _expert_matmul,
+    "causal_conv": _causal_conv,
+    "ssm_scan": _ssm_scan,
 }

@@ -7,6 +7,7 @@ what any key means.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ def read_object(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """Read a JSON file whose top level is an object; TokenizerError when it is anything else."""
     check_size(path, limit)
     try:
-        value = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        value = _decoded(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise TokenizerError(
             f"{path} is not valid JSON ({error}); it is truncated or damaged: download it again"
         ) from error
@@ -56,3 +57,19 @@ def read_object(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
 def read_optional(path: Path) -> dict[str, Any]:
     """As `read_object`, but a file that is not there is an empty object."""
     return read_object(path) if path.exists() else {}
+
+
+def _decoded(data: bytes) -> Any:
+    """JSON, and the Infinity that Python writes into some models' config.json, as that word."""
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        if b"Infinity" not in data:
+            raise
+        return json.loads(data, parse_constant=_infinity)
+
+
+def _infinity(name: str) -> str:
+    if name != "Infinity":
+        raise ValueError(f"{name} is not a JSON number")
+    return name
