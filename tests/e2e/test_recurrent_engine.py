@@ -19,6 +19,7 @@ from test_family_logits import weights
 from sterna.base.dtype import F32
 from sterna.base.errors import CheckpointError, RequestError, UsageError
 from sterna.base.target import host_target, parse_target
+from sterna.cli.main import main
 from sterna.compiler import CompileOptions, compile_model
 from sterna.convert.forward import all_logits
 from sterna.engine.engine import Engine
@@ -88,6 +89,16 @@ def test_there_is_a_page_for_each_sequence(compiled: Compiled) -> None:
         limits = plan(EngineOptions(mode=mode), manifest)
         assert (limits.num_pages, limits.page_size) == (sequences, 128)
         assert not limits.prefix_cache
+
+
+def test_inspection_speaks_of_states(
+    compiled: Compiled, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elements = 3 * 128 + 96 * 8  # the convolution's last inputs, and a row of 8 for each channel
+    assert main(["inspect", str(compiled.library)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"2 layers of {elements} numbers, f32, for each sequence" in shown
+    assert "the state of a sequence, of any length" in shown
 
 
 def test_what_would_go_back_is_refused(compiled: Compiled, tmp_path: Path) -> None:

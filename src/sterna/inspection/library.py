@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sterna.base.artifact import Kernel, Manifest
+from sterna.base.artifact import Kernel, KVCache, Manifest
 from sterna.base.dtype import dtype
 from sterna.inspection.charts import arena_map, memory_bars, roofline, weight_bars
 from sterna.inspection.costs import KernelCost, StepCost, chosen_context, step_costs
@@ -58,6 +58,17 @@ def library_report(
 _POOLED = {"cls": "the first token's state", "last": "the last token's", "mean": "states' mean"}
 
 
+def _kept(kv: KVCache) -> tuple[str, str]:
+    """What is kept of a sequence."""
+    if kv.recurrent:
+        return (
+            "state",
+            f"{kv.layers} layers of {kv.head_dim} numbers, {kv.dtype}, for each sequence",
+        )
+    heads = f"{kv.layers} layers of {kv.kv_heads} heads of {kv.head_dim}"
+    return "KV cache", f"{heads}, {kv.dtype}, {kv.page_size} tokens a page"
+
+
 def _facts(manifest: Manifest) -> Table:
     model, kv = manifest.model, manifest.kv_cache
     rows = [
@@ -66,8 +77,7 @@ def _facts(manifest: Manifest) -> Table:
         ("window", f"{model.context_window_size:,} tokens"),
         ("prefill chunk", f"{model.prefill_chunk_size:,} tokens"),
         ("sequences at once", f"up to {model.max_batch_size}"),
-        ("KV cache", f"{kv.layers} layers of {kv.kv_heads} heads of {kv.head_dim}, {kv.dtype}, "
-                     f"{kv.page_size} tokens a page"),
+        _kept(kv),
         ("fingerprint", model.fingerprint[:16]),
     ]  # fmt: skip
     if manifest.carried:
@@ -193,6 +203,8 @@ def _memory(manifest: Manifest, context: int, *, charts: bool) -> Section:
 
 def _kv_rows(manifest: Manifest, context: int) -> tuple[tuple[str, str], ...]:
     kv = manifest.kv_cache
+    if kv.recurrent:
+        return (("the state of a sequence, of any length", size(kv.page_bytes)),)
     return (
         ("a token", size(kv.bytes_per_token)),
         (f"a page of {kv.page_size} tokens", size(kv.page_bytes)),
