@@ -12,19 +12,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
 from building import build
+from pages import FLAGS, opened
 from serving import FileServer
 from web_models import WebModel, web_model
 
 from sterna import demo
 
 HERE = Path(__file__).resolve().parent
-FLAGS = [
-    *("--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-    *("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"),
-]
-
-Open = Callable[..., Any]  # a page at an address of the server
 
 
 @pytest.fixture(scope="session")
@@ -95,11 +89,3 @@ CLEAR = """async () => {
   const root = await navigator.storage.getDirectory();
   for await (const name of root.keys()) await root.removeEntry(name, { recursive: true });
 }"""
-
-
-def opened(browser: Any, site: FileServer) -> Any:
-    """A page once the package is loaded."""
-    page = browser.new_page()
-    page.goto(f"{site.url}/page/index.html")
-    page.wait_for_function("window.ready === true")
-    return page

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pages import opened
 from serving import FileServer
 from web_models import WebModel
-
-from conftest import opened
 
 LOAD = """async (url) => {
   await navigator.serviceWorker.register("/page/sw.js", { type: "module" });

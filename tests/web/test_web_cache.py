@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pages import opened
 from serving import FileServer
 from web_models import WebModel
-
-from conftest import opened
 
 LOAD = """async (url) => {
   try {

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pages import opened
 from serving import FileServer
 from web_models import WebModel
-
-from conftest import opened
 
 PREPARE = """async (url) => {
   const { requestDevice } = GPUAdapter.prototype;

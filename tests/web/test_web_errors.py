@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import FLAGS, opened
 from serving import FileServer
 from web_models import WebModel, changed, only
-
-from conftest import FLAGS, opened
 
 SHARD = "/tern/params_shard_0.bin"
 TRY = """async (url) => {
