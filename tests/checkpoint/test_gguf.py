@@ -158,10 +158,10 @@ def test_huge_claims_cost_neither_memory_nor_time(tmp_path: Path) -> None:
     path = written(tmp_path, Gguf(pairs=[("k", array(U8, [], 2**33))]))
     os.truncate(path, 2**34)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UnsafeFile, match="the most that are read"):
         open_gguf(path)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
 
 

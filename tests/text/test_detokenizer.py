@@ -81,11 +81,11 @@ def test_control_tokens_are_hidden_or_shown(tokenizers: dict[str, Tokenizer]) ->
 def test_cost_a_token_does_not_grow(tokenizers: dict[str, Tokenizer], name: str) -> None:
     def seconds(count: int) -> float:
         decoder = StreamDecoder(tokenizers[name])
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(count):
             decoder.put([200])  # a continuation byte: the worst case of a run that is held back
         decoder.finish()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     assert min(seconds(20_000) for _ in range(3)) < 40 * min(seconds(2_000) for _ in range(3))
 
@@ -164,8 +164,8 @@ def test_empty_stop_is_refused() -> None:
 
 def test_adverse_stop_strings_stay_linear() -> None:
     stopper = StopStrings(["a" * 5000 + "b"])
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(200):
         stopper.put("a" * 1000)
-    assert time.perf_counter() - start < 4.0
+    assert time.process_time() - start < 4.0
     assert stopper.put("b") == ("", True)

@@ -149,9 +149,9 @@ def test_html_from_a_string_is_impossible(page):
     ids=lambda text: repr(text[:7]),
 )
 def test_hostile_text_takes_no_long_time(text, render):
-    began = time.perf_counter()
+    began = time.process_time()
     render(text)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_blocks_that_are_complete_keep_their_elements(one_page):

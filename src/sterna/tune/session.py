@@ -136,12 +136,14 @@ def tune(
     *,
     seed: int = 0,
     report: Report | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Measure candidates for each kernel, keep every time in the database and in `kernels`.
 
-    An interrupt passes through; what was measured until then is kept.
+    An interrupt passes through; what was measured until then is kept. `clock` tells seconds.
     """
-    session = _Session(kernels, target, database, budget, measurer, report, random.Random(seed))
+    draw = random.Random(seed)
+    session = _Session(kernels, target, database, budget, measurer, report, draw, clock)
     session.recall()
     session.baseline()
     session.search()
@@ -166,8 +168,12 @@ class _Session:
     measurer: Measurer
     report: Report | None
     draw: random.Random
-    begun: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    begun: float = field(init=False)
     finished: int = 0
+
+    def __post_init__(self) -> None:
+        self.begun = self.clock()
 
     def recall(self) -> None:
         for kernel in self.kernels:
@@ -190,7 +196,7 @@ class _Session:
         for i, kernel in enumerate(self.kernels):
             rest = sum(weights[k.kernel] for k in self.kernels[i:]) or 1.0
             left = self.left()
-            end = None if left is None else time.monotonic() + left * weights[kernel.kernel] / rest
+            end = None if left is None else self.clock() + left * weights[kernel.kernel] / rest
             known = len(kernel.times)
             self.search_one(kernel, end)
             if len(kernel.times) > known:
@@ -201,7 +207,7 @@ class _Session:
     def search_one(self, kernel: Progress, end: float | None) -> None:
         most = self.budget.trials
         while most is None or len(kernel.times) < most:
-            if end is not None and time.monotonic() >= end:
+            if end is not None and self.clock() >= end:
                 return
             batch = _BATCH * self.measurer.machines
             count = batch if most is None else min(batch, most - len(kernel.times))
@@ -239,7 +245,7 @@ class _Session:
     def left(self) -> float | None:
         """Seconds of the budget that are left."""
         minutes = self.budget.minutes
-        return None if minutes is None else self.begun + 60 * minutes - time.monotonic()
+        return None if minutes is None else self.begun + 60 * minutes - self.clock()
 
     def tell(self, kernel: Progress) -> None:
         if self.report is None:
