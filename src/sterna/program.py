@@ -321,7 +321,7 @@ def _made(body: list[_Launch]) -> list[Value]:
     return [p for p in made if isinstance(p, Value)]
 
 
-_QUIET = (*UNPACKING, "slice", "slice_groups", "flatten", "cast")
+_QUIET = (*UNPACKING, "slice", "slice_groups", "repeat_heads", "flatten", "cast")
 
 
 def _opaque_cost(function: Function, tiles: Mapping[str, int]) -> Cost:

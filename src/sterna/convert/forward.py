@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.base.errors import UnsupportedModel
-from sterna.convert.recurrence import convolved, scanned
+from sterna.convert.recurrence import WALKS
 from sterna.ir.evaluate import evaluate_compute
 from sterna.ir.expr import Buffer, Var
 from sterna.ir.graph import Binding, Call, Function, IRModule, Value
@@ -29,6 +29,7 @@ Documents = Sequence[Sequence[int]]
 
 # The weight of that name as float32; for a product, what it is multiplied with comes along.
 WeightOf = Callable[[str, Array | None], Array]
+_INDEX = 4  # of a recurrent operator's arguments: where tokens and states are
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class _Forward:
             return [_Cache(rows[0], rows[-1])]
         if call.op == "attention":
             return [self.attention(call, args[0], args[1], *args[8:])]
-        if call.op in ("causal_conv", "ssm_scan"):
+        if call.op in WALKS:
             return [self.walked(call, args), None]
         raise UnsupportedModel(
             f"the operator {call.op} is not computed in numpy, so this model can be neither "
@@ -142,18 +143,12 @@ class _Forward:
 
     def walked(self, call: Call, args: list[Any]) -> Array:
         """A recurrent operator of each document, from a state of zero."""
-        given, learned = (
-            (args[:1], args[1:-5]) if call.op == "causal_conv" else (args[:4], args[4:6])
-        )
+        rows, walk = WALKS[call.op]
+        learned = args[rows : -1 - _INDEX]
         parts, start = [], 0
         for end in self.ends:
-            own = [array[start:end] for array in given]
-            if call.op == "causal_conv":
-                parts.append(convolved(own[0], *learned))
-            else:
-                parts.append(
-                    scanned(own, learned, _integer(call, "heads"), _integer(call, "state"))
-                )
+            own = [array[start:end] for array in args[:rows]]
+            parts.append(walk(dict(call.attrs), own, *learned))
             start = end
         return np.concatenate(parts)
 

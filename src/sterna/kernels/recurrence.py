@@ -111,6 +111,34 @@ def causal_conv(
     return PrimFunc(name, (*given, out, *states.buffers), (*dims, LAYER), body)
 
 
+def token_shift(
+    name: str, x: Buffer, out: Buffer, states: States, dims: tuple[Var, ...], lanes: int
+) -> PrimFunc:
+    """out = x of the token before."""
+    channels = int(const_value(x.shape[1]) or 0)
+    lanes = gcd(channels, lanes)
+    blocks = channels // lanes
+
+    def block(w: Var) -> Stmt:
+        base = (w % blocks) * lanes
+
+        def clear(page: Expr) -> Stmt:
+            return vector("i", lanes, lambda i: states.put(page, base + i, wrap(0.0)))
+
+        def token(page: Expr, n: Expr) -> Stmt:
+            def one(i: Var) -> Stmt:
+                c = base + i
+                before = store(out, (n, c), cast(out.dtype, states.at(page, c)))
+                return seq(before, states.put(page, c, cast(F32, x[n, c])))
+
+            return vector("i", lanes, one)
+
+        return states.walk(w // blocks, clear, token)
+
+    body = parallel("w", states.sequences * blocks, block)
+    return PrimFunc(name, (x, out, *states.buffers), (*dims, LAYER), body)
+
+
 @dataclass(frozen=True, slots=True)
 class Scan:
     """Operands and sizes of ssm_scan."""

@@ -46,6 +46,7 @@ OPS: dict[str, Op] = {
         shape.SLICE,
         shape.TAKE,
         heads.SLICE_GROUPS,
+        heads.REPEAT_HEADS,
         latent.HEAD_MATMUL,
         latent.HEAD_MATMUL_UP,
         latent.JOIN_HEADS,
@@ -73,6 +74,8 @@ OPS: dict[str, Op] = {
         attention.ATTENTION,
         recurrence.CAUSAL_CONV,
         recurrence.SSM_SCAN,
+        recurrence.DELTA_SCAN,
+        recurrence.TOKEN_SHIFT,
     )
 }
 

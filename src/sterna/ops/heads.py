@@ -1,4 +1,7 @@
-"""Parts of each head or group of heads, where a projection's rows interleave q, k and v."""
+"""Parts of each head or group of heads, and heads that several others share.
+
+Projections may interleave q, k and v; values of a head are repeated for each of its channels.
+"""
 
 from __future__ import annotations
 
@@ -28,4 +31,25 @@ def _compute(
     return (define(out, types[0], "n c", body),)
 
 
+def _infer_repeat(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    dim, times = integer(attrs, "head_dim"), integer(attrs, "times")
+    width = static(types[0].shape[1], "repeat_heads: the last dim")
+    fits = dim > 0 and times > 0 and width % dim == 0
+    expect(fits, f"repeat_heads: heads of {dim}, {times} times each, do not fill {width}")
+    return (TensorType((types[0].shape[0], wrap(width * times)), types[0].dtype),)
+
+
+def _compute_repeat(
+    out: str, args: tuple[Buffer, ...], types: tuple[TensorType, ...], attrs: Attrs
+) -> tuple[Compute, ...]:
+    """[n, heads * dim] -> [n, heads * times * dim]: each head so many times in a row."""
+    dim, times = integer(attrs, "head_dim"), integer(attrs, "times")
+
+    def body(n: Expr, c: Expr) -> Expr:
+        return args[0][n, c // (dim * times) * dim + c % dim]
+
+    return (define(out, types[0], "n c", body),)
+
+
+REPEAT_HEADS = Op("repeat_heads", Kind.INJECTIVE, _infer_repeat, _compute_repeat)
 SLICE_GROUPS = Op("slice_groups", Kind.INJECTIVE, _infer, _compute)

@@ -59,6 +59,40 @@ def _infer_scan(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType
     return (x, types[6])
 
 
+def _infer_delta(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    """(q, k, v, w, a, b, cache, index...) -> (like v, the cache).
+
+    The generalized delta rule (Peng et al. 2025, "RWKV-7 Goose", arXiv:2503.14456) for each of
+    `heads` heads, whose state S is [value, key]; all but v are [n, heads * key]:
+
+        S = S diag(w) + (S a) b^T + v k^T  (S on the right being that of the token before)
+        o = S q
+
+    So w decays each key's column, and what the state has for `a` is written at `b`: for a key
+    -a of length 1 and b = -a, that is taken away which v then replaces. The gated delta rule (Yang
+    et al. 2024, arXiv:2412.06464), with decay g and share beta of a head, is the case
+    w = g, a = -k, b = g * beta * k, v = beta * v.
+    """
+    expect(len(types) == 7 + _INDEX, "delta_scan: takes q, k, v, w, a, b and the cache")
+    q, _, v = types[:3]
+    heads = integer(attrs, "heads")
+    keys = static(q.shape[1], "delta_scan: the keys")
+    width = static(v.shape[1], "delta_scan: the width")
+    fits = heads > 0 and keys % heads == 0 and width % heads == 0
+    expect(fits, "delta_scan: heads do not divide the width")
+    for other in (*types[:2], *types[3:6]):
+        expect(static(other.shape[1], "delta_scan: keys") == keys, "delta_scan: keys differ")
+    _check_room(types[6], attrs, keys // heads * width)
+    return (v, types[6])
+
+
+def _infer_shift(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    """(x [n, channels], cache, index...) -> (x of the token before, 0 at the first; the cache)."""
+    expect(len(types) == 2 + _INDEX, "token_shift: takes x and the cache")
+    _check_room(types[1], attrs, static(types[0].shape[1], "token_shift: the channels"))
+    return types[:2]
+
+
 def _check_room(cache: TensorType, attrs: Attrs, wanted: int) -> None:
     room = static(cache.shape[4], "the elements of a state")
     expect(integer(attrs, "offset") + wanted <= room, "a state does not fit its page")
@@ -66,3 +100,5 @@ def _check_room(cache: TensorType, attrs: Attrs, wanted: int) -> None:
 
 CAUSAL_CONV = Op("causal_conv", Kind.OPAQUE, _infer_conv, effect=True)
 SSM_SCAN = Op("ssm_scan", Kind.OPAQUE, _infer_scan, effect=True)
+DELTA_SCAN = Op("delta_scan", Kind.OPAQUE, _infer_delta, effect=True)
+TOKEN_SHIFT = Op("token_shift", Kind.OPAQUE, _infer_shift, effect=True)

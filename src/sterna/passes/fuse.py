@@ -19,7 +19,7 @@ from sterna.ops import OPS, Kind, op
 from sterna.ops.restore import UNPACKING
 
 # Recomputed by each reader: they cost next to nothing.
-MOVERS = (*UNPACKING, "slice", "slice_groups", "flatten", "cast")
+MOVERS = (*UNPACKING, "slice", "slice_groups", "repeat_heads", "flatten", "cast")
 NORMS = ("rms_norm", "layer_norm")
 PRODUCTS = ("matmul", "quantized_matmul")
 

@@ -21,9 +21,10 @@ from sterna.ir.simplify import simplify_stmt
 from sterna.kernels.attention import AttentionSpec, attention_split, attention_tiles
 from sterna.kernels.attention_alone import attention_alone
 from sterna.kernels.attention_groups import attention_split_groups, attention_tiles_groups
+from sterna.kernels.delta import Delta, delta_scan
 from sterna.kernels.experts import ExpertSpec, grouped_experts
 from sterna.kernels.kv_cache import LAYER, CacheLayout, StepIndex, kv_append, rope_append
-from sterna.kernels.recurrence import Scan, States, causal_conv, ssm_scan
+from sterna.kernels.recurrence import Scan, States, causal_conv, ssm_scan, token_shift
 from sterna.ops import Kind, op
 from sterna.passes.lower import computes_of, inputs
 from sterna.schedule.apply import inline_into
@@ -273,6 +274,27 @@ def _ssm_scan(request: _Request) -> _Built:
     return _Built(func, (out,), ((changed, request.head.call.args[-1 - _INDEX]),))
 
 
+def _delta_scan(request: _Request) -> _Built:
+    out, changed = request.head.outs
+    q, k, v, w, a, b = request.args[:6]
+    delta = Delta(q, k, v, w, a, b, request.outs[out], _integer(request.attrs, "heads"))
+    func = delta_scan(request.name, delta, request.states(), request.setting.dims, request.lanes)
+    return _Built(func, (out,), ((changed, request.head.call.args[-1 - _INDEX]),))
+
+
+def _token_shift(request: _Request) -> _Built:
+    out, changed = request.head.outs
+    func = token_shift(
+        request.name,
+        request.args[0],
+        request.outs[out],
+        request.states(),
+        request.setting.dims,
+        request.lanes,
+    )
+    return _Built(func, (out,), ((changed, request.head.call.args[-1 - _INDEX]),))
+
+
 def _sharing(group: int) -> int:
     """Work items that share the query heads of one kv head, so that each has MOST_HEADS at most."""
     return next(n for n in range(1, group + 1) if group % n == 0 and group // n <= MOST_HEADS)
@@ -290,4 +312,6 @@ _BUILDERS: Mapping[str, Callable[[_Request], _Built]] = {
     "expert_matmul": _expert_matmul,
     "causal_conv": _causal_conv,
     "ssm_scan": _ssm_scan,
+    "delta_scan": _delta_scan,
+    "token_shift": _token_shift,
 }
