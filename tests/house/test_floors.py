@@ -33,7 +33,7 @@ GROUND = {"base", "demo"}  # demo is data: the model that ships with the package
 BRIDGES = {("convert", "text")}
 # Only these import inside a function: they save what a command does not need.
 LAZY_ROOMS = {"cli", "__init__", "local"}
-LAZY_LIBRARIES = {"PIL", "huggingface_hub", "ray", "tokenizers"}
+LAZY_LIBRARIES = {"asyncio", "llguidance", "PIL", "huggingface_hub", "ray", "tokenizers"}
 FOREIGN = {"torch", "transformers", "tvm", "mlc_llm"}  # what the package does without
 
 

@@ -10,43 +10,28 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from io import TextIOWrapper
-from types import ModuleType
 
 from sterna.base.errors import Error, UsageError
 from sterna.base.version import __version__
-from sterna.cli import (
-    bench,
-    cache,
-    chat,
-    compile,
-    convert_weight,
-    devices,
-    gen_config,
-    generate,
-    inspect,
-    list_models,
-    rm,
-    serve,
-    tune,
-)
 from sterna.cli.arguments import Parser, check_options, closest
 from sterna.cli.say import one_line
 
-VERBS: dict[str, ModuleType] = {
-    "chat": chat,
-    "generate": generate,
-    "serve": serve,
-    "bench": bench,
-    "convert_weight": convert_weight,
-    "gen_config": gen_config,
-    "compile": compile,
-    "tune": tune,
-    "inspect": inspect,
-    "devices": devices,
-    "list": list_models,
-    "rm": rm,
-    "cache": cache,
+VERBS = {  # the module of each, imported when it is asked for: a verb need not wait for the others
+    "chat": "chat",
+    "generate": "generate",
+    "serve": "serve",
+    "bench": "bench",
+    "convert_weight": "convert_weight",
+    "gen_config": "gen_config",
+    "compile": "compile",
+    "tune": "tune",
+    "inspect": "inspect",
+    "devices": "devices",
+    "list": "list_models",
+    "rm": "rm",
+    "cache": "cache",
 }
 
 _EXAMPLES = """\
@@ -125,7 +110,7 @@ def _parser(verb: str | None) -> Parser:
     verbs = parser.add_subparsers(metavar="VERB", title="commands", required=True)
     for name, module in VERBS.items():
         if verb in (None, name):
-            module.add(verbs)
+            import_module(f"sterna.cli.{module}").add(verbs)
     return parser
 
 

@@ -7,7 +7,6 @@ the objects of `api`. Compiles nothing: a caller that wants a missing library co
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -429,6 +428,8 @@ class _AsyncAsked(_Asked):
 
     async def _stream(self, given: object, make: Callable[[], Job[T]]) -> AsyncStream[T]:
         """Long prompts and grammars take a while: on a thread, so that the loop serves others."""
+        import asyncio
+
         job = make() if prepare.is_light(given) else await asyncio.to_thread(make)
         return AsyncStream(self._core, job, self._mailboxes.here())
 

@@ -16,14 +16,17 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import llguidance
 import numpy as np
 
 from sterna.base.errors import RequestError
 from sterna.engine.grammar_end import closers, way_out
 from sterna.engine.sampler import Allowed
 from sterna.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import llguidance
 
 MAX_SOURCE = 512 * 1024
 _KEPT = 64  # compiled grammars
@@ -38,7 +41,6 @@ class Grammars:
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._end_ids = sorted(i for i in end_ids if i < vocabulary)
-        self._limits = llguidance.LLParserLimits(verbose_errors=False)
         self._kept: OrderedDict[str, Grammar] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -54,7 +56,7 @@ class Grammars:
                 f"possible are up to {MAX_SOURCE}",
                 what,
             )
-        matcher = llguidance.LLMatcher(self._words, source, log_level=0, limits=self._limits)
+        matcher = self._matcher(source)
         problem = matcher.get_error() or " ".join(matcher.get_grammar_warnings())
         if problem:
             raise RequestError(f"{what} cannot be enforced: {_line(problem)}", what)
@@ -71,12 +73,20 @@ class Grammars:
                 self._kept.popitem(last=False)
         return grammar
 
+    def _matcher(self, source: str) -> llguidance.LLMatcher:
+        import llguidance  # 7 MB that an engine without grammars does without
+
+        limits = llguidance.LLParserLimits(verbose_errors=False)
+        return llguidance.LLMatcher(self._words, source, log_level=0, limits=limits)
+
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(_MASK_THREADS, thread_name_prefix="sterna-mask")
 
     @cached_property
     def _words(self) -> llguidance.LLTokenizer:
+        import llguidance
+
         words = self._tokens
         return llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(words),

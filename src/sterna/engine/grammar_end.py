@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import llguidance
+if TYPE_CHECKING:
+    import llguidance
 
 LONGEST = 192  # tokens of a path
 _CLOSERS = ('"', "}", "]", ",", "</think>", "0", "1", "null", "true", " ", "\n", "a")

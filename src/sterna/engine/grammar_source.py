@@ -13,8 +13,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import llguidance
-
 from sterna.base.errors import RequestError
 from sterna.engine import api_request as ask
 from sterna.engine.json_schema import Schema, enforceable
@@ -129,6 +127,8 @@ def _lark(grammar: ask.GrammarDefinition) -> str:
         )
     if grammar.syntax == "lark":
         return text
+    import llguidance
+
     try:
         if grammar.syntax == "regex":
             return f"start: /{llguidance.regex_to_lark(text)}/"

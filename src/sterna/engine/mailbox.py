@@ -7,10 +7,12 @@ Knows no requests.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 
@@ -44,6 +46,8 @@ class Mailboxes(Generic[T]):
 
     def here(self) -> Mailbox[T]:
         """The mailbox of the running loop."""
+        import asyncio  # who has no loop needs none of it
+
         loop = asyncio.get_running_loop()
         if loop not in self._of:
             self._of = {one: box for one, box in self._of.items() if not one.is_closed()}

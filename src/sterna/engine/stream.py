@@ -6,18 +6,20 @@ they wait for the next event.
 
 from __future__ import annotations
 
-import asyncio
 import queue
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sterna.engine.core import Core
 from sterna.engine.generation import Event, Finished, Sink
 from sterna.engine.mailbox import Mailbox
 from sterna.engine.prepare import Job
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 
@@ -105,6 +107,8 @@ class _Arrivals:
     """
 
     def __init__(self) -> None:
+        import asyncio  # who has no loop needs none of it
+
         self._loop = asyncio.get_running_loop()
         self._events: deque[list[Event]] = deque()
         self._waiter: asyncio.Future[None] | None = None
