@@ -60,7 +60,7 @@ from sterna.program import (
     self_contained,
 )
 from sterna.schedule.choose import Plan, plan_of
-from sterna.sight import see_entry, sight_of, told
+from sterna.sight import see_entry, sight_of
 
 DECODE_TOKENS = 2  # most tokens of a decode step: more sequences are a verify step
 VERIFY_TOKENS = 32  # most tokens of a verify step, and most logit rows of any step
@@ -243,19 +243,20 @@ def compile_source(
     embeds = isinstance(model, EmbeddingModel)
     titles = (EMBED,) if embeds else ENTRIES
     entries = tuple(_entry(title, module, tiles, model, sizes, table) for title in titles)
-    params = bound_params(module, tiles)
+    params, constants = bound_params(module, tiles), module.constants
     if (sight := sight_of(model)) is not None:
         shown = run(trace_causal_lm(model, _limits(model, sizes), given=True), passes)
         shown_tiles = prepack(shown)
         entries += (_entry(PREFILL_GIVEN, fuse(shown), shown_tiles, model, sizes, table),)
-        seen = see_entry(sight, models.family(config).FUSED, model.cache.page_size, table)
+        fused = models.family(config).FUSED
+        seen = see_entry(sight, fused, model.cache.page_size, sizes.context, table)
         entries, params = (*entries, seen.entry), (*params, *seen.params)
+        constants = {**constants, **seen.constants}
     sampler = None if embeds else _sampler(target, sizes, table)
     manifest = _manifest(folder, target, params, model, sizes, table, entries, sampler)
-    manifest = msgspec.structs.replace(
-        manifest, adapters=options.adapters, vision=None if sight is None else told(sight)
-    )
-    parts = LibraryParts(manifest, table.code(), module.constants)
+    vision = None if sight is None else sight.told(sizes.context)
+    manifest = msgspec.structs.replace(manifest, adapters=options.adapters, vision=vision)
+    parts = LibraryParts(manifest, table.code(), constants)
     return Source(manifest, parts, table, entries, products)
 
 

@@ -37,7 +37,7 @@ from sterna.schedule.choose import Plan, plan_of, schedule
 from sterna.schedule.steps import Schedule
 from sterna.schedule.steps import to_text as schedule_text
 
-STEP_DIMS = ("n", "b", "p", "r", "t")
+STEP_DIMS = ("n", "b", "p", "r", "t", "w", "q", "u")  # the last three of windows of an image
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ def test_an_answer_is_that_of_the_steps_by_hand(
     answer = ask(engine, user(5, "w7 w8"))
     executable = made.load()
     reader = ImageReader.load(made.folder, OWN)
-    rows = executable.see(reader.read(url(png(5)), "x"))
+    rows = executable.see(reader.read(url(png(5)), "x").values)
     prompt = [*(vision.IMAGE_TOKEN,) * vision.TOKENS, 7, 8, 9]
     size = executable.manifest.kv_cache.page_size
     batch = compiled.step_input([compiled.Part(prompt, 0, list(range(4)))], size)

@@ -75,6 +75,8 @@ export const model = record({
 const adapterRoom = record({ count, rank: count, modules: list(text) });
 const vision = record({
   image_token: count, image_size: count, patch_size: count, lead: optional(count, 1), dropped: optional(count, 1),
+  merge: optional(count, 0), most: optional(count, 0), frames: optional(count, 1), window: optional(count, 0),
+  axes: optional(count, 0),
 });
 
 const manifest = record({

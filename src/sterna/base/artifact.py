@@ -20,6 +20,9 @@ KV_CACHE = "kv_cache"  # what launches call the cache
 ADAPTER_IDS = "adapter_ids"  # the input that says which adapter a token has, -1 for none
 GIVEN, IS_GIVEN = "given", "is_given"  # inputs: rows in place of embeddings, and of which tokens
 PATCHES = "patches"  # the input of what looks at an image
+GRID_POSITIONS = "grid_positions"  # row and column of each patch, where images have any size
+ROPE_POSITIONS = "rope_positions"  # input: positions of a token in time, height and width
+WINDOW = "window_"  # begins the names of the inputs of what looks at each part of an image alone
 SIGHT_CACHE = "sight_cache"  # its keys and values: an input that nobody fills
 ROWS = "rows"  # what it gives
 SEE, PREFILL_GIVEN = "see", "prefill_given"  # entry points of models that take images
@@ -179,6 +182,11 @@ class Vision(_Record, frozen=True):
     An image is a square of `image_size` pixels, cut into patches of `patch_size` a side. A program
     takes `lead` rows of zeros before those of the patches, and its first `dropped` rows of
     result are not given on. Each row that is stands for one token `image_token` of the prompt.
+
+    With `merge` images have any size, `image_size` is 0, and `merge` * `merge` patches are one row
+    of at most `most`. Patches then come square by square, `frames` times each; where there is a
+    `window`, the rows of `window` * `window` squares see each other alone in some layers. With
+    `axes` a token has so many positions, and what follows an image goes on behind its longer side.
     """
 
     image_token: int
@@ -186,14 +194,20 @@ class Vision(_Record, frozen=True):
     patch_size: int
     lead: int = 1
     dropped: int = 1
+    merge: int = 0
+    most: int = 0
+    frames: int = 1
+    window: int = 0
+    axes: int = 0
 
     @property
     def patches(self) -> int:
+        """Of an image, where all have one size."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
     def tokens(self) -> int:
-        """Tokens of a prompt that an image takes."""
+        """Tokens of a prompt that an image takes, where all have one size."""
         return self.lead + self.patches - self.dropped
 
 

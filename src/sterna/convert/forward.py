@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.base.artifact import ROPE_POSITIONS
 from sterna.base.errors import UnsupportedModel
 from sterna.convert.recurrence import WALKS
 from sterna.ir.evaluate import evaluate_compute
@@ -60,6 +61,7 @@ def all_logits(model: CausalLM, documents: Documents, weight_of: WeightOf) -> Ar
         "logit_rows": np.arange(count, dtype=np.int32),
         "kv_cache": None,
     }
+    given[ROPE_POSITIONS] = np.repeat(given["positions"][:, None], 3, 1)
     run.ends = [int(end) for end in ends]
     entry = module.functions[module.entry]
     unused = np.zeros(0, np.int32)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sterna.engine.limits import Limits
-from sterna.engine.pictures import Picture
+from sterna.engine.pictures import Picture, on_axes
 from sterna.engine.request import GONE, Sequence
 from sterna.runtime.executable import Floats, Ints, StepInput
 
@@ -131,6 +131,7 @@ class StepArrays:
             adapters=_put(self._adapters, [piece.sequence.adapter for piece in batch.pieces]),
             given=given,
             is_given=is_given,
+            rope_positions=_rope_positions(batch, positions),
         )
 
 
@@ -153,6 +154,20 @@ def _given(batch: Batch, count: int) -> tuple[Floats | None, Ints | None]:
             where[at + low - first : at + high - first] = 1
         at += piece.size
     return (None, None) if given is None else (given, where)
+
+
+def _rope_positions(batch: Batch, positions: list[int]) -> Ints | None:
+    """Positions on axes, where images have moved those of any token."""
+    pieces = batch.pieces
+    if not any(p.saved for piece in pieces for p in piece.sequence.pictures):
+        return None
+    found = np.repeat(np.array(positions, np.int32)[:, None], 3, 1)
+    at = 0
+    for piece in pieces:
+        if shown := piece.sequence.pictures:
+            found[at : at + piece.size] = on_axes(shown, piece.sequence.cached, piece.size)
+        at += piece.size
+    return found
 
 
 def _put(array: Ints, values: list[int]) -> Ints:

@@ -250,7 +250,7 @@ class Core:
         for source, destination in batch.copies:
             executable.copy_page(source, destination)
         for picture in batch.unseen():
-            picture.rows = executable.see(picture.patches)
+            picture.rows = executable.see(picture.patches.values, picture.patches.grid)
         executable.run(self._arrays.fill(batch))
 
     def _sample(self, batch: Batch, now: float) -> None:

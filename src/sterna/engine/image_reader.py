@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sterna.base.artifact import Vision
 from sterna.base.errors import ArtifactError, RequestError
+from sterna.engine.pictures import Patches
+from sterna.runtime.executable import Floats
 from sterna.text.json_file import read_optional
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-Floats = NDArray[np.float32]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MAX_IMAGES = 16  # of one request
@@ -35,10 +34,35 @@ MAX_PIXELS = 1 << 25  # of one image, as it is decoded
 MAX_RATIO = 100  # of its sides
 CONFIG = "preprocessor_config.json"
 
-_BICUBIC = 3  # as Pillow counts
-_SWITCHES = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+BICUBIC = 3  # as Pillow counts
+_SWITCHES = ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb")
 _MEAN = [0.48145466, 0.4578275, 0.40821073]  # of CLIP's pictures
 _DEVIATION = [0.26862954, 0.26130258, 0.27577711]
+
+
+@dataclass(frozen=True, slots=True)
+class Colours:
+    """How numbers of a pixel become those that a model sees, channel by channel."""
+
+    scale: float
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any], path: Path) -> Colours:
+        """What a preprocessor's config says; silence means as for CLIP."""
+        return cls(
+            _number(config.get("rescale_factor", 1 / 255), path),
+            _three(config.get("image_mean", _MEAN), path),
+            _three(config.get("image_std", _DEVIATION), path),
+        )
+
+    def normalized(self, pixels: Floats) -> Floats:
+        """Of float32 [height, width, 3]."""
+        pixels = (pixels * np.float32(self.scale)).astype(np.float32)
+        mean, deviation = (np.array(v, np.float32) for v in (self.mean, self.deviation))
+        found: Floats = (pixels - mean) / deviation
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +71,13 @@ class ImageReader:
 
     vision: Vision
     shorter: int
-    scale: float
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    colours: Colours
 
     @classmethod
     def load(cls, folder: Path, vision: Vision) -> ImageReader:
         """Read a model folder's file; ArtifactError for images that are prepared otherwise."""
-        path = folder / CONFIG
-        config = read_optional(path)
-        inner = read_optional(folder / "processor_config.json").get("image_processor")
-        config = config or (inner if isinstance(inner, dict) else {})
-        if not config:
-            raise ArtifactError(
-                f"{folder} has no {CONFIG}, which says how images are prepared; copy it from the "
-                "model's own folder and convert again"
-            )
-        _check(config, path, vision.image_size)
+        config, path = processor_config(folder)
+        _check_crop(config, path, vision.image_size)
         shorter = _side(config.get("size", vision.image_size), "shortest_edge")
         if shorter is None or shorter < vision.image_size:
             raise ArtifactError(
@@ -73,14 +87,12 @@ class ImageReader:
         return cls(
             vision,
             shorter,
-            _number(config.get("rescale_factor", 1 / 255), path),
-            _three(config.get("image_mean", _MEAN), path),
-            _three(config.get("image_std", _DEVIATION), path),
+            Colours.read(config, path),
         )
 
-    def read(self, url: str, where: str) -> Floats:
+    def read(self, url: str, where: str) -> Patches:
         """An image_url's patches; RequestError naming the field for all that is no such image."""
-        return self.patches(decode_image(image_bytes(url, where), where))
+        return Patches(self.patches(decode_image(image_bytes(url, where), where)))
 
     def patches(self, image: Image) -> Floats:
         """[patches, channels * side * side] of an RGB image, from its upper left corner on."""
@@ -89,11 +101,9 @@ class ImageReader:
         short = min(width, height)
         new = (self.shorter * width // short, self.shorter * height // short)
         left, top = (new[0] - size) // 2, (new[1] - size) // 2
-        pixels = np.asarray(image.resize(new, _BICUBIC), np.float32)
+        pixels = np.asarray(image.resize(new, BICUBIC), np.float32)
         pixels = pixels[top : top + size, left : left + size]
-        pixels = (pixels * np.float32(self.scale)).astype(np.float32)
-        mean, deviation = (np.array(v, np.float32) for v in (self.mean, self.deviation))
-        pixels = (pixels - mean) / deviation
+        pixels = self.colours.normalized(pixels)
         count = size // side
         whole = pixels[: count * side, : count * side]
         cut = whole.reshape(count, side, count, side, 3).transpose(0, 2, 4, 1, 3)
@@ -168,15 +178,40 @@ def _too_large(what: str, where: str) -> RequestError:
     )
 
 
-def _check(config: Mapping[str, Any], path: Path, size: int) -> None:
+def processor_config(folder: Path) -> tuple[Mapping[str, Any], Path]:
+    """What a model folder says of preparing images, and its file.
+
+    ArtifactError where it says nothing, or what no model here has.
+    """
+    path = folder / CONFIG
+    config = read_optional(path)
+    inner = read_optional(folder / "processor_config.json").get("image_processor")
+    config = config or (inner if isinstance(inner, dict) else {})
+    if not config:
+        raise ArtifactError(
+            f"{folder} has no {CONFIG}, which says how images are prepared; copy it from the "
+            "model's own folder and convert again"
+        )
+    _check(config, path)
+    return config, path
+
+
+def _check(config: Mapping[str, Any], path: Path) -> None:
     """Refuse what would prepare an image otherwise than here."""
     for key in _SWITCHES:
         if config.get(key, True) is not True:
             raise ArtifactError(f"{path} has {key} = {config[key]!r:.40}; supported: true")
     if config.get("do_pad") not in (None, False):
         raise ArtifactError(f"{path} has do_pad = {config['do_pad']!r:.40}; supported: false")
-    if config.get("resample", _BICUBIC) != _BICUBIC:
+    if config.get("resample", BICUBIC) != BICUBIC:
         raise ArtifactError(f"{path} has resample = {config['resample']!r:.40}; supported: 3")
+
+
+def _check_crop(config: Mapping[str, Any], path: Path, size: int) -> None:
+    if config.get("do_center_crop", True) is not True:
+        raise ArtifactError(
+            f"{path} has do_center_crop = {config['do_center_crop']!r:.40}; supported: true"
+        )
     crop = config.get("crop_size", size)
     if _side(crop, "height") != size or _side(crop, "width") != size:
         raise ArtifactError(

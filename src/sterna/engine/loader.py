@@ -19,6 +19,7 @@ from sterna.base.version import file_state
 from sterna.engine.chat_config import ChatConfig, check_library, read_chat_config
 from sterna.engine.draft_model import DraftModel
 from sterna.engine.fingerprint import system_fingerprint
+from sterna.engine.grid_reader import GridReader
 from sterna.engine.image_reader import ImageReader
 from sterna.engine.limits import Limits, draft_limits, embedding_limits, plan
 from sterna.engine.null_model import NULL, null_manifest, null_parts
@@ -106,8 +107,11 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
     )
 
 
-def _image_reader(folder: Path, manifest: Manifest) -> ImageReader | None:
-    return None if manifest.vision is None else ImageReader.load(folder, manifest.vision)
+def _image_reader(folder: Path, manifest: Manifest) -> ImageReader | GridReader | None:
+    vision = manifest.vision
+    if vision is None:
+        return None
+    return GridReader.load(folder, vision) if vision.merge else ImageReader.load(folder, vision)
 
 
 def embeds(located: Located) -> bool:

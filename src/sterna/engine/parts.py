@@ -8,6 +8,7 @@ from typing import Any
 
 from sterna.engine.dialect import Dialect, read_dialect
 from sterna.engine.grammar import Grammars
+from sterna.engine.grid_reader import GridReader
 from sterna.engine.image_reader import ImageReader
 from sterna.engine.limits import Limits
 from sterna.engine.options import SamplingOptions
@@ -38,7 +39,7 @@ class Parts:
     conv_template: Mapping[str, Any] | None = None
     fingerprint: str | None = None  # what a reply says of all this
     adapters: Mapping[str, int] = field(default_factory=dict)
-    images: ImageReader | None = None  # of a model that takes images
+    images: ImageReader | GridReader | None = None  # of a model that takes images
     dialect: Dialect = field(init=False)
     grammars: Grammars = field(init=False)
     marker: Marker = field(init=False)

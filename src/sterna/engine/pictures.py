@@ -11,14 +11,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sterna.base.artifact import Vision
 from sterna.base.errors import RequestError
+from sterna.runtime.executable import Floats, Grid, Ints
 
-Floats = NDArray[np.float32]
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Patches:
+    """An image as a model looks at it; with a `grid` it takes so many rows of tokens, columns."""
+
+    values: Floats  # [patches, width]
+    grid: Grid | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -27,8 +34,14 @@ class Picture:
 
     start: int
     end: int
-    patches: Floats  # [patches, width]
+    patches: Patches
     rows: Floats | None = None  # [end - start, hidden]
+
+    @property
+    def saved(self) -> int:
+        """Positions that its tokens take less than as many of text, where they lie on axes."""
+        grid = self.patches.grid
+        return 0 if grid is None else self.end - self.start - max(grid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +54,7 @@ class Shown:
 
 
 def with_pictures(
-    ids: Sequence[int], images: Sequence[Floats], vision: Vision | None, model: str
+    ids: Sequence[int], images: Sequence[Patches], vision: Vision | None, model: str
 ) -> Shown:
     """Put images, in their order, where the prompt has placeholders.
 
@@ -65,9 +78,10 @@ def with_pictures(
     for place, patches in zip(places, images, strict=True):
         found += ids[before:place]
         spelling += ids[before:place]
-        pictures.append(Picture(len(found), len(found) + vision.tokens, patches))
-        found += [vision.image_token] * vision.tokens
-        spelling += content_keys(patches, vision.tokens)
+        count = vision.tokens if patches.grid is None else prod(patches.grid)
+        pictures.append(Picture(len(found), len(found) + count, patches))
+        found += [vision.image_token] * count
+        spelling += content_keys(patches, count)
         before = place + 1
     found += ids[before:]
     spelling += ids[before:]
@@ -79,9 +93,31 @@ def readable(spelled: Sequence[int], vision: Vision) -> tuple[int, ...]:
     return tuple(vision.image_token if token < 0 else token for token in spelled)
 
 
-def content_keys(patches: Floats, count: int) -> list[int]:
+def on_axes(pictures: Sequence[Picture], first: int, count: int) -> Ints:
+    """Positions [count, 3] in time, height and width of the tokens of a prompt from `first` on.
+
+    An image is at one time, its tokens at their row and column; what follows it goes on behind
+    the longer of its sides. Source: Wang et al. 2024, "Qwen2-VL" (arXiv:2409.12191).
+    """
+    flat = np.arange(first, first + count, dtype=np.int32)
+    found = np.repeat(flat[:, None], 3, 1)
+    saved = 0
+    for picture in pictures:
+        inside = (picture.start <= flat) & (flat < picture.end)
+        if picture.patches.grid is not None and inside.any():
+            own, columns = flat[inside] - picture.start, picture.patches.grid[1]
+            places = np.stack([np.zeros_like(own), own // columns, own % columns], 1)
+            found[inside] = picture.start - saved + places
+        saved += picture.saved
+        found[flat >= picture.end] -= picture.saved
+    return found
+
+
+def content_keys(patches: Patches, count: int) -> list[int]:
     """`count` numbers from -2**63 to -1 that tell this image, and the token in it."""
-    content = hashlib.sha256(f"{patches.shape}".encode() + patches.tobytes()).digest()
+    values = patches.values
+    form = f"{values.shape}" if patches.grid is None else f"{values.shape}{patches.grid}"
+    content = hashlib.sha256(form.encode() + values.tobytes()).digest()
     words = np.frombuffer(hashlib.shake_256(content).digest(8 * count), "<i8")
     keys: list[int] = (words | np.int64(-(2**63))).tolist()
     return keys

@@ -34,12 +34,12 @@ from sterna.engine.assemble import (
 from sterna.engine.chat_prompt import chat_prompt
 from sterna.engine.generation import Ask
 from sterna.engine.grammar import Grammar
-from sterna.engine.image_reader import MAX_IMAGES, Floats, check_library
+from sterna.engine.image_reader import MAX_IMAGES, check_library
 from sterna.engine.messages import image_urls
 from sterna.engine.offer import Offer, offer_of
 from sterna.engine.options import SamplingOptions, override
 from sterna.engine.parts import Parts
-from sterna.engine.pictures import Shown, with_pictures
+from sterna.engine.pictures import Patches, Shown, with_pictures
 from sterna.engine.prefix import NO_ADAPTER
 from sterna.engine.reasoning import Start
 from sterna.engine.tool_syntax import ToolSyntax
@@ -95,7 +95,7 @@ def _shown_prompt(parts: Parts, request: ChatFields, offer: Offer | None) -> tup
     return with_pictures(ids, images, vision, parts.model_name), start
 
 
-def read_images(parts: Parts, urls: Mapping[str, str]) -> list[Floats]:
+def read_images(parts: Parts, urls: Mapping[str, str]) -> list[Patches]:
     """The patches of images by the names of their fields; RequestError for a model of text."""
     if not urls:
         return []

@@ -16,6 +16,7 @@ from sterna.base.errors import CheckpointError, UnsupportedModel, UsageError
 from sterna.models.rope_options import rope_options
 from sterna.models.rope_scaling import DEFAULT_THETA, RopeOptions
 from sterna.nn.attention import Projections
+from sterna.nn.grid_vision import GridOptions
 from sterna.nn.latent import LatentOptions
 from sterna.nn.mamba import MambaOptions
 from sterna.nn.mlp import ACTIVATIONS
@@ -115,7 +116,8 @@ class DecoderConfig:
     `interleaved`, `projections` and `temper` are of AttentionOptions; with `latent` sizes heads'
     have keys and values from one small vector a token, with `mamba` sizes layers have a state and
     no attention. A model with `pooling` embeds texts and has no head; without `causal` every token
-    sees its whole sequence. `vision` is what looks at images.
+    sees its whole sequence. `vision` is what looks at images; with `rope_sections` a token has as
+    many positions, and each turns so many pairs of dims.
     """
 
     hidden_size: int
@@ -160,7 +162,8 @@ class DecoderConfig:
     token_types: int = 0
     pooling: Pooling | None = None
     normalize: bool = False
-    vision: VisionOptions | None = None
+    vision: VisionOptions | GridOptions | None = None
+    rope_sections: tuple[int, ...] = ()
 
     def check_chunk(self, chunk: int, context: int) -> None:
         """UsageError where steps of `chunk` tokens would cut the texts of an encoder."""
@@ -341,6 +344,14 @@ class Fields:
                 f"config.json has {unknown[0]} = {self.config[unknown[0]]!r}, "
                 "which this family does not read; it may change what the model computes"
             )
+
+
+def section(config: Config, key: str) -> Config:
+    """An object inside of a config."""
+    value = config.get(key)
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"config.json has no {key}, which is an object in this family")
+    return value
 
 
 def _check_heads(c: DecoderConfig) -> None:

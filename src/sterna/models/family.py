@@ -146,7 +146,7 @@ class Family:
             [cls.layer(c, kind, dtype) for kind in kinds], [kinds.index(kind) for kind in c.kinds]
         )
         tables = (inv_freq(r, rotary_dim(r, c.head_dim), context_length) for r in c.ropes)
-        ropes = tuple(Rope(frequencies, scaling) for frequencies, scaling in tables)
+        ropes = tuple(Rope(*table, c.rope_sections) for table in tables)
         cache = cls.cache(c, dtype)
         decoder = cls.decoder(c, layers, dtype)
         if c.pooling is not None:

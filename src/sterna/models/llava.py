@@ -5,7 +5,6 @@ Images are squares of one size, and each stands in the prompt as one row a patch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import ClassVar
@@ -13,7 +12,7 @@ from typing import ClassVar
 from sterna.base.dtype import DType
 from sterna.base.errors import CheckpointError
 from sterna.models.clip import clip_layer, clip_options
-from sterna.models.config import Config, DecoderConfig, Fields
+from sterna.models.config import Config, DecoderConfig, Fields, section
 from sterna.models.family import Names
 from sterna.models.llama import Llama
 from sterna.nn.decoder import DecoderLayer
@@ -21,7 +20,7 @@ from sterna.nn.linear import Linear
 from sterna.nn.module import Layers, Module
 from sterna.nn.norm import LayerNorm
 from sterna.nn.trace import Tensor
-from sterna.nn.vision import PatchEmbeddings, Sight, Tower, VisionOptions
+from sterna.nn.vision import PatchEmbeddings, Sight, SquareSight, Tower, VisionOptions
 
 # What silence means in the text model's config, which is written without what is usual.
 _TEXT: Config = MappingProxyType(
@@ -77,11 +76,11 @@ class Llava(Llama):
         f = Fields(config)
         f.refuse_architectures_but(cls.ARCHITECTURES)
         f.refuse_others((*cls.KEYS.split(), "tie_word_embeddings"))
-        text = Fields({**_TEXT, **_section(config, "text_config")})
+        text = Fields({**_TEXT, **section(config, "text_config")})
         text.refuse_unless("model_type", ["llama"])
         read = Llama.read_config(text.config)
         f.refuse_unless("vocab_size", [read.vocab_size])  # in the first conversions
-        vision = clip_options(f, Fields(_section(config, "vision_config")))
+        vision = clip_options(f, Fields(section(config, "vision_config")))
         if vision.image_token >= read.vocab_size:
             raise CheckpointError(
                 f"image_token_index {vision.image_token} in config.json is not one of the "
@@ -92,11 +91,11 @@ class Llava(Llama):
     @classmethod
     def sight(cls, c: DecoderConfig, dtype: DType) -> Sight | None:
         o = c.vision
-        assert o is not None, "read_config reads the tower"
+        assert isinstance(o, VisionOptions), "read_config reads the tower"
         layers: Layers[DecoderLayer] = Layers([clip_layer(o, dtype)], [0] * o.layers)
         norm = LayerNorm(o.hidden_size, o.norm_eps, dtype)
         tower = Tower(PatchEmbeddings(o, dtype), norm, layers)
-        return Sight(tower, Projector(o, c.hidden_size, dtype), o, cls.SIGHT_NAMES)
+        return SquareSight(tower, Projector(o, c.hidden_size, dtype), o, cls.SIGHT_NAMES)
 
 
 class Projector(Module):
@@ -109,10 +108,3 @@ class Projector(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.linear_2(x.trace.emit(self.act, self.linear_1(x)))
-
-
-def _section(config: Config, key: str) -> Config:
-    value = config.get(key)
-    if not isinstance(value, Mapping):
-        raise CheckpointError(f"config.json has no {key}, which is an object in this family")
-    return value

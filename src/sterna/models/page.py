@@ -34,8 +34,8 @@ weight indexes of published models build their graphs with the right names and s
 gives the logits of the weights as restored (`tests/models/test_family_schemes.py`). Models that
 embed are tested by their hidden states (`tests/models/test_embedding_families.py`) and by the
 vectors that come out (`tests/e2e/test_embeddings.py`), models that take images with two images in
-the prompt (`tests/models/test_vision.py`) and from a picture's file to an answer
-(`tests/e2e/test_images.py`).
+the prompt (`tests/models/test_vision.py`, `tests/models/test_grid_vision.py`) and from a picture's
+file to an answer (`tests/e2e/test_images.py`, `tests/e2e/test_images_of_any_size.py`).
 """
 
 _SMALL: Config = {

@@ -123,7 +123,8 @@ def base_model(config: Config) -> str:
 def plain_name(config: Config, name: str) -> str:
     """A tensor's name in a file, as the family spells it."""
     for begin, own in family(config).PREFIXES.items():
-        if name.startswith(begin) and not name.startswith(own):
+        done = own.startswith(begin) and name.startswith(own)
+        if name.startswith(begin) and not done:
             name = own + name.removeprefix(begin)
     return name
 

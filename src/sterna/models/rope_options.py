@@ -55,6 +55,7 @@ LARGEST: Final = 1e12  # far above any real value, and products of two stay fini
 SHARED_KEYS: Final = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 OLD_TYPES: Final = MappingProxyType({"su": "longrope"})  # what the first files called a type
 MOST_FACTORS: Final = 4096
+USUAL_SECTIONS: Final = (16, 24, 24)
 
 
 def rope_options(
@@ -83,6 +84,31 @@ def rope_options(
             " rotary embeddings; remove the one that is wrong."
         )
     return found[0]
+
+
+def multimodal(config: Section) -> tuple[Section, tuple[int, ...]]:
+    """The config of a model whose tokens have positions on three axes, with plain rope keys.
+
+    And its `mrope_section`: how many pairs turn by the position in time, in height and in width.
+    """
+    plain, found = dict(config), set()
+    for name in ("rope_parameters", "rope_scaling"):
+        section = config.get(name)
+        if not isinstance(section, Mapping):
+            continue
+        if (given := section.get("mrope_section")) is not None:
+            right = isinstance(given, list | tuple) and len(given) == len(USUAL_SECTIONS)
+            if not right or not all(type(size) is int and 0 <= size < 2**31 for size in given):
+                raise _wrong(f"{name}.mrope_section", given, "three whole numbers")
+            found.add(tuple(given))
+        plain[name] = {
+            key: "default" if key in ("type", "rope_type") and value == "mrope" else value
+            for key, value in section.items()
+            if key != "mrope_section"
+        }
+    if len(found) > 1:
+        raise CheckpointError("rope_parameters and rope_scaling have different mrope_section")
+    return plain, found.pop() if found else USUAL_SECTIONS
 
 
 def of_layers(config: Section, kind: str) -> Section:

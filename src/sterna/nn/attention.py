@@ -52,7 +52,7 @@ class Step:
             )
             for i, a in enumerate(self.angles)
         )
-        return Step(**index, angles=angles)
+        return type(self)(**index, angles=angles)
 
     def rope(self, table: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of a table."""

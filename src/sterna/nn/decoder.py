@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.base.artifact import GIVEN, IS_GIVEN
+from sterna.base.artifact import GIVEN, IS_GIVEN, ROPE_POSITIONS
 from sterna.base.dtype import F32, I32, DType
 from sterna.ir.expr import Var
 from sterna.ir.graph import Attr, Function, IRModule
@@ -110,10 +110,24 @@ class Cache:
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """One table of rotary angles: a frequency a pair of dims, and the factor on cos and sin."""
+    """One table of rotary angles: a frequency a pair of dims, and the factor on cos and sin.
+
+    With `sections` a token has a position on as many axes, and each turns so many pairs.
+    """
 
     inv_freq: NDArray[np.float32]
     scaling: float
+    sections: tuple[int, ...] = ()
+
+    def angles(self, positions: Tensor, title: str) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [n, pairs] of positions [n], or [n, axes]."""
+        frequencies = positions.trace.constant(title, self.inv_freq, F32)
+        own = {"sections": " ".join(map(str, self.sections))} if self.sections else {}
+        cosine, sine = (
+            positions.trace.emit(op, positions, frequencies, scaling=self.scaling, **own)
+            for op in ("rope_cos", "rope_sin")
+        )
+        return cosine, sine
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,12 +286,12 @@ def _step(main: Trace, model: CausalLM, d: dict[str, Var]) -> Step:
     if not model.causal:
         others["ends"] = (d["n"],)
     index = {name: main.param(name, shape, I32) for name, shape in others.items()}
+    axes = {len(rope.sections) for rope in model.ropes if rope.sections}
+    on_axes = main.param(ROPE_POSITIONS, (d["n"], max(axes)), I32) if axes else positions
     angles: list[Tensor] = []
     for i, rope in enumerate(model.ropes):
         title = "rope.inv_freq" if i == 0 else f"rope.inv_freq.{i}"
-        frequencies = main.constant(title, rope.inv_freq, F32)
-        for op in ("rope_cos", "rope_sin"):
-            angles.append(main.emit(op, positions, frequencies, scaling=rope.scaling))
+        angles += rope.angles(on_axes if rope.sections else positions, title)
     return Step(positions, **index, angles=tuple(angles))
 
 

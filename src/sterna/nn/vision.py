@@ -1,8 +1,9 @@
 """What looks at an image: patches of pixels to rows that stand where a prompt has its image.
 
 A tower is an encoder in which every patch sees the whole image, and a projector takes what it
-makes into the space of the model's embeddings. `trace_sight` is its entry point. Knows no pixels:
-the rows of patches come cut and normalized. Weights here are never quantized.
+makes into the space of the model's embeddings. `Sight.traced` is its entry point: here for images
+of one size, in `grid_vision` for those of any. Knows no pixels: the rows of patches come cut and
+normalized. Weights here are never quantized.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sterna.base.artifact import PATCHES, SIGHT_CACHE
+from sterna.base.artifact import PATCHES, SIGHT_CACHE, Vision
 from sterna.base.dtype import F32, I32, DType
 from sterna.ir.expr import Var
 from sterna.ir.graph import IRModule
@@ -97,20 +98,36 @@ class Tower(Module):
 
 
 class Sight(Module):
-    """A tower and its projector; `names` as CausalLM's, for components below here alone."""
+    """A tower and its projector; `names` as CausalLM's, for components below here alone.
+
+    `context` below is the most tokens of a sequence.
+    """
 
     transparent = True
 
-    def __init__(
-        self, tower: Tower, projector: Module, options: VisionOptions, names: Mapping[str, str]
-    ) -> None:
+    def __init__(self, tower: Module, projector: Module, names: Mapping[str, str]) -> None:
         self.tower = tower
         self.projector = projector
-        self.options = options
         self.names = names
         for _, parameter in super().parameters():
             if parameter.kind not in _KEPT:
                 parameter.kind = "vision"
+
+    def most_rows(self, context: int) -> int:
+        """Rows that the tower computes for the largest image."""
+        raise NotImplementedError
+
+    def told(self, context: int) -> Vision:
+        """What the manifest says."""
+        raise NotImplementedError
+
+    def traced(self, page_size: int, context: int) -> IRModule:
+        """The pass over one image: (patches, ..., cache) -> (f32 [n, hidden of the model], cache).
+
+        The cache is of the step alone: [p, 1, 2, heads, page_size * head_dim] in f32, the same for
+        every layer.
+        """
+        raise NotImplementedError
 
     def parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         for path, parameter in super().parameters():
@@ -124,12 +141,33 @@ class Sight(Module):
         return ".".join(self.names.get(part, part) for part in path.split("."))
 
 
-def trace_sight(sight: Sight, page_size: int) -> IRModule:
-    """The pass over one image: (patches, ..., cache) -> (f32 [n, hidden of the model], cache).
+class SquareSight(Sight):
+    """Looks at images of one size, of which every patch sees the whole."""
 
-    The cache is of the step alone: [p, 1, 2, heads, page_size * head_dim] in f32, the same for
-    every layer.
-    """
+    def __init__(
+        self, tower: Tower, projector: Module, options: VisionOptions, names: Mapping[str, str]
+    ) -> None:
+        super().__init__(tower, projector, names)
+        self.options = options
+
+    def most_rows(self, context: int) -> int:
+        return self.options.rows
+
+    def told(self, context: int) -> Vision:
+        o = self.options
+        return Vision(
+            image_token=o.image_token,
+            image_size=o.image_size,
+            patch_size=o.patch_size,
+            dropped=0 if o.whole else 1,
+        )
+
+    def traced(self, page_size: int, context: int) -> IRModule:
+        return trace_sight(self, page_size)
+
+
+def trace_sight(sight: SquareSight, page_size: int) -> IRModule:
+    """See Sight.traced: every patch sees the whole image."""
     o = sight.options
     n, t = Var("n", I32, 1, o.rows), Var("t", I32, 1, o.rows)
     b, p = Var("b", I32, 1, 1), Var("p", I32, 1, -(-o.rows // page_size))
@@ -144,8 +182,10 @@ def trace_sight(sight: Sight, page_size: int) -> IRModule:
     }  # fmt: skip
     index = {name: main.param(name, dims, I32) for name, dims in shapes.items()}
     step = Step(**index)  # type: ignore[arg-type]  # the rest has defaults
-    x = sight.tower.norm(sight.tower.embeddings(patches, step.positions))
-    x, cache, functions = trace_layers(main, sight.tower.layers, x, cache, step)
+    tower = sight.tower
+    assert isinstance(tower, Tower), "made so"
+    x = tower.norm(tower.embeddings(patches, step.positions))
+    x, cache, functions = trace_layers(main, tower.layers, x, cache, step)
     projected = sight.projector(x)  # type: ignore[operator]
     forward = main.function(projected.cast(F32), cache)
     return IRModule(

@@ -41,6 +41,7 @@ OPS: dict[str, Op] = {
         activation.CLAMPED_SWIGLU,
         shape.ROW,
         shape.FLATTEN,
+        shape.JOIN_ROWS,
         shape.LEAD,
         shape.REPLACE_ROWS,
         shape.SLICE,

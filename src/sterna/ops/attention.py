@@ -24,13 +24,36 @@ def slot_elements(dtype: DType, head_dim: int) -> int:
 
 
 def _infer_angles(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    """([n] or [n, axes] positions, [d] frequencies) -> [n, d]."""
     positions, frequencies = types
+    if len(positions.shape) == 2:
+        axes = static(positions.shape[1], "angles: the axes")
+        sections, pairs = _sections(attrs), static(frequencies.shape[0], "angles: the frequencies")
+        expect(len(sections) == axes, "angles: each axis has a section")
+        expect(sum(sections) == pairs, "angles: the sections are all the pairs")
     shape = (positions.shape[0], frequencies.shape[0])
     return (TensorType(shape, F32),)
 
 
+def _sections(attrs: Attrs) -> list[int]:
+    return [int(size) for size in str(attrs["sections"]).split()]
+
+
+def _on_axis(positions: Buffer, sections: list[int], n: Expr, d: Expr, first: int = 0) -> Expr:
+    """The position that pair d turns by: that of the axis in whose section it lies."""
+    own = positions[n, wrap(first)]
+    if first == len(sections) - 1:
+        return own
+    others = _on_axis(positions, sections, n, d, first + 1)
+    return select(d < sum(sections[: first + 1]), own, others)
+
+
 def _angles(function: str) -> Op:
-    """cos or sin of position * frequency, times the scaling that yarn applies to both."""
+    """cos or sin of position * frequency, times the scaling that yarn applies to both.
+
+    A token may have a position on each of several axes; the pairs of `sections`, one behind
+    another, turn by those. Source: Wang et al. 2024, "Qwen2-VL" (arXiv:2409.12191).
+    """
 
     def compute(
         out: str, args: tuple[Buffer, ...], types: tuple[TensorType, ...], attrs: Attrs
@@ -38,7 +61,9 @@ def _angles(function: str) -> Op:
         positions, frequencies = args
 
         def body(n: Expr, d: Expr) -> Expr:
-            angle = cast(F32, positions[n]) * frequencies[d]
+            flat = len(positions.shape) == 1
+            own = positions[n] if flat else _on_axis(positions, _sections(attrs), n, d)
+            angle = cast(F32, own) * frequencies[d]
             return Unary(function, angle) * number(attrs, "scaling")
 
         return (define(out, types[0], "n d", body),)

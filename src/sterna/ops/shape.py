@@ -1,4 +1,4 @@
-"""Operators that only move values: slices of the last dim, rows taken by index or replaced."""
+"""Operators that only move values: slices of the last dim, rows taken, replaced or joined."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from math import prod
 from sterna.ir.compute import Compute
 from sterna.ir.expr import Buffer, Expr, cast, select, wrap
 from sterna.ir.graph import TensorType
+from sterna.ir.simplify import simplify
 from sterna.ops.op import Attrs, Kind, Op, define, expect, integer, same_dim, static
 
 
@@ -75,6 +76,25 @@ def _compute_flatten(
     return (define(out, types[0], "n k", body),)
 
 
+def _infer_join(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
+    (x,), count = types, integer(attrs, "count")
+    width = static(x.shape[1], "join_rows: the width")
+    return (TensorType((simplify(x.shape[0] // count), wrap(width * count)), x.dtype),)
+
+
+def _compute_join(
+    out: str, args: tuple[Buffer, ...], types: tuple[TensorType, ...], attrs: Attrs
+) -> tuple[Compute, ...]:
+    """[n * count, h] -> [n, count * h]: each `count` rows become one."""
+    (x,), count = args, integer(attrs, "count")
+    width = static(x.shape[1], "join_rows: the width")
+
+    def body(n: Expr, c: Expr) -> Expr:
+        return x[n * count + c // width, c % width]
+
+    return (define(out, types[0], "n c", body),)
+
+
 def _infer_lead(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
     x, row = types
     expect(len(x.shape) == 2 and len(row.shape) == 1, "lead: needs [n, h] and a row [h]")
@@ -112,6 +132,7 @@ def _compute_replace(
 
 
 FLATTEN = Op("flatten", Kind.INJECTIVE, _infer_flatten, _compute_flatten)
+JOIN_ROWS = Op("join_rows", Kind.INJECTIVE, _infer_join, _compute_join)
 LEAD = Op("lead", Kind.INJECTIVE, _infer_lead, _compute_lead)
 REPLACE_ROWS = Op("replace_rows", Kind.INJECTIVE, _infer_replace, _compute_replace)
 ROW = Op("row", Kind.INJECTIVE, _infer_row, _compute_row)

@@ -14,26 +14,32 @@ import numpy as np
 from sterna.base.artifact import (
     ADAPTER_IDS,
     GIVEN,
+    GRID_POSITIONS,
     IS_GIVEN,
     PATCHES,
     PREFILL_GIVEN,
     QUERY_TILE,
-    SEE,
+    ROPE_POSITIONS,
     SIGHT_CACHE,
+    WINDOW,
     Entry,
     Manifest,
 )
-from sterna.base.errors import ArtifactError, RequestError
-from sterna.runtime.executable import Floats, Ints, StepInput
+from sterna.base.errors import RequestError
+from sterna.runtime.executable import Ints, StepInput
 from sterna.runtime.memory import largest_shape
 
+_INDEX = (
+    "positions", "seq_ids", "page_indptr", "page_table", "tile_start", "tile_size", "tile_seq",
+    "ends",
+)  # fmt: skip
 INPUTS = (
-    "tokens", "positions", "seq_ids", "seq_indptr", "page_indptr", "page_table", "logit_rows",
-    "tile_start", "tile_size", "tile_seq", "ends", ADAPTER_IDS, GIVEN, IS_GIVEN,
-    PATCHES, SIGHT_CACHE,
+    "tokens", "seq_indptr", "logit_rows", *_INDEX, ADAPTER_IDS, GIVEN, IS_GIVEN, ROPE_POSITIONS,
+    PATCHES, SIGHT_CACHE, GRID_POSITIONS, *(WINDOW + name for name in _INDEX),
 )  # fmt: skip
 FLOATS = (GIVEN, PATCHES, SIGHT_CACHE)  # of these, those that are f32
-DIMS = ("n", "b", "p", "r", "t")
+STEP_DIMS = ("n", "b", "p", "r", "t")
+DIMS = (*STEP_DIMS, "w", "q", "u")  # the last three of an image's windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,7 @@ def prepare(batch: StepInput, manifest: Manifest, num_pages: int) -> Prepared:
     _check_positions(batch, lengths, manifest)
     _check_pages(batch, manifest.kv_cache.page_size, num_pages)
     sequences = np.arange(len(lengths), dtype=np.int32)
-    start, size, seq = _tiles(batch.seq_indptr, lengths, sequences)
+    start, size, seq = tiles(batch.seq_indptr, lengths, sequences)
     inputs = {
         "tokens": batch.tokens,
         "positions": batch.positions,
@@ -73,6 +79,8 @@ def prepare(batch: StepInput, manifest: Manifest, num_pages: int) -> Prepared:
     if not manifest.model.causal:
         inputs["ends"] = np.repeat(_whole(batch), lengths)
     inputs |= _given(batch, manifest)
+    if manifest.vision is not None and manifest.vision.axes:
+        inputs[ROPE_POSITIONS] = _on_axes(batch, manifest.vision.axes)
     adapters = _adapters(batch, manifest)
     if adapters is not None:
         inputs[ADAPTER_IDS] = np.repeat(adapters, lengths)
@@ -83,45 +91,6 @@ def prepare(batch: StepInput, manifest: Manifest, num_pages: int) -> Prepared:
         "r": len(batch.logit_rows),
         "t": len(start),
     }
-    return Prepared(inputs, dims)
-
-
-def prepare_sight(patches: Floats, manifest: Manifest) -> Prepared:
-    """The inputs of the entry point "see" for one image; RequestError for patches of other sizes.
-
-    All rows are one sequence that sees itself whole.
-    """
-    vision = manifest.vision
-    if vision is None:
-        raise RequestError("the model takes no images")
-    entry = manifest.entry(SEE)
-    width = largest_shape(next(b for b in entry.inputs if b.name == PATCHES), entry)[1]
-    if patches.shape != (vision.patches, width) or patches.dtype != np.float32:
-        raise RequestError(
-            f"an image must be float32[{vision.patches}, {width}], not "
-            f"{patches.dtype}{list(patches.shape)}"
-        )
-    n = vision.lead + vision.patches
-    rows = np.zeros((n, width), np.float32)
-    rows[vision.lead :] = patches
-    pages = -(-n // manifest.kv_cache.page_size)
-    indptr, whole = np.array([0, n], np.int32), np.array([n], np.int32)
-    start, size, seq = _tiles(indptr, whole, np.zeros(1, np.int32))
-    inputs = {
-        PATCHES: rows.ravel().view(np.int32),
-        SIGHT_CACHE: np.zeros(0, np.int32),  # written before it is read
-        "positions": np.arange(n, dtype=np.int32),
-        "seq_ids": np.zeros(n, np.int32),
-        "page_indptr": np.array([0, pages], np.int32),
-        "page_table": np.arange(pages, dtype=np.int32),
-        "tile_start": start,
-        "tile_size": size,
-        "tile_seq": seq,
-        "ends": np.full(n, n - 1, np.int32),
-    }
-    dims = {"n": n, "b": 1, "p": pages, "t": len(start)}
-    if any(not dim.lo <= dims.get(dim.name, -1) <= dim.hi for dim in entry.dims):
-        raise ArtifactError("the library's program for images is not made for images of its size")
     return Prepared(inputs, dims)
 
 
@@ -139,6 +108,16 @@ def _given(batch: StepInput, manifest: Manifest) -> dict[str, Ints]:
     if where is None or where.shape != (n,) or where.dtype != np.int32:
         raise RequestError(f"is_given of a step must be int32[{n}]")
     return {GIVEN: np.ascontiguousarray(given).ravel().view(np.int32), IS_GIVEN: where}
+
+
+def _on_axes(batch: StepInput, axes: int) -> Ints:
+    """The positions that tokens turn by; where a step does not say, those in their sequences."""
+    given, n = batch.rope_positions, len(batch.tokens)
+    if given is None:
+        return np.repeat(batch.positions, axes)
+    if given.shape != (n, axes) or given.dtype != np.int32:
+        raise RequestError(f"rope_positions of a step must be int32[{n}, {axes}]")
+    return np.ascontiguousarray(given).ravel()
 
 
 def _adapters(batch: StepInput, manifest: Manifest) -> Ints | None:
@@ -183,7 +162,7 @@ def choose(entries: dict[str, Entry], dims: dict[str, int], *, given: bool = Fal
         entry = entries.get(name)
         if entry and all(dim.lo <= dims[dim.name] <= dim.hi for dim in entry.dims):
             return entry
-    asked = ", ".join(f"{name}={dims[name]}" for name in DIMS)
+    asked = ", ".join(f"{name}={dims[name]}" for name in STEP_DIMS)
     possible = "; ".join(
         f"{e.name} with " + ", ".join(f"{d.name} {d.lo}..{d.hi}" for d in e.dims)
         for e in entries.values()
@@ -269,7 +248,8 @@ def _check_pages(batch: StepInput, page_size: int, num_pages: int) -> None:
         )
 
 
-def _tiles(indptr: Ints, lengths: Ints, sequences: Ints) -> tuple[Ints, Ints, Ints]:
+def tiles(indptr: Ints, lengths: Ints, sequences: Ints) -> tuple[Ints, Ints, Ints]:
+    """First token, size and sequence of each tile; see Prepared."""
     if len(lengths) == indptr[-1]:  # one token each
         return sequences, np.ones_like(sequences), sequences
     counts = -(-lengths // QUERY_TILE)

@@ -35,10 +35,10 @@ from sterna.base.errors import (
     UsageError,
 )
 from sterna.runtime import host
-from sterna.runtime.batch import Prepared, choose, prepare, prepare_sight
+from sterna.runtime.batch import Prepared, choose, prepare
 from sterna.runtime.cpu_report import cpu_report
 from sterna.runtime.cpu_sampler import CpuSampler
-from sterna.runtime.executable import Floats, Ints, StepInput
+from sterna.runtime.executable import Floats, Grid, Ints, StepInput
 from sterna.runtime.library import check_loadable, manifest_bytes
 from sterna.runtime.memory import (
     SLACK,
@@ -54,6 +54,7 @@ from sterna.runtime.packed import packed_params
 from sterna.runtime.params import WeightReader, check_names, read_param
 from sterna.runtime.report import DeviceReport
 from sterna.runtime.sampling import SampleInput, check_sample, sample_rows
+from sterna.runtime.sight import prepare_sight
 from sterna.runtime.threads import POOL_BYTES, Team
 
 _MOST_THREADS = 1024
@@ -190,14 +191,12 @@ class CpuExecutable:
         """See Executable.logits."""
         return self._logits
 
-    def see(self, patches: Floats) -> Floats:
+    def see(self, patches: Floats, grid: Grid | None = None) -> Floats:
         """See Executable.see. RequestError for a model without images, or other sizes."""
-        prepared = prepare_sight(patches, self._manifest)
-        vision = self._manifest.vision
-        assert vision is not None, "prepare_sight refuses what takes no images"
+        prepared = prepare_sight(patches, grid, self._manifest)
         with self._one_step:
-            rows = self._run(self._entries[SEE], prepared)
-            return rows[vision.dropped : prepared.dims["n"]].copy()
+            rows: Floats = self._run(self._entries[SEE], prepared.step)[prepared.kept]
+        return rows
 
     def _run(self, entry: Entry, prepared: Prepared) -> Floats:
         """Call an entry point; its whole result, of which the first rows are this run's."""

@@ -18,6 +18,7 @@ from sterna.runtime.sampling import SampleInput
 
 Ints = NDArray[np.int32]
 Floats = NDArray[np.float32]
+Grid = tuple[int, int]  # rows and columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class StepInput:
     the tokens `logit_rows` only (indices into the n tokens, ascending). Sequence s goes through
     adapter `adapters[s]`, -1 for none; None is none for all. Where `is_given` is not 0, a token's
     row of `given`, float32, stands for its embedding: what `Executable.see` made of an image.
+    A model whose tokens have a position on several axes turns them by `rope_positions`.
     """
 
     tokens: Ints  # [n]
@@ -41,6 +43,7 @@ class StepInput:
     adapters: Ints | None = None  # [b]
     given: Floats | None = None  # [n, hidden]; None: all tokens have their embeddings
     is_given: Ints | None = None  # [n]; with `given`
+    rope_positions: Ints | None = None  # [n, axes]; None: `positions` on each axis
 
 
 class Executable(Protocol):
@@ -71,10 +74,11 @@ class Executable(Protocol):
         """Those of the last step, as `step` returns them."""
         ...
 
-    def see(self, patches: Floats) -> Floats:
+    def see(self, patches: Floats, grid: Grid | None = None) -> Floats:
         """Rows [tokens, hidden] that stand for an image, of its patches [patches, width].
 
-        Nothing is kept; the array is the caller's. See base.artifact.Vision for the sizes.
+        `grid` has the rows and columns of its tokens, where images may have any size. Nothing is
+        kept; the array is the caller's. See base.artifact.Vision for the sizes.
         """
         ...
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sterna.base.artifact import Manifest
 from sterna.base.errors import DeviceError
-from sterna.runtime.executable import Floats, Ints, StepInput
+from sterna.runtime.executable import Floats, Grid, Ints, StepInput
 from sterna.runtime.sampling import SampleInput, check_sample, sample_rows
 
 _Words = NDArray[np.uint64]
@@ -70,13 +70,14 @@ class NullExecutable:
         """See Executable.logits."""
         return self._logits
 
-    def see(self, patches: Floats) -> Floats:
+    def see(self, patches: Floats, grid: Grid | None = None) -> Floats:
         """A row for each token that the manifest says an image takes, a hash of its patches."""
         vision = self._manifest.vision
         if vision is None:
             raise DeviceError("the null model takes no images")
-        seen: _Words = np.full(vision.tokens, _row_words(patches).sum(), np.uint64)
-        seen += np.arange(vision.tokens, dtype=np.uint64)
+        count = vision.tokens if grid is None else grid[0] * grid[1]
+        seen: _Words = np.full(count, _row_words(patches).sum(), np.uint64)
+        seen += np.arange(count, dtype=np.uint64)
         words = _mix(seen)
         return (words >> np.uint64(40)).astype(np.float32)[:, None]
 

@@ -32,13 +32,14 @@ from sterna.base.artifact import (
 from sterna.base.dtype import dtype
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, RequestError, UsageError
 from sterna.base.sizes import evaluate
-from sterna.runtime.batch import DIMS, Prepared, choose, prepare, prepare_sight
+from sterna.runtime.batch import DIMS, Prepared, choose, prepare
 from sterna.runtime.bundle import Bundle, read_bundle
-from sterna.runtime.executable import Floats, Ints, StepInput
+from sterna.runtime.executable import Floats, Grid, Ints, StepInput
 from sterna.runtime.memory import MemoryPlan, check_fits, io_bytes, largest_shape, memory_plan
 from sterna.runtime.memory import packed_bytes as param_bytes
 from sterna.runtime.params import WeightReader, check_names, read_param
 from sterna.runtime.sampling import SampleInput, check_sample, sample_rows
+from sterna.runtime.sight import prepare_sight
 
 Handle = Any  # a driver's own buffer or function
 # A step's launches with their groups and the values of their dims, in order.
@@ -251,15 +252,13 @@ class GroupExecutable:
                 self._logits = self._result(self._ran, self._rows)
             return self._logits
 
-    def see(self, patches: Floats) -> Floats:
+    def see(self, patches: Floats, grid: Grid | None = None) -> Floats:
         """See Executable.see. RequestError for a model without images, or other sizes."""
-        prepared = prepare_sight(patches, self._manifest)
-        vision = self._manifest.vision
-        assert vision is not None, "prepare_sight refuses what takes no images"
+        prepared = prepare_sight(patches, grid, self._manifest)
         with self._one_step:
-            self._launch(self._entries[SEE], prepared)
-            rows = self._result(self._entries[SEE], prepared.dims["n"])
-        return rows[vision.dropped :]
+            self._launch(self._entries[SEE], prepared.step)
+            rows = self._result(self._entries[SEE], prepared.step.dims["n"])
+        return rows[prepared.kept]
 
     def _launch(self, entry: Entry, prepared: Prepared) -> None:
         """Write what an entry point takes, and launch it."""
