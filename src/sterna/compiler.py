@@ -54,8 +54,8 @@ from sterna.program import (
     STEP_DIMS,
     EntryPoint,
     KernelTable,
+    build_chooser,
     build_entry,
-    build_largest,
     build_sampler,
     self_contained,
 )
@@ -283,9 +283,9 @@ def _adapters(
 
 
 def _sampler(target: Target, sizes: Sizes, table: KernelTable) -> Entry:
-    """Tokens are chosen where the logits are: all, or, without 64-bit integers, the greedy ones."""
+    """Tokens are chosen where the logits are."""
     rows = max(VERIFY_TOKENS, sizes.batch)
-    build = build_sampler if target.integers64 else build_largest
+    build = build_sampler if target.integers64 else build_chooser
     return build(sizes.vocabulary, rows, table)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 
-from sterna.base.artifact import KV_CACHE, LARGEST, Dim, Entry, Kernel, Launch, Repeat
+from sterna.base.artifact import CHOOSE, KV_CACHE, Dim, Entry, Kernel, Launch, Repeat
 from sterna.base.artifact import Buffer as ManifestBuffer
-from sterna.base.dtype import F32, U32
+from sterna.base.dtype import F32
 from sterna.base.errors import ScheduleError
 from sterna.base.target import Target
 from sterna.codegen.c_names import name
@@ -24,6 +25,8 @@ from sterna.ir.graph import Binding, Function, IRModule, Value
 from sterna.ir.loop import PrimFunc
 from sterna.ir.printer import first_vars, to_text
 from sterna.ir.rewrite import rename_buffers, substitute
+from sterna.kernels.draw import draw_rows
+from sterna.kernels.heaviest import DrawBuffers, sort_weights
 from sterna.kernels.largest import LargestBuffers, edit_rows, place_rows, take_largest
 from sterna.kernels.sample import ROW, sample
 from sterna.ops import op as operator
@@ -150,27 +153,39 @@ def build_sampler(vocabulary: int, rows: int, table: KernelTable) -> Entry:
     )
 
 
-def build_largest(vocabulary: int, rows: int, table: KernelTable) -> Entry:
-    """The entry point that takes the largest of up to `rows` rows of a step's logits."""
+def build_chooser(vocabulary: int, rows: int, table: KernelTable) -> Entry:
+    """The entry point that chooses tokens in work groups: the largest, then what is drawn."""
     target = table.target
     b = LargestBuffers.of(vocabulary, Var("m", lo=1), barriers=target.barriers)
+    d = DrawBuffers.of(b)
+    funcs = (
+        *(place_rows("place", b), edit_rows("edit", b), take_largest("largest", b)),
+        *(sort_weights("heaviest", d), draw_rows("draw", d)),
+    )
     steps = []
-    for func in (place_rows("place", b), edit_rows("edit", b), take_largest("largest", b)):
+    for func in funcs:
         cost = Cost(f"r * {vocabulary}", f"r * {vocabulary * F32.bytes}")
         kernel = table.add(func, f"sample_{func.name}", "by hand", cost)
         steps.append(Launch(kernel=kernel, args=tuple(p.name for p in func.params)))
     given = b.given
-    inputs = (given.rows, given.masked, given.allowed, given.edit_indptr, given.edit_ids)
     logits = replace(given.logits, shape=(ROW, given.logits.shape[1]))
-    tops_at = _aligned(rows * b.blocks * b.block * F32.bytes, target.buffer_align)
+    *inputs, sampled = (logits, *given.params[1:])
+    arena, end = [], 0
+    for buffer in (b.x, b.tops, d.heavy, d.sums, d.marks):
+        arena.append(_buffer(buffer.name, buffer, end))
+        size = prod(int(const_value(extent) or 0) for extent in buffer.shape[1:])
+        end = _aligned(end + rows * size * buffer.dtype.bytes, target.buffer_align)
     return Entry(
-        name=LARGEST,
-        symbol="sterna_largest",
-        dims=(_dim("r", 1, rows), _dim("e", 0, vocabulary), _dim("v", 1, vocabulary)),
-        inputs=tuple(_buffer(p.name, p) for p in (logits, *inputs, given.edits)),
-        outputs=(_buffer(given.sampled.name, given.sampled),),
-        arena=(_buffer("x", b.x), _buffer("tops", b.tops, tops_at)),
-        arena_bytes=tops_at + rows * b.blocks * 2 * U32.bytes,
+        name=CHOOSE,
+        symbol="sterna_choose",
+        dims=(
+            *(_dim("r", 1, rows), _dim("e", 0, vocabulary), _dim("v", 1, vocabulary)),
+            _dim("d", 0, 1),
+        ),
+        inputs=tuple(_buffer(p.name, p) for p in inputs),
+        outputs=(_buffer(sampled.name, sampled),),
+        arena=tuple(arena),
+        arena_bytes=end,
         scratch_bytes=0,
         steps=tuple(steps),
     )

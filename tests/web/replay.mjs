@@ -118,8 +118,8 @@ const replays = {
       assert.deepEqual(launchesOf(choose(manifest.entries, dims), dims), wanted);
     }
   },
-  largest(cases) {
-    for (const [r, e, v, wanted] of cases) assert.deepEqual(launchesOf(manifest.sampler, { r, e, v }), wanted);
+  choices(cases) {
+    for (const [dims, wanted] of cases) assert.deepEqual(launchesOf(manifest.sampler, dims), wanted);
   },
 };
 

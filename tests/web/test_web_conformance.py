@@ -42,8 +42,8 @@ def test_what_python_does_is_replayed(dist: Path, tern: WebModel, tmp_path: Path
         "batches": traces.batches(random, read_bundle(program).manifest, PAGES),
         "samples": traces.samples(random),
         "packs": traces.packs(random),
-        "largest": [
-            case for batch in batches for case in traces.largest(executable, device, batch)
+        "choices": [
+            case for batch in batches for case in traces.choices(executable, device, batch)
         ],
         "launches": [
             [traces.fields(batch), traces.launches(executable, device, batch)] for batch in batches

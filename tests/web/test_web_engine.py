@@ -39,12 +39,13 @@ ASK = """async (messages) => {
   const prefilled = prompt_tokens - prompt_tokens_details.cached_tokens;
   return { content: choices[0].message.content, prefilled, prompt_tokens, completion_tokens };
 }"""
-STREAM = """async ([count, at, act]) => {
+STREAM = """async ([count, at, act, temperature = 0]) => {
   const told = { text: "", pieces: 0, reason: null, error: null };
   Object.assign(window, { submits: 0, maps: [] });
   try {
     const stream = await engine.completions.create({
-      prompt: "Once upon a time", max_tokens: count, temperature: 0, ignore_eos: true, stream: true,
+      prompt: "Once upon a time", max_tokens: count, temperature, seed: 5, ignore_eos: true,
+      stream: true,
     });
     for await (const { choices: [choice] } of stream) {
       told.text += choice.text;
@@ -77,13 +78,14 @@ def plain(page: Any) -> Any:
     return page.evaluate(STREAM, [COUNT, 0, ""])
 
 
-def test_a_token_is_one_read_back(page: Any, plain: Any) -> None:
-    """With a sampler in the program it is a few bytes, and all of the token is one submission."""
-    assert plain["reason"] == "length"
-    assert plain["pieces"] == len(plain["maps"]) == COUNT
-    own = page.program["sampler"]
-    assert plain["submits"] == COUNT * (1 if own else 2)
-    assert max(plain["maps"]) == (4 if own else 4 * page.program["vocabulary"])
+@pytest.mark.parametrize("temperature", [0, 0.9])
+def test_a_token_is_one_read_back(page: Any, plain: Any, temperature: float) -> None:
+    """It is a few bytes, drawn or not, and all of the token is one submission."""
+    assert page.program["sampler"]
+    told = page.evaluate(STREAM, [COUNT, 0, "", temperature]) if temperature else plain
+    assert told["reason"] == "length"
+    assert told["submits"] == told["pieces"] == COUNT
+    assert told["maps"] == [4] * COUNT
 
 
 def test_a_turn_more_computes_what_is_new(page: Any) -> None:

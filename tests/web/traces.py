@@ -243,18 +243,19 @@ def fields(batch: StepInput) -> dict[str, list[int]]:
     return {name: getattr(batch, name).tolist() for name in names}
 
 
-def largest(executable: GroupExecutable, device: Recorder, batch: StepInput) -> Json:
-    """The launches that choose the tokens of a step: [rows, edits, vocabulary, launches]."""
+def choices(executable: GroupExecutable, device: Recorder, batch: StepInput) -> Json:
+    """The launches that choose the tokens of a step: [dims, launches]."""
     model = executable.manifest.model
     executable.run(batch)
     found = []
-    for bias in ({}, {"3": 1.0, "5": -2.0}):
-        options = orders(SamplingOptions(temperature=0, logit_bias=bias))
+    for temperature, bias in ((0, {}), (0, {"3": 1.0, "5": -2.0}), (0.7, {}), (1.5, {"3": 1.0})):
+        options = orders(SamplingOptions(temperature=temperature, logit_bias=bias))
         wanted = [Wanted(i, options, History([1], 1, 0)) for i in range(len(batch.logit_rows))]
         given = sample_input(wanted, model.vocab_size - 1, model.vocab_size)
         executable.sample(given)
-        sizes = [len(given.rows), len(given.edit_ids), given.vocabulary]
-        found.append([*sizes, _named(executable, device)])
+        dims = {"r": len(given.rows), "e": len(given.edit_ids), "v": given.vocabulary}
+        dims["d"] = int(temperature > 0)
+        found.append([dims, _named(executable, device)])
     return found
 
 

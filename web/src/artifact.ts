@@ -14,7 +14,7 @@ import { evaluate } from "./sizes.js";
 
 export const FORMAT = 2;
 export const KV_CACHE = "kv_cache"; // what launches call the cache
-const LARGEST = "largest"; // the sampler that takes the largest logit of each row
+const CHOOSE = "choose"; // the sampler that is launched as entries are
 export const QUERY_TILE = 32; // most tokens of one sequence that attention takes as a tile
 
 const MARK = "STERNA_MANIFEST_V1".padEnd(24, "\0");
@@ -115,7 +115,7 @@ export function readManifest(data: Uint8Array): Manifest {
   if (found.vision !== null) {
     throw new ArtifactError("the program takes images, which this version does not; use a model of texts in browsers");
   }
-  if (found.sampler !== null && found.sampler.name !== LARGEST) {
+  if (found.sampler !== null && found.sampler.name !== CHOOSE) {
     throw new ArtifactError(`the program's sampler is ${found.sampler.name}, which this version does not know; compile the model again`);
   }
   if (found.kv_cache.recurrent) {

@@ -3,8 +3,7 @@
  *
  * All memory is taken at load: a buffer for each weight, the cache, inputs and outputs, and one
  * arena that intermediate tensors are views of. Bind groups are made once. A step writes what has
- * changed of its inputs and sizes, launches everything in order, and reads back the token; where a
- * token is drawn, the logits.
+ * changed of its inputs and sizes, launches everything in order, and reads back the token.
  * As runtime/work_groups.py.
  */
 
@@ -108,10 +107,11 @@ export class Program implements Executable {
     this.rows = dims["r"] ?? 0;
     this.encode(encoder, choose(this.manifest.entries, dims), inputs, dims);
     const { sampler } = this.manifest;
-    const chosen = sample !== null && sampler !== null && sample.inverse_temperature.every((t) => t === 0);
+    const chosen = sample !== null && sampler !== null;
     if (chosen) {
       const { vocabulary, ...given } = sample;
-      const own = { r: sample.rows.length, e: sample.edit_ids.length, v: vocabulary };
+      const drawn = sample.inverse_temperature.some((t) => t !== 0) ? 1 : 0;
+      const own = { r: sample.rows.length, e: sample.edit_ids.length, v: vocabulary, d: drawn };
       this.encode(encoder, sampler, given, own);
       const from = this.place(SAMPLED);
       encoder.copyBufferToBuffer(from.buffer, from.offset, this.staging, 0, 4 * own.r);

@@ -27,7 +27,7 @@ SIGHT_CACHE = "sight_cache"  # its keys and values: an input that nobody fills
 ROWS = "rows"  # what it gives
 SEE, PREFILL_GIVEN = "see", "prefill_given"  # entry points of models that take images
 FACTORS = ("lora_A", "lora_B")  # what the params of an adapter's two factors are called
-LARGEST = "largest"  # the sampler that takes the largest logit of each row, launched as entries are
+CHOOSE = "choose"  # the sampler that is launched as entries are, in work groups
 QUERY_TILE = 32  # most tokens of one sequence that attention takes as a tile (dim t)
 
 # In a CPU library the manifest follows this mark and its length (8 bytes, little-endian), so it
@@ -289,8 +289,8 @@ class Manifest(_Record, frozen=True):
 
     @property
     def launched(self) -> tuple[Entry, ...]:
-        """Everything whose inputs, outputs and arena lie on the device; see LARGEST."""
-        own = self.sampler is not None and self.sampler.name == LARGEST
+        """Everything whose inputs, outputs and arena lie on the device; see CHOOSE."""
+        own = self.sampler is not None and self.sampler.name == CHOOSE
         return self.programs if own else self.entries
 
     def entry(self, name: str) -> Entry:

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.base.artifact import (
+    CHOOSE,
     KV_CACHE,
-    LARGEST,
     SEE,
     Buffer,
     Entry,
@@ -278,25 +278,20 @@ class GroupExecutable:
         return result
 
     def sample(self, given: SampleInput) -> Ints:
-        """See Executable.sample. What draws is chosen by the host, from logits that it reads."""
+        """See Executable.sample. The device chooses; the host does where it has no room for all."""
         check_sample(given, self._rows, self._manifest.model.vocab_size)
         self._check_open()
-        found = self._largest(given) if self._takes_largest(given) else None
-        return sample_rows(self.logits(), given) if found is None else found
-
-    def _takes_largest(self, given: SampleInput) -> bool:
-        """Whether the device can choose: every row is greedy, and all has room there."""
         sampler = self._manifest.sampler
-        if sampler is None or sampler.name != LARGEST or given.inverse_temperature.any():
-            return False
-        most = {d.name: d.hi for d in sampler.dims}
-        return len(given.rows) <= most["r"] and len(given.edit_ids) <= most["e"]
-
-    def _largest(self, given: SampleInput) -> Ints:
-        """The tokens, of which alone is read."""
-        sampler = self._manifest.sampler
-        assert sampler is not None
+        if sampler is None or sampler.name != CHOOSE:
+            return sample_rows(self.logits(), given)
         dims = {"r": len(given.rows), "e": len(given.edit_ids), "v": given.vocabulary}
+        dims["d"] = int(given.inverse_temperature.any())
+        if any(dims[d.name] > d.hi for d in sampler.dims):
+            return sample_rows(self.logits(), given)
+        return self._choose(sampler, given, dims)
+
+    def _choose(self, sampler: Entry, given: SampleInput, dims: Mapping[str, int]) -> Ints:
+        """The tokens, of which alone is read."""
         (output,) = sampler.outputs
         tokens = np.empty(dims["r"], np.int32)
         with self._one_step:
