@@ -14,6 +14,8 @@ inline unsigned short f16_from_f32(float x) {
     return r;
 }
 
+#define swap_f32(x, distance, ...) simt::swap(__COUNTER__ + 1, x, distance)
+
 // CUDA and HIP.
 #define __global__
 #define __device__

@@ -3,6 +3,8 @@
 // Threads run one after another up to a barrier, forwards in one round and backwards in the next,
 // so that a missing barrier shows as a wrong result. Barriers that threads meet at different
 // places, or that some never reach, are errors. Shared memory is poisoned before each group.
+// Neighbours that swap values wait for their subgroup alone, which runs up to the next barrier
+// before the other subgroups do.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -20,6 +22,8 @@
 namespace simt {
 
 constexpr size_t STACK = 128 * 1024;
+constexpr unsigned SUBGROUP = 32;
+enum class At { nothing, barrier, swap, end };
 
 struct Fiber {
     char *stack = nullptr;
@@ -28,14 +32,16 @@ struct Fiber {
 #else
     ucontext_t at;
 #endif
-    int site = 0; // of the barrier that it waits at
-    bool done = false;
+    At at_what = At::nothing;
+    int site = 0; // of the barrier or swap that it waits at
+    bool odd = false; // which of its places for swapped values was used last
+    float swapped[2] = {};
 };
 
 struct Group {
     std::vector<Fiber> fibers;
     Fiber host;
-    unsigned group = 0, thread = 0;
+    unsigned group = 0, thread = 0, threads = 0;
     void (*body)(void *) = nullptr;
     void *argument = nullptr;
 };
@@ -56,14 +62,14 @@ inline void jump(Fiber &from, Fiber &to) { swapcontext(&from.at, &to.at); }
 inline void enter() {
     now.body(now.argument);
     Fiber &self = now.fibers[now.thread];
-    self.done = true;
+    self.at_what = At::end;
     jump(self, now.host);
     abort();
 }
 
 inline void prepare(Fiber &f) {
     if (f.stack == nullptr) f.stack = (char *)aligned_alloc(64, STACK);
-    f.done = false;
+    f.at_what = At::nothing;
     f.site = 0;
 #if defined(__x86_64__)
     void **top = (void **)(f.stack + STACK);
@@ -80,10 +86,45 @@ inline void prepare(Fiber &f) {
 #endif
 }
 
-inline void barrier(int site) {
+inline void wait(At what, int site) {
     Fiber &self = now.fibers[now.thread];
+    self.at_what = what;
     self.site = site;
     jump(self, now.host);
+}
+
+inline void barrier(int site) { wait(At::barrier, site); }
+
+// The value of the thread whose number differs in this bit; NaN where it is of another subgroup.
+inline float swap(int site, float x, unsigned distance) {
+    Fiber &self = now.fibers[now.thread];
+    unsigned other = now.thread ^ distance;
+    self.odd = !self.odd;
+    self.swapped[self.odd] = x;
+    wait(At::swap, site);
+    bool here = other < now.threads && other / SUBGROUP == now.thread / SUBGROUP;
+    return here ? now.fibers[other].swapped[self.odd] : NAN;
+}
+
+// Whether fibers `begin` to `end` all wait at one place, or have all ended.
+inline bool together(unsigned begin, unsigned end) {
+    for (unsigned i = begin + 1; i < end; i++) {
+        const Fiber &a = now.fibers[begin], &b = now.fibers[i];
+        if (a.at_what != b.at_what || (a.at_what != At::end && a.site != b.site)) return false;
+    }
+    return true;
+}
+
+// Threads `begin` to `end`, a subgroup, up to the next barrier; false where they part.
+inline bool run_subgroup(unsigned begin, unsigned end, bool backwards) {
+    do {
+        for (unsigned i = begin; i < end; i++) {
+            now.thread = backwards ? end - 1 - (i - begin) : i;
+            jump(now.host, now.fibers[now.thread]);
+        }
+        if (!together(begin, end)) return false;
+    } while (now.fibers[begin].at_what == At::swap);
+    return true;
 }
 
 // Shared arrays lie together, so that all of them can be poisoned.
@@ -98,17 +139,16 @@ inline const char *run_group(unsigned group, unsigned threads, void (*body)(void
     if (now.fibers.size() < threads) now.fibers.resize(threads);
     for (unsigned i = 0; i < threads; i++) prepare(now.fibers[i]);
     memset(__start_simt_shared, 0xff, (size_t)(__stop_simt_shared - __start_simt_shared));
+    now.threads = threads;
+    unsigned blocks = (threads + SUBGROUP - 1) / SUBGROUP;
     for (unsigned round = 0;; round++) {
-        unsigned done = 0;
-        for (unsigned i = 0; i < threads; i++) {
-            now.thread = round % 2 ? threads - 1 - i : i;
-            jump(now.host, now.fibers[now.thread]);
+        for (unsigned i = 0; i < blocks; i++) {
+            unsigned b = round % 2 ? blocks - 1 - i : i, end = (b + 1) * SUBGROUP;
+            if (!run_subgroup(b * SUBGROUP, end < threads ? end : threads, round % 2))
+                return "threads of a subgroup wait at different places, or not all of them";
         }
-        for (unsigned i = 0; i < threads; i++) done += now.fibers[i].done;
-        if (done == threads) return nullptr;
-        if (done) return "some threads of a group ended, others wait at a barrier";
-        for (unsigned i = 1; i < threads; i++)
-            if (now.fibers[i].site != now.fibers[0].site) return "threads wait at different barriers";
+        if (!together(0, threads)) return "threads wait at different barriers, or not all of them";
+        if (now.fibers[0].at_what == At::end) return nullptr;
     }
 }
 

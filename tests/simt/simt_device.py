@@ -55,8 +55,9 @@ class SimtDevice:
 
     name = "simt"
     limits = Limits(
-        memory=None, buffer_bytes=1 << 40, group_threads=1024, shared_bytes=65536, buffers=64
-    )
+        memory=None, buffer_bytes=1 << 40, group_threads=1024, shared_bytes=65536, buffers=64,
+        lanes=32,
+    )  # fmt: skip
 
     def compile(self, code: bytes, phases: Sequence[Phase]) -> dict[str, Any]:
         loaded = compiled(source_of(code, phases))

@@ -46,7 +46,7 @@ const step: Read<Launch | Repeat> = (value, at) =>
   (value as { type?: unknown } | null)?.type === "repeat" ? repeat(value, at) : launch(value, at);
 const phase = record({
   symbol: text, groups: text, threads: count, buffers: list(count), writes: list(count),
-  shared_bytes: optional(count, 0),
+  shared_bytes: optional(count, 0), lanes: optional(count, 0),
 });
 const constant = record({ name: text, dtype, shape: list(count) });
 const blob = record({ name: text, size: count, sha256: text });

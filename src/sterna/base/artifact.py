@@ -104,7 +104,8 @@ class Phase(_Record, frozen=True):
 
     It takes the buffers at these positions of the kernel's arguments, then the kernel's dims as
     i32; a position that comes again is the next part of a buffer (see Manifest). `groups` is a size
-    expression over the dims; each group has `threads` threads.
+    expression over the dims; each group has `threads` threads, of which `lanes` side by side
+    exchange values in registers.
     """
 
     symbol: str
@@ -113,6 +114,7 @@ class Phase(_Record, frozen=True):
     buffers: tuple[int, ...]
     writes: tuple[int, ...]  # of these buffers, those that it stores to
     shared_bytes: int = 0
+    lanes: int = 0
 
 
 class Constant(_Record, frozen=True):

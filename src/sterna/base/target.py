@@ -41,7 +41,7 @@ class Target:
     integers64: bool = False  # arithmetic on whole numbers of 64 bits
     pair_products: bool = False  # sums of two i16 products, as one operation or a few
     group_threads: int = 0  # most threads of a work group; 0: there are none
-    subgroup: int = 0
+    subgroup: int = 0  # threads side by side that surely exchange values in registers
     shared_bytes: int = 0  # of a work group
     small_numbers: tuple[str, ...] = SMALL  # dtypes below 32 bits that a kernel can store
     most_buffers: int = 0  # that a kernel may take
@@ -151,8 +151,8 @@ _GROUPED = {
         **_machines(_CUDA, _SM, 32),
     },
     "rocm": {
-        "": replace(_ROCM, architectures=_COMMON, subgroup=0),
-        "source": replace(_ROCM, spec="rocm:source", subgroup=0),
+        "": replace(_ROCM, architectures=_COMMON),
+        "source": replace(_ROCM, spec="rocm:source"),
         **_machines(_ROCM, _WAVE64, 64),
         **_machines(_ROCM, _WAVE32, 32),
     },
@@ -167,7 +167,7 @@ _GROUPED = {
     },
     "opencl": {
         "": _OPENCL,
-        "adreno": replace(_OPENCL, spec="opencl:adreno", subgroup=64),
+        "adreno": replace(_OPENCL, spec="opencl:adreno"),
         "mali": replace(_OPENCL, spec="opencl:mali", table="alone", barriers=False),
     },
     "webgpu": {

@@ -84,6 +84,7 @@ def check_limits(parts: LibraryParts, target: Target) -> None:
                 ("threads in a group", launch.threads, target.group_threads),
                 ("bytes of shared memory", launch.shared_bytes, target.shared_bytes),
                 ("buffers", len(launch.buffers), target.most_buffers),
+                ("threads of a subgroup", launch.lanes, target.subgroup),
             ):
                 if used > most:
                     raise CodegenError(

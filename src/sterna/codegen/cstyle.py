@@ -15,18 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sterna.base.artifact import Phase
-from sterna.base.dtype import (
-    I32,
-    I64,
-    DType,
-)
+from sterna.base.dtype import F32, I32, I64, DType
 from sterna.base.errors import CodegenError
 from sterna.base.target import Target
 from sterna.codegen.c_names import Names, name
 from sterna.codegen.cstyle_expr import ExprStyle
+from sterna.codegen.lanes import Exchange, Nest
 from sterna.codegen.simt import (
     GroupKernel,
-    Nest,
     extents,
     group_kernel,
     nest_of,
@@ -114,6 +110,10 @@ class CStyle(ExprStyle):
 
     def barrier(self) -> str:
         raise NotImplementedError
+
+    def swapped(self, value: str, distance: int) -> str:
+        """The f32 that the thread whose number differs in this bit has for `value`."""
+        return f"swap_f32({value}, {distance})"
 
     # The function.
 
@@ -251,6 +251,8 @@ class CStyle(ExprStyle):
         total = 1
         for size in sizes:
             total *= size
+        for asked in self.kernel.exchanges.get(nest[0].var, ()):
+            self.exchange(asked, nest)
         guarded = total < self.kernel.threads
         if guarded:
             self.when(self.text(total > TID))
@@ -267,6 +269,13 @@ class CStyle(ExprStyle):
         self.inner(nest[-1].body, last=True)
         self.nest = ()
         self.end()
+
+    def exchange(self, asked: Exchange, nest: Nest) -> None:
+        """All threads of the group take part, those too that have no turn of the loop."""
+        self.nest = nest
+        value = self.text(asked.buffer[asked.index])
+        self.nest = ()
+        self.constant(F32, self.declare(asked.var), self.swapped(value, asked.distance))
 
     def loop(self, loop: For) -> None:
         if loop.kind is ForKind.PARALLEL:
@@ -386,7 +395,7 @@ def launch_dims(func: PrimFunc) -> tuple[Var, ...]:
 def _phase(
     symbol: str, func: PrimFunc, stmt: Stmt, style: type[CStyle], target: Target
 ) -> tuple[str, Phase]:
-    kernel = group_kernel(style.prepared(stmt), barriers=target.barriers)
+    kernel = group_kernel(style.prepared(stmt), barriers=target.barriers, lanes=target.subgroup)
     used = {n.buffer for n in visit(kernel.body) if isinstance(n, Load | Store)}
     stored = {n.buffer for n in visit(kernel.body) if isinstance(n, Store)}
     known = set(func.dims)
@@ -411,8 +420,13 @@ def _phase(
     groups = to_text(simplify(kernel.groups))
     return text, Phase(
         symbol=symbol, groups=groups, threads=kernel.threads, buffers=tuple(where),
-        writes=writes, shared_bytes=shared,
+        writes=writes, shared_bytes=shared, lanes=_lanes(kernel),
     )  # fmt: skip
+
+
+def _lanes(kernel: GroupKernel) -> int:
+    """How many threads side by side have to be able to exchange values."""
+    return max((2 * e.distance for found in kernel.exchanges.values() for e in found), default=0)
 
 
 def _for_all(stmt: Stmt) -> bool:

@@ -33,6 +33,7 @@ typedef unsigned long long u64;
 #define __float_as_uint(x) __builtin_bit_cast(u32, (f32)(x))
 #define __fmaf_rn(a, b, c) __builtin_fmaf(a, b, c)
 #define __fsqrt_rn(x) __builtin_sqrtf(x)
+#define __shfl_xor_sync(mask, x, distance) __nvvm_shfl_sync_bfly_f32(mask, x, distance, 31)
 struct Index { u32 x; };
 #define blockIdx (Index{(u32)__nvvm_read_ptx_sreg_ctaid_x()})
 #define threadIdx (Index{(u32)__nvvm_read_ptx_sreg_tid_x()})
@@ -53,8 +54,12 @@ STERNA_MAYBE u16 f16_from_f32(f32 x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x));
     return r;
 }
+STERNA_MAYBE f32 swap_f32(f32 x, i32 distance, u32 warp) {
+    return __shfl_xor_sync(warp, x, distance);
+}
 #endif
 """
+_WARP = 32
 
 
 class Cuda(CStyle):
@@ -81,6 +86,14 @@ class Cuda(CStyle):
 
     def barrier(self) -> str:
         return "__syncthreads();"
+
+    def swapped(self, value: str, distance: int) -> str:
+        """With the mask of the threads that a warp has: the last may not be full."""
+        full, rest = divmod(self.kernel.threads, _WARP)
+        warp, last = "0xffffffffu", f"{(1 << rest) - 1:#x}u"
+        if rest:
+            warp = f"({self.thread_index()} < {full * _WARP} ? {warp} : {last})" if full else last
+        return f"swap_f32({value}, {distance}, {warp})"
 
 
 RENDERER = MachineCodeRenderer(

@@ -34,6 +34,7 @@ STERNA_MAYBE f32 fma_f32(f32 a, f32 b, f32 c) { return precise::fma(a, b, c); }
 STERNA_MAYBE f32 sqrt_f32(f32 x) { return precise::sqrt(x); }
 STERNA_MAYBE f32 f32_from_f16(u16 x) { return (f32)as_type<half>(x); }
 STERNA_MAYBE u16 f16_from_f32(f32 x) { return as_type<u16>((half)x); }
+#define swap_f32(x, distance) simd_shuffle_xor(x, (u16)(distance))
 #endif
 """
 

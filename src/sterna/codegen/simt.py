@@ -4,7 +4,8 @@ In: one outermost statement of a PrimFunc, a PARALLEL loop whose turns are work 
 loops inside. Out: a GroupKernel, whose statements stand at one of two levels: at group level every
 thread of the group goes the same way, and in a thread loop each does its own turn. Statements at
 group level that store are done by one thread. A Sync stands wherever one thread may touch what
-another has touched since the last. Knows no language.
+another has touched since the last; what neighbours can hand to each other needs none (see `lanes`).
+Knows no language.
 
 A kernel without thread loops gets them: from its VECTOR loops, or, where it has none, by giving
 each work item a thread.
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 
 from sterna.base.dtype import I32
 from sterna.base.errors import CodegenError
+from sterna.codegen.lanes import Exchange, Nest, handed_over, in_registers
 from sterna.ir.bounds import Interval, Intervals
 from sterna.ir.expr import Buffer, Expr, Load, Var, ceil_div, const_value, wrap
 from sterna.ir.linear import Sum
@@ -26,7 +28,6 @@ from sterna.ir.simplify import Simplifier, simplify
 
 _FLAT_THREADS = 64  # of a group whose items know nothing of each other
 _ALONE_THREADS = 16  # where no threads do: groups are what a processor's cores share
-Nest = tuple[For, ...]  # thread loops directly inside each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ class Private:
 class GroupKernel:
     """`groups` turns of `group`, of `threads` threads each. Buffers not in `private` are shared.
 
-    All threads alike read from `steering` to know which way they go.
+    All threads alike read from `steering` to know which way they go. `exchanges` come before the
+    thread loops whose outermost variables they are under.
     """
 
     group: Var
@@ -60,12 +62,14 @@ class GroupKernel:
     private: dict[Buffer, Private]
     shared: tuple[Buffer, ...]
     steering: frozenset[Buffer]
+    exchanges: dict[Var, tuple[Exchange, ...]]
 
 
-def group_kernel(stmt: Stmt, *, barriers: bool = True) -> GroupKernel:
+def group_kernel(stmt: Stmt, *, barriers: bool = True, lanes: int = 0) -> GroupKernel:
     """The work groups of one phase of a kernel; CodegenError where they cannot be formed.
 
-    Without `barriers` each work item is one thread's, and none may wait for another.
+    Without `barriers` each work item is one thread's, and none may wait for another. `lanes`
+    threads side by side can exchange values in registers.
     """
     if isinstance(stmt, For) and stmt.kind is ForKind.PARALLEL:
         group, groups, body = stmt.var, stmt.extent, stmt.body
@@ -77,8 +81,8 @@ def group_kernel(stmt: Stmt, *, barriers: bool = True) -> GroupKernel:
     if not _has(body, ForKind.THREAD) and const_value(groups) != 1:
         size = _FLAT_THREADS if barriers else _ALONE_THREADS
         group, groups, body = _flat(group, groups, body, size)
-    nests = list(_nests(body))
-    threads = max((_size(nest) for nest in nests), default=1)
+    body, exchanges = _exchanged(body, lanes)
+    threads = max((_size(nest) for nest in _nests(body)), default=1)
     accesses = _Accesses()
     accesses.group_level(body)
     private: dict[Buffer, Private] = {}
@@ -94,7 +98,22 @@ def group_kernel(stmt: Stmt, *, barriers: bool = True) -> GroupKernel:
     if not barriers and any(isinstance(n, Sync) for n in visit(body)):
         raise CodegenError("threads of a group would wait for each other, and the target has none")
     alike = frozenset(accesses.alike)
-    return GroupKernel(group, groups, threads, body, private, tuple(shared), alike)
+    return GroupKernel(group, groups, threads, body, private, tuple(shared), alike, exchanges)
+
+
+def _exchanged(body: Stmt, lanes: int) -> tuple[Stmt, dict[Var, tuple[Exchange, ...]]]:
+    """The loops with what neighbours hand to each other in registers."""
+    exchanges: dict[Var, tuple[Exchange, ...]] = {}
+    for buffer in handed_over(body, list(_nests(body)), lanes) if lanes else ():
+        new = in_registers(body, list(_nests(body)), buffer)
+        accesses = _Accesses()
+        accesses.group_level(new.body)
+        if accesses.owner(new.own) is None:
+            continue  # group level reads it, or threads own it in two ways
+        body = new.body
+        for var, found in new.exchanges.items():
+            exchanges[var] = (*exchanges.get(var, ()), *found)
+    return body, exchanges
 
 
 def _without_hints(stmt: Stmt) -> Stmt:
@@ -142,9 +161,12 @@ def _flat(item: Var, items: Expr, body: Stmt, size: int) -> tuple[Var, Expr, Stm
 
 def _nests(stmt: Stmt) -> Iterator[Nest]:
     """Every outermost thread loop with those directly inside it."""
+    inner: set[Stmt] = set()
     for node in visit(stmt):
-        if isinstance(node, For) and node.kind is ForKind.THREAD:
-            yield nest_of(node)
+        if isinstance(node, For) and node.kind is ForKind.THREAD and node not in inner:
+            nest = nest_of(node)
+            inner.update(nest)
+            yield nest
 
 
 def nest_of(loop: For) -> Nest:

@@ -12,7 +12,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sterna.base.dtype import F32
-from sterna.ir.expr import Buffer, Expr, ExprLike, Var, cast, exp, fma, maximum, minimum, wrap
+from sterna.ir.expr import (
+    Binary,
+    Buffer,
+    Expr,
+    ExprLike,
+    Var,
+    cast,
+    exp,
+    fma,
+    maximum,
+    minimum,
+    wrap,
+)
 from sterna.ir.loop import Alloc, ForKind, If, PrimFunc, Stmt, seq, store
 from sterna.kernels.attention_spec import LOW, AttentionSpec, attends, reaches
 from sterna.kernels.build import let, loop, parallel
@@ -118,9 +130,11 @@ class _Memory:
     spec: AttentionSpec
     q: Buffer  # [group, dim]
     scores: Buffer  # [group, piece]
-    tops: Buffer  # [group, page_size] maxima by slot, then across
-    sums: Buffer  # [group, page_size]
-    m: Buffer  # [group] and below: of all pieces so far
+    lanes: tuple[Buffer, ...]  # [group, page_size] each: maxima or sums by slot, then across
+    peak: Buffer  # [group, page_size] the maximum, alike in all slots
+    tops: Buffer  # [group] and below: of a piece
+    sums: Buffer
+    m: Buffer  # of all pieces so far
     total: Buffer
     old: Buffer  # what the last merge scales the pieces before by
     fresh: Buffer  # and the new one
@@ -137,8 +151,10 @@ class _Memory:
             s,
             memory("queries", s.dim),
             memory("scores", s.piece),
-            memory("tops", size),
-            memory("sums", size),
+            tuple(memory(f"lanes_{size >> k}", size) for k in range(max(1, size.bit_length() - 1))),
+            memory("peak", size, scope="register"),
+            memory("tops"),
+            memory("sums"),
             memory("state_m"),
             memory("state_l"),
             memory("old"),
@@ -148,8 +164,8 @@ class _Memory:
         )
 
     def scoped(self, body: Stmt) -> Stmt:
-        memory = (self.q, self.scores, self.tops, self.sums, self.m, self.total, self.old)
-        for buffer in (*memory, self.fresh, self.part, self.o):
+        memory = (self.q, self.scores, *self.lanes, self.peak, self.tops, self.sums, self.m)
+        for buffer in (*memory, self.total, self.old, self.fresh, self.part, self.o):
             body = Alloc(buffer, body)
         return body
 
@@ -208,7 +224,7 @@ class _Memory:
         return seq(queries, self.channels(empty), self.rows(clear))
 
     def piece(self, q: _Query, c: Expr) -> Stmt:
-        """m and l of a piece in tops[r, 0] and sums[r, 0], its output in part."""
+        """m and l of a piece in tops[r] and sums[r], its output in part."""
         s = self.spec
         begin = c * s.piece
 
@@ -276,9 +292,12 @@ class _Memory:
 
         def largest(r: Expr, t: Expr) -> Stmt:
             return self.over_pages(
-                used, LOW, self.tops, r, t,
+                used, LOW, r, t,
                 lambda u, lane: store(lane, 0, maximum(lane[0], self.scores[r, u * size + t])),
             )  # fmt: skip
+
+        def with_top(r: Expr, t: Expr, top: Expr) -> Stmt:
+            return seq(store(self.peak, (r, t), top), _first(t, store(self.tops, r, top)))
 
         def total(r: Expr, t: Expr) -> Stmt:
             def add(u: Var, lane: Buffer) -> Stmt:
@@ -289,15 +308,18 @@ class _Memory:
                     value = e if kept is None else e * kept
                     return seq(store(self.scores, at, value), store(lane, 0, lane[0] + e))
 
-                return let("e", exp(self.scores[at] - self.tops[r, 0]), with_e)
+                return let("e", exp(self.scores[at] - self.peak[r, t]), with_e)
 
-            return self.over_pages(used, 0.0, self.sums, r, t, add)
+            return self.over_pages(used, 0.0, r, t, add)
+
+        def with_sum(r: Expr, t: Expr, value: Expr) -> Stmt:
+            return _first(t, store(self.sums, r, value))
 
         return seq(
             self.slots(size, largest),
-            *self.halves(self.tops, maximum),
+            *self.halves(maximum, with_top),
             self.slots(size, total),
-            *self.halves(self.sums, lambda a, b: a + b),
+            *self.halves(lambda a, b: a + b, with_sum),
         )
 
     def value_scale(self, q: _Query, token: Expr) -> Expr | None:
@@ -308,28 +330,39 @@ class _Memory:
         return cast(F32, s.cache.scale(self.page(q, token), 1, q.head, slot))
 
     def over_pages(
-        self,
-        used: Expr,
-        start: float,
-        result: Buffer,
-        r: Expr,
-        t: Expr,
-        body: Callable[[Var, Buffer], Stmt],
+        self, used: Expr, start: float, r: Expr, t: Expr, body: Callable[[Var, Buffer], Stmt]
     ) -> Stmt:
-        """result[r, t] = what the body gathers in one register over all pages."""
+        """lanes[0][r, t] = what the body gathers in one register over all pages."""
         lane = Buffer("lane", F32, (wrap(1),), "register")
         run = loop("u", used, lambda u: body(u, lane))
-        return Alloc(lane, seq(store(lane, 0, start), run, store(result, (r, t), lane[0])))
+        return Alloc(lane, seq(store(lane, 0, start), run, store(self.lanes[0], (r, t), lane[0])))
 
-    def halves(self, lanes: Buffer, combine: Callable[[Expr, Expr], Expr]) -> list[Stmt]:
-        def fold(width: int) -> Stmt:
-            return self.slots(
-                width,
-                lambda r, t: store(lanes, (r, t), combine(lanes[r, t], lanes[r, t + width])),
-            )
+    def halves(
+        self,
+        combine: Callable[[Expr, Expr], Expr],
+        done: Callable[[Expr, Expr, Expr], Stmt],
+    ) -> list[Stmt]:
+        """done(r, t, value) with what all slots of lanes[0] come to, folded in halves.
 
+        A slot takes in the one `width` away from it, in which one bit of its number differs; so all
+        of them come to the value that the first would if it alone took in the half behind.
+        """
         size = self.spec.cache.page_size
-        return [fold(size >> k) for k in range(1, size.bit_length())]
+
+        def fold(k: int) -> Stmt:
+            here, width = self.lanes[k], size >> k + 1
+
+            def one(r: Expr, t: Expr) -> Stmt:
+                found: Expr = here[r, t]
+                if width:
+                    found = combine(found, here[r, Binary("^", t, wrap(width))])
+                if width > 1:
+                    return store(self.lanes[k + 1], (r, t), found)
+                return let("found", found, lambda value: done(r, t, value))
+
+            return self.slots(size, one)
+
+        return [fold(k) for k in range(len(self.lanes))]
 
     def weigh(self, q: _Query, begin: Expr, count: Expr) -> Stmt:
         """part[g, d] = sum over tokens of scores[g, token] * v[token, d]."""
@@ -362,15 +395,15 @@ class _Memory:
             def scaled(new: Var) -> Stmt:
                 return seq(
                     store(self.old, r, exp(self.m[r] - new)),
-                    store(self.fresh, r, exp(self.tops[r, 0] - new)),
+                    store(self.fresh, r, exp(self.tops[r] - new)),
                     store(
                         self.total, r,
-                        self.total[r] * self.old[r] + self.sums[r, 0] * self.fresh[r],
+                        self.total[r] * self.old[r] + self.sums[r] * self.fresh[r],
                     ),
                     store(self.m, r, new),
                 )  # fmt: skip
 
-            return let("new", maximum(self.m[r], self.tops[r, 0]), scaled)
+            return let("new", maximum(self.m[r], self.tops[r]), scaled)
 
         def channel(d: Var) -> Stmt:
             def one(g: Var) -> Stmt:
@@ -399,14 +432,19 @@ class _Memory:
 
         def row(r: Expr) -> Stmt:
             return seq(
-                store(partial, at(r, s.out_dim), self.tops[r, 0]),
-                store(partial, at(r, s.out_dim + 1), self.sums[r, 0]),
+                store(partial, at(r, s.out_dim), self.tops[r]),
+                store(partial, at(r, s.out_dim + 1), self.sums[r]),
             )
 
         def channel(d: Var) -> Stmt:
             return self.heads(lambda g: store(partial, at(g, d), self.part[g, d]))
 
         return seq(self.rows(row), self.channels(channel))
+
+
+def _first(t: Expr, body: Stmt) -> Stmt:
+    """The body in the first slot alone."""
+    return If(t < 1, body)
 
 
 def _put(s: AttentionSpec, n: Expr, h: Expr, d: Expr, value: Expr) -> Stmt:

@@ -199,6 +199,7 @@ class CudaDevice(StreamDevice):
             group_threads=_attribute(driver, self._id, _THREADS),
             shared_bytes=_attribute(driver, self._id, _SHARED),
             buffers=256,
+            lanes=32,
         )
         super().__init__(driver, title, limits)
 

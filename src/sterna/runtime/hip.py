@@ -175,6 +175,7 @@ class HipDevice(StreamDevice):
             group_threads=_attribute(driver, index, _THREADS),
             shared_bytes=_attribute(driver, index, _SHARED),
             buffers=256,
+            lanes=32,
         )
         super().__init__(driver, _name(driver, index), limits)
 

@@ -132,6 +132,7 @@ class MetalDevice:
             group_threads=_GROUP_THREADS,
             shared_bytes=shared,
             buffers=31,
+            lanes=32,
         )
         self._queue = self._own(runtime.send(device, "newCommandQueue"), "a queue")
 

@@ -51,7 +51,10 @@ _PAGES_AT_ONCE = 1 << 24  # bytes of the cache that are zeroed together
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a device can do, as its driver says. `buffer_bytes`: of one that a kernel takes."""
+    """What a device can do, as its driver says. `buffer_bytes`: of one that a kernel takes.
+
+    `lanes`: threads side by side that surely run together and can exchange values in registers.
+    """
 
     memory: int | None
     buffer_bytes: int
@@ -59,6 +62,7 @@ class Limits:
     shared_bytes: int
     buffers: int
     allocation_bytes: int | None = None  # of one buffer, however much of it a kernel takes
+    lanes: int = 0
 
 
 class Device(Protocol):
@@ -462,6 +466,7 @@ def _check_limits(manifest: Manifest, plan: MemoryPlan, num_pages: int, device: 
                 ("threads in a group", phase.threads, limits.group_threads),
                 ("bytes of shared memory", phase.shared_bytes, limits.shared_bytes),
                 ("buffers", len(phase.buffers), limits.buffers),
+                ("threads of a subgroup", phase.lanes, limits.lanes),
             ):
                 if used > most:
                     raise DeviceError(
