@@ -19,8 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 
+import test_grid_vision
 import test_vision
 import tiny_families
+import tiny_grid_vision
 import tiny_vision
 from compiled import Compiled, Logits, Part, build_drawn, build_tiny, step_input, tiny
 from conformance import CONFIG, TARGETS
@@ -39,7 +41,10 @@ from sterna.runtime.sampling import sample_rows
 from sterna.runtime.work_groups import Device, GroupExecutable, load_on
 
 OPTIONS = {"prefill_chunk_size": 48, "max_batch_size": 4, "context_window_size": 256}
-VISION = test_vision.SIZES
+SEEING = {
+    "llava": (test_vision, tiny_vision.LLAVA),
+    "qwen2_5_vl": (test_grid_vision, tiny_grid_vision.QWEN25VL),
+}
 PAGES = 40
 SHAPE = {**tiny.VARIANTS["llama2-gqa"], **CONFIG}
 
@@ -199,16 +204,27 @@ def state_steps(executable: Executable) -> list[Logits]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cuda:source", "webgpu:barrier-free"])
-def test_images(name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("cuda:source", "llava"),
+        ("webgpu:barrier-free", "llava"),
+        ("vulkan", "qwen2_5_vl"),
+    ],
+)
+def test_images(
+    name: str, kind: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """What looks at them, and prompts with what it makes."""
-    device, root = TARGETS[name](), tmp_path_factory.getbasetemp() / "llava"
+    test, config = SEEING[kind]
+    device, root = TARGETS[name](), tmp_path_factory.getbasetemp() / kind
     if not root.exists():
-        build_drawn(root, tiny_vision.LLAVA, test_vision.weights("llava"), "q0f32", **VISION)
+        build_drawn(root, config, test.weights(kind), "q0f32", **test.SIZES)
     found = Compiled(root / "converted", root / "converted" / f"model{host_target().suffix}")
-    ours, theirs = on_target(found, name, device, tmp_path, VISION), found.load(num_pages=PAGES)
-    pairs = [*zip(*map(test_vision.seen, (ours, theirs)), strict=True)]
-    pairs.append((test_vision.logits(ours, 40), test_vision.logits(theirs, 40)))
+    ours = on_target(found, name, device, tmp_path, test.SIZES)
+    theirs = found.load(num_pages=PAGES)
+    pairs = [*zip(*map(test.seen, (ours, theirs)), strict=True)]
+    pairs.append((test.logits(ours, 40), test.logits(theirs, 40)))
     for got, wanted in pairs:
         if parse_target(name).fma:
             np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))

@@ -18,11 +18,14 @@ import compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_config_fuzz import VALUES, built
+from test_family_schemes import CLOSE as NEAR
 from test_family_schemes import QUANTIZED
+from test_vision import restored
 
 from sterna.base.errors import CheckpointError, RequestError, UnsupportedModel
+from sterna.convert.forward import all_logits
 from sterna.engine.pictures import Patches, Picture, on_axes
-from sterna.models import family
+from sterna.models import build, family
 from sterna.models.params import plain_name, stored_weights
 from sterna.quantize.scheme import scheme
 from sterna.runtime.cpu import CpuExecutable
@@ -204,6 +207,29 @@ def test_every_scheme_leaves_what_looks_at_images_as_it_is(name: str) -> None:
         f"q0{scheme(name).compute}"
     }
     assert {w.scheme.name for w in stored if w.kind == "linear"} == {name}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["q4f16_1"])
+def test_quantized_logits_are_those_of_the_restored_weights(name: str, tmp_path: Path) -> None:
+    found = []
+    drawn, read = weights("qwen2_5_vl"), restored(vision.QWEN25VL, name)
+    for part, tensors, own in (("packed", drawn, name), ("plain", read, "q0f32")):
+        executable = load(tmp_path / part, "qwen2_5_vl", tensors, own)
+        kinds = {p.dtype for p in executable.manifest.params if p.name.startswith("visual.")}
+        assert kinds == {scheme(own).compute.name}  # what looks at images is never quantized
+        found.append(logits(executable, 40))
+        executable.close()
+    close = NEAR[scheme(name).compute.name]
+    assert np.abs(found[0] - found[1]).max() < close * found[1].std()
+
+
+def test_calibration_computes_the_same_text() -> None:
+    """The model in numpy, which conversion looks at, has the same positions."""
+    drawn = weights("qwen2_5_vl")
+    built_model = build(vision.QWEN25VL, scheme("q0f32"))
+    found = all_logits(built_model, [vision.TEXT], lambda name, x: drawn[name])
+    assert np.abs(found - vision.golden("qwen2_5_vl").text).max() < CLOSE
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,10 +166,10 @@ def test_patches_of_a_wrong_form(model: tuple[str, CpuExecutable], shape: tuple[
         model[1].see(np.zeros(shape, np.float32))
 
 
-def restored(variant: str, name: str) -> tiny.Weights:
+def restored(config: Mapping[str, object], name: str) -> tiny.Weights:
     """The weights that a reader of the quantized folder finds, as a checkpoint would hold them."""
     found = {}
-    for weight in stored_weights(vision.VARIANTS[variant], scheme(name)):
+    for weight in stored_weights(config, scheme(name)):
         for source, shape in zip(weight.sources, weight.source_shapes, strict=True):
             values = tiny.draw(source, shape)
             parts = quantize(values, weight.scheme, name=source)
@@ -193,7 +193,7 @@ def test_quantized_logits_are_those_of_the_restored_weights(name: str, tmp_path:
     found = []
     for part, tensors, own in (
         ("packed", weights("llava"), name),
-        ("plain", restored("llava", name), "q0f32"),
+        ("plain", restored(vision.LLAVA, name), "q0f32"),
     ):
         executable = load(tmp_path / part, "llava", tensors, own)
         kinds = {p.dtype for p in executable.manifest.params if "vision" in p.name}
