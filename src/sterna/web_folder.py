@@ -90,7 +90,7 @@ def compile_folder(
 
 def _refuse_what_browsers_do_not(model: ModelFolder) -> None:
     config = models.family(model.config).read_config(model.config)
-    if config.mamba is not None:
+    if config.recurrent:
         raise UsageError(
             f"{model.model_type} models are recurrent, which the package for browsers does not "
             "take; serve this model with `sterna serve`, or choose one with attention"

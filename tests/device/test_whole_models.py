@@ -160,23 +160,24 @@ def test_mixtures_of_experts(name: str, variant: str, tmp_path: Path) -> None:
     theirs.close()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "vulkan",
-        pytest.param("cuda:source", marks=pytest.mark.slow),
-        pytest.param("opencl", marks=pytest.mark.slow),
-        pytest.param("webgpu", marks=pytest.mark.slow),
-        pytest.param("webgpu:barrier-free", marks=pytest.mark.slow),
-    ],
-)
+RECURRENT = [("vulkan", "mamba2")] + [
+    pytest.param(name, variant, marks=pytest.mark.slow)
+    for variant, names in (
+        ("mamba2", ("cuda:source", "opencl", "webgpu", "webgpu:barrier-free")),
+        ("rwkv7", ("cuda:source", "webgpu", "webgpu:barrier-free")),
+    )
+    for name in names
+]
+
+
+@pytest.mark.parametrize(("name", "variant"), RECURRENT)
 def test_recurrent_states(
-    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    name: str, variant: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """A prompt in chunks beside another, and both decoded: states go from step to step."""
-    device, root = TARGETS[name](), tmp_path_factory.getbasetemp() / "mamba2"
+    device, root = TARGETS[name](), tmp_path_factory.getbasetemp() / variant
     if not root.exists():
-        build_drawn(root, tiny_families.VARIANTS["mamba2"], weights("mamba2"), "q0f32", **OPTIONS)
+        build_drawn(root, tiny_families.VARIANTS[variant], weights(variant), "q0f32", **OPTIONS)
     found = Compiled(root / "converted", root / "converted" / f"model{host_target().suffix}")
     ours, theirs = on_target(found, name, device, tmp_path), found.load(num_pages=PAGES)
     for got, wanted in zip(state_steps(ours), state_steps(theirs), strict=True):

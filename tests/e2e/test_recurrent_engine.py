@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,18 +30,27 @@ from sterna.models import family
 from sterna.text.tokenizer import Tokenizer
 from sterna.web_folder import compile_folder
 
-CONFIG = tiny_families.VARIANTS["mamba2"]
+MAMBA2, RWKV7 = (tiny_families.VARIANTS[name] for name in ("mamba2", "rwkv7"))
+# What a layer keeps: the convolution's last inputs, and a row of 8 for each channel; two last
+# inputs, and a row of 64 for each channel.
+ELEMENTS = {"mamba2": 3 * 128 + 96 * 8, "rwkv7": 2 * 128 + 128 * 64}
 SIZES = {"context_window_size": 128, "prefill_chunk_size": 32, "max_batch_size": 4}
 ASKED = {"max_tokens": 16, "ignore_eos": True, "seed": 5, "temperature": 1.0,
          "return_token_ids": True}  # fmt: skip
 PROMPTS = [[3 + (5 * s + i * i) % 60 for i in range(7 + 9 * s)] for s in range(6)]
 
 
+@pytest.fixture(scope="module", params=list(ELEMENTS))
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    root = tmp_path_factory.mktemp("mamba2")
-    published = {**CONFIG, "time_step_limit": [0.0, float("inf")]}  # in JSON: Infinity
-    return build_drawn(root, published, weights("mamba2"), "q4f16_1", **SIZES)
+def compiled(variant: str, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    root, published = tmp_path_factory.mktemp(variant), dict(tiny_families.VARIANTS[variant])
+    if variant == "mamba2":
+        published["time_step_limit"] = [0.0, float("inf")]  # in JSON: Infinity
+    return build_drawn(root, published, weights(variant), "q4f16_1", **SIZES)
 
 
 def engine(made: Compiled, num_pages: int, **options: Any) -> Engine:
@@ -92,12 +102,11 @@ def test_there_is_a_page_for_each_sequence(compiled: Compiled) -> None:
 
 
 def test_inspection_speaks_of_states(
-    compiled: Compiled, capsys: pytest.CaptureFixture[str]
+    variant: str, compiled: Compiled, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    elements = 3 * 128 + 96 * 8  # the convolution's last inputs, and a row of 8 for each channel
     assert main(["inspect", str(compiled.library)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"2 layers of {elements} numbers, f32, for each sequence" in shown
+    assert f"2 layers of {ELEMENTS[variant]} numbers, f32, for each sequence" in shown
     assert "the state of a sequence, of any length" in shown
 
 
@@ -116,27 +125,65 @@ def test_what_would_go_back_is_refused(compiled: Compiled, tmp_path: Path) -> No
         compile_folder(compiled.folder, parse_target("webgpu"), tmp_path / "web")
 
 
-def test_the_forward_pass_in_numpy_is_that_of_transformers() -> None:
+@pytest.mark.parametrize("name", ["mamba2", "rwkv7", "rwkv7-3-layers"])
+def test_the_forward_pass_in_numpy_is_that_of_the_goldens(name: str) -> None:
     """What receipts and calibration compute: two documents, each from a state of zero."""
-    drawn, prompt = weights("mamba2"), tiny_families.PROMPT
-    model = family(CONFIG).build(CONFIG, F32)
+    drawn, prompt, config = weights(name), tiny_families.PROMPT, tiny_families.VARIANTS[name]
+    model = family(config).build(config, F32)
     found = all_logits(model, [prompt[:9], prompt], lambda name, _: drawn[name])
-    wanted = tiny_families.golden("mamba2")[0]
+    wanted = tiny_families.golden(name)[0]
     assert np.abs(found[9:][list(tiny_families.POSITIONS)] - wanted).max() < 1e-4
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("layers", "width", "ranks", "count"),
     [
-        ({"num_heads": 5}, "heads must fill the width"),
-        ({"n_groups": 4}, "groups divide the heads"),
-        ({"state_size": -1}, "state_size"),
-        ({"conv_kernel": 10**9}, "conv_kernel"),
-        ({"time_step_limit": [0.0, 0.5]}, "time_step_limit"),
-        ({"rms_norm": False}, "rms_norm"),
+        (12, 768, (64, 128, 64, 32), 191_034_624),
+        (24, 1024, (64, 128, 64, 32), 450_767_872),
+        (24, 2048, (96, 256, 96, 64), 1_527_404_544),
+        (32, 2560, (96, 320, 96, 64), 2_947_735_040),
     ],
 )
-def test_configs_that_lie_are_refused(changed: dict[str, Any], told: str) -> None:
-    config = {**CONFIG, **changed}
+def test_published_sizes_of_rwkv7(
+    layers: int, width: int, ranks: tuple[int, ...], count: int
+) -> None:
+    """World 0.1B to 2.9B: the numbers of parameters that their paper states."""
+    letters = ("decay", "gate", "a", "v")
+    config = {
+        "model_type": "rwkv7",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "vocab_size": 65536,
+        **{f"{letter}_low_rank_dim": rank for letter, rank in zip(letters, ranks, strict=True)},
+    }
+    found = family(config).build(config, F32).parameters()
+    assert sum(math.prod(p.shape) for _, p in found) == count
+
+
+@pytest.mark.parametrize(
+    ("known", "changed", "told"),
+    [
+        (MAMBA2, {"num_heads": 5}, "heads must fill the width"),
+        (MAMBA2, {"n_groups": 4}, "groups divide the heads"),
+        (MAMBA2, {"state_size": -1}, "state_size"),
+        (MAMBA2, {"conv_kernel": 10**9}, "conv_kernel"),
+        (MAMBA2, {"time_step_limit": [0.0, 0.5]}, "time_step_limit"),
+        (MAMBA2, {"rms_norm": False}, "rms_norm"),
+        (RWKV7, {"num_heads": 3}, "3 heads of 64 for a hidden_size of 128, which they must fill"),
+        (RWKV7, {"head_dim": 10**9}, "head_dim"),
+        (RWKV7, {"value_dim": [128, 256]}, "value_dim"),
+        (RWKV7, {"value_dim": [128]}, "value_dim"),
+        (RWKV7, {"decay_low_rank_dim": "24"}, "decay_low_rank_dim"),
+        (RWKV7, {"intermediate_size": None, "hidden_ratio": 1e29}, "intermediate_size"),
+        (RWKV7, {"hidden_ratio": [4]}, "hidden_ratio"),
+        (RWKV7, {"attn": {"layers": [1], "num_heads": 2}}, "attn"),
+        (RWKV7, {"norm_first": False}, "norm_first"),
+        (RWKV7, {"hidden_act": "relu"}, "hidden_act"),
+    ],
+)
+def test_configs_that_lie_are_refused(
+    known: dict[str, Any], changed: dict[str, Any], told: str
+) -> None:
+    config = {**known, **changed}
     with pytest.raises(CheckpointError, match=told):
         family(config).read_config(config)

@@ -33,6 +33,10 @@ def marked() -> list[object]:
     return [p if p in PAIRS[-1:] else pytest.param(*p, marks=pytest.mark.slow) for p in PAIRS]
 
 
+def of_any_layer(name: str) -> str:
+    return ".".join("{i}" if part.isdigit() else part for part in name.split("."))
+
+
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
 def test_weights_read_are_those_stored(variant: str) -> None:
     config = tiny.VARIANTS[variant]
@@ -41,13 +45,13 @@ def test_weights_read_are_those_stored(variant: str) -> None:
         module = trace_causal_lm(build(config, scheme(name)), Limits(8, 4, 16))
         after = run(module, graph_passes(family(config).FUSED, code_bits=None))
         read = {
-            w.name: (tuple(int(e.value) for e in w.shape), w.dtype)
+            of_any_layer(w.name): (tuple(int(e.value) for e in w.shape), w.dtype)
             for function in after.functions.values()
             for w in function.weights
             if w.name not in after.constants
         }
         stored = {
-            ".".join("{i}" if part.isdigit() else part for part in tensor.split(".")): spec
+            of_any_layer(tensor): spec
             for weight in stored_weights(config, scheme(name))
             for tensor, spec in weight.tensors.items()
         }

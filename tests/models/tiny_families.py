@@ -25,6 +25,7 @@ from family_configs import (
     NO_EPS,
     QWEN2,
     QWEN3_MOE,
+    RWKV7,
     of,
 )
 from numpy.typing import NDArray
@@ -326,6 +327,17 @@ VARIANTS: dict[str, dict[str, object]] = {
         "use_conv_bias": False,
         "tie_word_embeddings": True,
     },
+    "rwkv7": RWKV7,
+    "rwkv7-3-layers": {
+        **RWKV7,
+        "model_type": "rwkv7_fla",  # as files of some months have it
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_heads": None,
+        "value_dim": None,
+        "intermediate_size": None,
+        "hidden_ratio": 3.6,
+    },
 }
 
 
@@ -367,6 +379,8 @@ def draw(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     unit = ((words >> np.uint64(11)) * 2.0**-52 - 1.0).reshape(shape) * 3.0**0.5  # variance 1
     if name.endswith("A_log"):  # states that are remembered for some tokens
         drawn = unit - 2.5
+    elif ".x_" in name:  # shares of the token before
+        drawn = 0.5 + 0.2 * unit
     elif name.endswith("bias"):
         drawn = 0.3 * unit
     elif len(shape) == 1 or "norm" in name:

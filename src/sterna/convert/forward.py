@@ -126,7 +126,8 @@ class _Forward:
         attrs = dict(call.attrs)
         first = layer + int(attrs.get("first", 0)) + int(attrs.get("offset", 0))  # type: ignore[arg-type]
         stride = int(attrs.get("stride", 1))  # type: ignore[arg-type]
-        carried, rest = args[:2], args[2:]
+        results = len(callee.results)
+        carried, rest = args[:results], args[results:]
         for i in range(int(attrs.get("repeat", 1))):  # type: ignore[arg-type]
             carried = self.function(callee, [*carried, *rest], first + stride * i)
         return carried

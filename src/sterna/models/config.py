@@ -21,6 +21,7 @@ from sterna.nn.latent import LatentOptions
 from sterna.nn.mamba import MambaOptions
 from sterna.nn.mlp import ACTIVATIONS
 from sterna.nn.moe import ExpertOptions
+from sterna.nn.rwkv import RwkvOptions
 from sterna.nn.vision import VisionOptions
 
 Config = Mapping[str, object]
@@ -96,13 +97,15 @@ COMMON = frozenset(
 class LayerKind:
     """What may differ from layer to layer. `rope` numbers a table of angles, None is none.
 
-    With a `chunk` a token sees its own chunk of so many positions alone.
+    With a `chunk` a token sees its own chunk of so many positions alone. `first` is the first layer
+    of a model that has another form for it.
     """
 
     window: int = -1
     chunk: int = 0
     rope: int | None = 0
     experts: bool = False
+    first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +117,10 @@ class DecoderConfig:
     layers have attention and feed-forward layer side by side, with `two_norms` a norm for each;
     `head_norms` are of queries and keys;
     `interleaved`, `projections` and `temper` are of AttentionOptions; with `latent` sizes heads'
-    have keys and values from one small vector a token, with `mamba` sizes layers have a state and
-    no attention. A model with `pooling` embeds texts and has no head; without `causal` every token
-    sees its whole sequence. `vision` is what looks at images; with `rope_sections` a token has as
-    many positions, and each turns so many pairs of dims.
+    have keys and values from one small vector a token, with `mamba` or `rwkv` sizes layers have a
+    state and no attention. A model with `pooling` embeds texts and has no head; without `causal`
+    every token sees its whole sequence. `vision` is what looks at images; with `rope_sections` a
+    token has as many positions, and each turns so many pairs of dims.
     """
 
     hidden_size: int
@@ -154,6 +157,7 @@ class DecoderConfig:
     experts: ExpertOptions | None = None
     latent: LatentOptions | None = None
     mamba: MambaOptions | None = None
+    rwkv: RwkvOptions | None = None
     residual_scale: float = 1.0
     qkv_clip: float = 0.0
     head_norms: bool = False
@@ -172,6 +176,11 @@ class DecoderConfig:
                 f"prefill_chunk_size is {chunk}, but an encoder takes a text as a whole: give the "
                 f"context's {context} tokens, or leave the option out"
             )
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether layers keep a state of a sequence, and not its tokens."""
+        return self.mamba is not None or self.rwkv is not None
 
     @property
     def sliding_window(self) -> int:

@@ -27,15 +27,16 @@ and a value that is not in the last column. This page is written by
 TESTS = """## How they are tested
 
 For each family there is a tiny model of random weights whose logits `transformers` computed in
-float32. The compiled model gives them to 1e-4: in one prefill, in chunks, and token by token; two
-sequences in a batch give the bits of each alone (`tests/models/test_family_logits.py`). Configs and
-weight indexes of published models build their graphs with the right names and shapes
-(`tests/models/test_real_configs.py`). Quantized, each family converts and runs, and
-gives the logits of the weights as restored (`tests/models/test_family_schemes.py`). Models that
-embed are tested by their hidden states (`tests/models/test_embedding_families.py`) and by the
-vectors that come out (`tests/e2e/test_embeddings.py`), models that take images with two images in
-the prompt (`tests/models/test_vision.py`, `tests/models/test_grid_vision.py`) and from a picture's
-file to an answer (`tests/e2e/test_images.py`, `tests/e2e/test_images_of_any_size.py`).
+float32, those of RWKV-7 its authors' package `rwkv`. The compiled model gives them to 1e-4: in one
+prefill, in chunks, and token by token; two sequences in a batch give the bits of each alone
+(`tests/models/test_family_logits.py`). Configs and weight indexes of published models build their
+graphs with the right names and shapes (`tests/models/test_real_configs.py`). Quantized, each family
+converts and runs, and gives the logits of the weights as restored
+(`tests/models/test_family_schemes.py`). Models that embed are tested by their hidden states
+(`tests/models/test_embedding_families.py`) and by the vectors that come out
+(`tests/e2e/test_embeddings.py`), models that take images with two images in the prompt
+(`tests/models/test_vision.py`, `tests/models/test_grid_vision.py`) and from a picture's file to an
+answer (`tests/e2e/test_images.py`, `tests/e2e/test_images_of_any_size.py`).
 """
 
 _SMALL: Config = {

@@ -22,7 +22,8 @@ class Step:
     """What a layer may know of the batch: index tensors of `runtime.executable.StepInput`.
 
     `angles` are cosine and sine, [n, rotary_dim / 2] each, of every rotary table in turn. The
-    cache itself travels apart, since every append makes a new one.
+    cache itself travels apart, since every append makes a new one. `carried` is what layers hand on
+    beside hidden states, where they do: what the last layer with a third result gave.
     """
 
     positions: Tensor  # [n]
@@ -35,16 +36,22 @@ class Step:
     seq_indptr: Tensor | None = None  # [b + 1] first token of each sequence, if it has a state
     ends: Tensor | None = None  # [n] last position of each token's sequence, if all see all
     angles: tuple[Tensor, ...] = ()
+    carried: Tensor | None = None  # [n, ...]
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return (*self._index().values(), *self.angles)
+        """What is carried first: a result of that place is the next layer's."""
+        carried = () if self.carried is None else (self.carried,)
+        return (*carried, *self._index().values(), *self.angles)
 
     def _index(self) -> dict[str, Tensor]:
-        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "angles"}
+        others = ("angles", "carried")
+        found = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def inside(self, trace: Trace) -> Step:
         """The same tensors as parameters of another Function."""
+        own = self.carried
+        carried = None if own is None else trace.param("carried", own.shape, own.dtype)
         index = {name: trace.param(name, t.shape, t.dtype) for name, t in self._index().items()}
         angles = tuple(
             trace.param(
@@ -52,7 +59,7 @@ class Step:
             )
             for i, a in enumerate(self.angles)
         )
-        return type(self)(**index, angles=angles)
+        return type(self)(**index, angles=angles, carried=carried)
 
     def rope(self, table: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of a table."""

@@ -29,9 +29,12 @@ NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
 class DecoderLayer(Module):
-    """One layer: hidden states and cache in, hidden states and cache out."""
+    """One layer: hidden states and cache in, hidden states and cache out.
 
-    def __call__(self, x: Tensor, cache: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    A third result is what layers behind it find as `Step.carried`.
+    """
+
+    def __call__(self, x: Tensor, cache: Tensor, step: Step) -> tuple[Tensor, ...]:
         raise NotImplementedError
 
 
@@ -68,6 +71,13 @@ class Decoder(Module):
             return x
         first = self.first_position
         return x + table(positions.trace.emit("shift", positions, by=first) if first else positions)
+
+    def begin(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the first layer takes of embeddings, and what is carried, if anything is.
+
+        A layer gives the latter its first meaning; here it is memory of the right shape.
+        """
+        return x, None
 
     def finish(self, x: Tensor) -> Tensor:
         """What follows the last layer, [n, hidden] -> [n, hidden]."""
@@ -251,6 +261,8 @@ def trace_causal_lm(model: CausalLM, limits: Limits, *, given: bool = False) -> 
     if given:
         shown = main.param(GIVEN, x.shape, F32)
         x = main.emit("replace_rows", x, shown, main.param(IS_GIVEN, (d["n"],), I32))
+    x, carried = model.model.begin(x)
+    step = replace(step, carried=carried)
     x, cache, functions = trace_layers(main, model.model.layers, x, cache, step)
     x = model.result(model.model.finish(x))
     forward = main.function(main.emit("take", x, rows).cast(F32), cache)
@@ -267,7 +279,7 @@ def trace_layers(
     for run in runs(layers.order):
         body = _trace_body(run, kinds, x, cache, step)
         functions[body.name] = body
-        x, cache = _call(main, body, x, cache, step, **_repeat(run))
+        x, cache, step = _call(main, body, x, cache, step, **_repeat(run))
     return x, cache, functions
 
 
@@ -300,8 +312,7 @@ def _trace_kind(
 ) -> Function:
     trace = Trace(LAYER if len(layers.kinds) == 1 else f"{LAYER}_{kind}")
     inner_x, inner_cache, inner_step = _inside(trace, x, cache, step)
-    out, new_cache = layers.kinds[kind](inner_x, inner_cache, inner_step)
-    return trace.function(out, new_cache)
+    return trace.function(*layers.kinds[kind](inner_x, inner_cache, inner_step))
 
 
 def _trace_body(run: Run, kinds: list[Function], x: Tensor, cache: Tensor, step: Step) -> Function:
@@ -310,12 +321,14 @@ def _trace_body(run: Run, kinds: list[Function], x: Tensor, cache: Tensor, step:
         return kinds[run.body[0]]
     trace = Trace(f"layers_{run.first}")
     inner_x, inner_cache, inner_step = _inside(trace, x, cache, step)
+    carried = inner_step.carried
     for offset, kind in enumerate(run.body):
         function = kinds[kind]
-        inner_x, inner_cache = _call(
+        inner_x, inner_cache, inner_step = _call(
             trace, function, inner_x, inner_cache, inner_step, offset=offset
         )
-    return trace.function(inner_x, inner_cache)
+    last = inner_step.carried
+    return trace.function(inner_x, inner_cache, *(() if last is carried or not last else (last,)))
 
 
 def _inside(trace: Trace, x: Tensor, cache: Tensor, step: Step) -> tuple[Tensor, Tensor, Step]:
@@ -326,10 +339,10 @@ def _inside(trace: Trace, x: Tensor, cache: Tensor, step: Step) -> tuple[Tensor,
 
 def _call(
     trace: Trace, function: Function, x: Tensor, cache: Tensor, step: Step, **attrs: Attr
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Step]:
     results = tuple(r.type for r in function.results)
-    x, cache = trace.bind(function.name, results, x, cache, *step.tensors(), **attrs)
-    return x, cache
+    x, cache, *more = trace.bind(function.name, results, x, cache, *step.tensors(), **attrs)
+    return x, cache, replace(step, carried=more[0]) if more else step
 
 
 def _repeat(run: Run) -> dict[str, Attr]:

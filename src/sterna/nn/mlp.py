@@ -22,6 +22,7 @@ ACTIVATIONS: Final[Mapping[str, str]] = MappingProxyType(
         "quick_gelu": "gelu_quick",
         "gelu_pytorch_tanh": "gelu_tanh",
         "relu": "relu",
+        "sqrelu": "relu_squared",
     }
 )
 

@@ -19,10 +19,11 @@ from sterna.nn.trace import Tensor, Trace
 class Parameter:
     """A weight of `shape` stored as `dtype`.
 
-    `kind` is "linear", "experts", "router", "embedding", "head", "norm", "bias", "vision" for
-    matrices that look at images, or "exact" for what is float32 in every scheme; `stack` is the
-    number of matrices that checkpoints hold for it, one for each expert; `path` its full name, with
-    "{i}" for the layer index, set when the model is complete.
+    `kind` is "linear", "experts", "router", "low_rank" for small matrices that make gates,
+    "embedding", "head", "norm", "bias", "vision" for matrices that look at images, or "exact" for
+    what is float32 in every scheme; `stack` is the number of matrices that checkpoints hold for it,
+    one for each expert; `path` its full name, with "{i}" for the layer index, set when the model is
+    complete.
     """
 
     shape: tuple[int, ...]

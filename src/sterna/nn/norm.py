@@ -67,6 +67,20 @@ class HeadNorm(Norm):
             self.weight = Parameter((head_dim,), dtype, "norm")
 
 
+class GroupNorm(Norm):
+    """LayerNorm of each head with a weight and a bias for each channel of [n, width].
+
+    Source: Wu and He 2018, "Group Normalization" (arXiv:1803.08494).
+    """
+
+    op = "head_layer_norm"
+
+    def __init__(self, width: int, head_dim: int, eps: float, dtype: DType) -> None:
+        super().__init__(eps, head_dim=head_dim)
+        self.weight = Parameter((width,), dtype, "norm")
+        self.bias = Parameter((width,), dtype, "bias")
+
+
 class HeadLayerNorm(Norm):
     """LayerNorm of each head without bias; the weight is [heads, head_dim], as Cohere has it."""
 

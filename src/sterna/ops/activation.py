@@ -7,6 +7,7 @@ All compute in f32. Sources: Hendrycks and Gimpel 2016, "Gaussian Error Linear U
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import pi, sqrt
 
 from sterna.base.dtype import F32
@@ -81,11 +82,24 @@ def _clamped_swiglu(gate: Expr, up: Expr, limit: float, alpha: float) -> Expr:
     return cast(gate.dtype, (other + 1.0) * wide * sigmoid(wide * alpha))
 
 
+def _of_f32(function: Callable[[Expr], Expr]) -> Callable[[Expr], Expr]:
+    return lambda x: cast(x.dtype, function(cast(F32, x)))
+
+
+def _relu_squared(x: Expr) -> Expr:
+    """So et al. 2021, "Primer" (arXiv:2109.08668)."""
+    positive = maximum(x, 0.0)
+    return positive * positive
+
+
 CLAMPED_SWIGLU = elementwise("clamped_swiglu", _clamped_swiglu)
 GELU = elementwise("gelu", _gelu)
 GELU_TANH = elementwise("gelu_tanh", _gelu_tanh)
 GELU_QUICK = elementwise("gelu_quick", _gelu_quick)
 RELU = elementwise("relu", lambda x: maximum(x, cast(x.dtype, wrap(0.0))))
+RELU_SQUARED = elementwise("relu_squared", _of_f32(_relu_squared))
+TANH = elementwise("tanh", _of_f32(tanh))
+EXP = elementwise("exp", _of_f32(exp))
 SIGMOID = elementwise("sigmoid", _sigmoid)
 SOFTCAP = elementwise("softcap", _softcap)
 SCALE = elementwise("scale", _scale)

@@ -119,14 +119,14 @@ def _infer_layer(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorTyp
 
 
 def _infer_head(types: tuple[TensorType, ...], attrs: Attrs) -> tuple[TensorType, ...]:
-    x, *weights = types
+    x, *weights = types  # a weight, and a bias
     dim = integer(attrs, "head_dim")
     whole = static(x.shape[1], "head norm: the last dim")
     expect(whole % dim == 0, "head norm: heads do not divide the width")
     for weight in weights:
         learned = [static(d, "head norm: the weight") for d in weight.shape]
-        alike = learned in ([dim], [whole // dim, dim])
-        expect(alike, "head norm: the weight is [head_dim] or [heads, head_dim]")
+        alike = learned in ([dim], [whole], [whole // dim, dim])
+        expect(alike, "head norm: weights are [head_dim], [heads, head_dim] or [width]")
     return (x,)
 
 

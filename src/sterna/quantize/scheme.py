@@ -18,7 +18,16 @@ from sterna.base.errors import UsageError
 Layout = Literal["NK", "KN"]
 Packing = Literal["word", "stream"]
 Kind = Literal[
-    "linear", "head", "embedding", "experts", "router", "norm", "bias", "exact", "vision"
+    "linear",
+    "head",
+    "embedding",
+    "experts",
+    "router",
+    "low_rank",
+    "norm",
+    "bias",
+    "exact",
+    "vision",
 ]
 
 _WORD_BITS = 32
@@ -166,10 +175,10 @@ class Scheme:
     def quantizes(self, kind: Kind) -> bool:
         """Whether a tensor of this kind of layer is packed.
 
-        Norms, biases, routers and all that looks at images never are.
+        Norms, biases, routers, what makes gates, and all that looks at images never are.
         """
         if not self.is_quantized or kind in (
-            "norm", "bias", "router", "exact", "vision",
+            "norm", "bias", "router", "low_rank", "exact", "vision",
         ):  # fmt: skip
             return False
         return self.ends or kind not in ("embedding", "head")
