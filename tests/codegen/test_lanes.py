@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "device"))
 
+from folding_kernel import ROWS, SLOTS, THREAD, away, folding
 from run_kernel import RunningKernels
 from simt_device import SimtDevice
 
@@ -20,57 +20,11 @@ from sterna.base.dtype import F32, I32
 from sterna.base.target import parse_target
 from sterna.codegen.renderer import RenderedKernel, renderer_of
 from sterna.codegen.simt import GroupKernel, group_kernel
-from sterna.ir.expr import Binary, Buffer, Expr, Var, wrap
+from sterna.ir.expr import Binary, Buffer, Var, wrap
 from sterna.ir.interpret import evaluate_primfunc
-from sterna.ir.loop import Alloc, For, ForKind, If, PrimFunc, Stmt, Sync, seq, store
+from sterna.ir.loop import Alloc, For, PrimFunc, Stmt, Sync, seq, store
 from sterna.ir.rewrite import visit
 from sterna.kernels.build import loop, parallel
-
-ROWS, SLOTS = 5, 16
-X = Buffer("x", F32, (wrap(3), wrap(ROWS), wrap(SLOTS)))
-OUT = Buffer("out", F32, (wrap(3), wrap(ROWS), wrap(SLOTS)))
-THREAD = ForKind.THREAD
-
-
-def away(t: Expr, distance: int) -> Expr:
-    return Binary("^", t, wrap(distance))
-
-
-Body = Callable[[Expr, Expr], Stmt]
-
-
-def slots(body: Body) -> Stmt:
-    """body(row, slot) in threads, by blocks of 4 rows, the last of which is not full."""
-
-    def block(b: Var) -> Stmt:
-        def thread(r: Var) -> Stmt:
-            row = b * 4 + r
-            return loop("t", SLOTS, lambda t: If(row < ROWS, body(row, t)), THREAD)
-
-        return loop("r", 4, thread, THREAD)
-
-    return loop("b", 2, block)
-
-
-def folding(name: str) -> PrimFunc:
-    """out[g, r, t] = the sum of 3 * x[g, r, :], in halves."""
-    lanes = [Buffer(f"lanes_{k}", F32, (wrap(ROWS), wrap(SLOTS)), "shared") for k in range(4)]
-
-    def group(g: Var) -> Stmt:
-        def fold(k: int) -> Stmt:
-            def one(r: Expr, t: Expr) -> Stmt:
-                total = lanes[k][r, t] + lanes[k][r, away(t, 8 >> k)]
-                return store(lanes[k + 1], (r, t), total) if k < 3 else store(OUT, (g, r, t), total)
-
-            return slots(one)
-
-        start = slots(lambda r, t: store(lanes[0], (r, t), X[g, r, t] * 3.0))
-        body = seq(start, *map(fold, range(4)))
-        for buffer in lanes:
-            body = Alloc(buffer, body)
-        return body
-
-    return PrimFunc(name, (X, OUT), (), parallel("g", 3, group))
 
 
 def kernel_of(func: PrimFunc, lanes: int) -> GroupKernel:

@@ -28,9 +28,12 @@ TARGETS = ("vulkan", "vulkan:f32")
 
 @pytest.fixture(scope="module")
 def kernels() -> dict[str, dict[str, RenderedKernel]]:
-    """Every kernel of the conformance matrix, for each target."""
+    """Every kernel of the conformance matrix, for each target; with subgroups, what differs."""
     found = cases(target_named("vulkan"))
-    return {name: rendered(found, target_named(name)) for name in TARGETS}
+    result = {name: rendered(found, target_named(name)) for name in TARGETS}
+    swapping = target_named("vulkan:subgroups")
+    attention = [c for c in found if c.op == "attention"]
+    return result | {swapping.spec: rendered(attention, swapping)}
 
 
 def modules(kernels: dict[str, RenderedKernel]) -> list[str]:
@@ -75,6 +78,22 @@ def test_the_same_words_as_the_khronos_assembler(
         subprocess.run(command, check=True)
         ours, theirs = assemble(text), made.read_bytes()
         assert ours[:8] + ours[12:] == theirs[:8] + theirs[12:]
+
+
+def test_what_swaps_asks_for_subgroups(
+    kernels: dict[str, dict[str, RenderedKernel]], tmp_path: Path
+) -> None:
+    texts = [text for text in modules(kernels["vulkan:subgroups"]) if "ShuffleXor" in text]
+    assert len(texts) == 6
+    for text in texts:
+        assert "OpCapability GroupNonUniformShuffle\n" in text
+        validate(assemble(text), tmp_path)
+    source, made = tmp_path / "module.spvasm", tmp_path / "theirs.spv"
+    source.write_text(texts[0])
+    line = [tool("spirv-as"), "--target-env", "spv1.5", str(source), "-o", str(made)]
+    subprocess.run(line, check=True)
+    ours, theirs = assemble(texts[0]), made.read_bytes()
+    assert ours[:8] + ours[12:] == theirs[:8] + theirs[12:]
 
 
 def elementwise(name: str, value: Expr, to: Buffer, at: Var) -> PrimFunc:

@@ -95,6 +95,10 @@ TARGETS: dict[str, Callable[[], Device]] = {
 }
 
 
+# Rows with subgroups, and those without whose bits they have.
+SUBGROUPS = {"vulkan:subgroups": "vulkan", "webgpu:subgroups": "webgpu"}
+
+
 @dataclass(frozen=True)
 class Case:
     """One kernel. `single`: it serves steps of one token a sequence."""

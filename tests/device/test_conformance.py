@@ -20,7 +20,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "codegen"))
 
-from conformance import TARGETS, TOKENS, Case, cases, rendered, target_named
+from conformance import SUBGROUPS, TARGETS, TOKENS, Case, cases, rendered, target_named
 from kernel_arrays import Arrays, arguments
 from kernel_library import KernelLibrary
 from run_kernel import RunningKernels
@@ -93,6 +93,39 @@ def test_every_kernel(
             report.setdefault(name, {})[f"{case.name} @ {tokens}"] = verdict
     device.close()
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("table", "name"), sorted((target_named(n).table, n) for n in SUBGROUPS), indirect=["table"]
+)
+def test_subgroups_change_no_bit(name: str, found: list[Case]) -> None:
+    """Kernels that swap values in registers, against the same with shared memory alone."""
+    target, plain = target_named(name), target_named(SUBGROUPS[name])
+    attention = [c for c in found if c.op == "attention"]
+    kernels = rendered(attention, target)
+    assert all(k.rendered.launches[0].lanes == target.subgroup for k in kernels.values())
+    results = []
+    for row, made in ((target, kernels), (plain, rendered(attention, plain))):
+        device = TARGETS[plain.spec]()
+        if device.limits.lanes < row.subgroup:
+            pytest.skip(f"{device.name} has no subgroups of {row.subgroup} threads")
+        running = RunningKernels(made, row, device)
+        results.append({c.name: run_alone(running, c) for c in attention if c.name in made})
+        device.close()
+    swapped, shared = results
+    assert swapped.keys() == shared.keys() != set()
+    assert all(
+        same_bits(array, shared[title][p])
+        for title, arrays in swapped.items()
+        for p, array in arrays.items()
+    )
+
+
+def run_alone(running: RunningKernels, case: Case) -> Arrays:
+    """The arrays after a case of 3 tokens."""
+    arrays, dims = arguments(case.func, 3, single=case.single)
+    return running.run(case.name, arrays, {d.name: v for d, v in dims.items()})
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:  # type: ignore[type-arg]

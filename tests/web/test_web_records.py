@@ -18,6 +18,7 @@ from building import run
 from web_models import WebModel
 
 from sterna.base import artifact, web
+from sterna.runtime.web_folder import Offer, choose_program
 
 READ = """
 import { readManifest } from "./dist/artifact.js";
@@ -70,6 +71,17 @@ const huge = program.slice();
 huge.fill(255, 24, 32);
 attempt((d) => readBundle(d, "x"), huge);
 console.log(JSON.stringify(told));
+"""
+CHOOSE = """
+import { readFileSync } from "node:fs";
+import { chooseProgram, readIndex } from "./dist/web_index.js";
+const [path, ...offers] = process.argv.slice(1);
+const index = readIndex(new Uint8Array(readFileSync(path)));
+const chosen = offers.map((text) => {
+  const { features, ...rest } = JSON.parse(text);
+  return chooseProgram(index, { ...rest, features: new Set(features) }).target;
+});
+console.log(JSON.stringify(chosen));
 """
 SCALARS = {str: "x", int: 1, bool: True, float: 1.0}
 HASH = "0" * 64
@@ -144,3 +156,24 @@ def test_damaged_and_hostile_files_are_refused(dist: Path, tern: WebModel) -> No
     assert found["others"] == []
     assert found["read"] >= 2
     assert found["refused"] > 150
+
+
+def test_python_and_typescript_choose_the_same_program(dist: Path, tern: WebModel) -> None:
+    path = tern.folder / web.INDEX
+    index = web.decode(path.read_bytes())
+    limits = {name: 2**40 for program in index.programs for name in program.limits}
+    sets = [(), ("shader-f16",), ("subgroups",), ("shader-f16", "subgroups", "timestamp-query")]
+    offers = [
+        Offer("an adapter", frozenset(features), limits, imitated)
+        for features in sets
+        for imitated in (False, True)
+    ]
+    given = [
+        json.dumps({"name": o.name, "features": sorted(o.features), "limits": limits,
+                    "imitated": o.imitated})
+        for o in offers
+    ]  # fmt: skip
+    found = json.loads(run("node", "--input-type=module", "-e", CHOOSE, str(path), *given))
+    assert found == [choose_program(index, offer).target for offer in offers]
+    assert found[::2] == ["webgpu", "webgpu:f16", "webgpu:subgroups", "webgpu:f16-subgroups"]
+    assert set(found[1::2]) == {"webgpu:barrier-free"}

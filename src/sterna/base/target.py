@@ -113,9 +113,14 @@ _WEBGPU = Target("webgpu", renderer="wgsl", device="webgpu", table="work_groups"
                  suffix=".sterna", group_threads=256, shared_bytes=16384, most_buffers=10,
                  most_buffer_bytes=128 << 20, split_buffers=True, buffer_align=256,
                  small_numbers=(),
-                 packaged=("webgpu:f16", "webgpu", "webgpu:barrier-free"))  # fmt: skip
+                 packaged=("webgpu:f16-subgroups", "webgpu:f16", "webgpu:subgroups", "webgpu",
+                           "webgpu:barrier-free"))  # fmt: skip
 _WEBGPU_F16 = replace(_WEBGPU, spec="webgpu:f16", features=("shader-f16",), float16=True,
                       small_numbers=("f16",))  # fmt: skip
+_WEBGPU_LANES = replace(_WEBGPU, spec="webgpu:subgroups", features=("subgroups",),
+                        subgroup=4)  # fmt: skip
+_WEBGPU_F16_LANES = replace(_WEBGPU_F16, spec="webgpu:f16-subgroups",
+                            features=("shader-f16", "subgroups"), subgroup=4)  # fmt: skip
 _WEBGPU_ALONE = replace(_WEBGPU, spec="webgpu:barrier-free", table="imitated", barriers=False,
                         shared_bytes=0, vector_bytes=4)  # fmt: skip
 
@@ -164,6 +169,7 @@ _GROUPED = {
     "vulkan": {
         "": _VULKAN,
         "f32": replace(_VULKAN, spec="vulkan:f32", small_numbers=()),
+        "subgroups": replace(_VULKAN, spec="vulkan:subgroups", subgroup=8),
     },
     "opencl": {
         "": _OPENCL,
@@ -173,6 +179,8 @@ _GROUPED = {
     "webgpu": {
         "": _WEBGPU,
         "f16": replace(_WEBGPU_F16, packaged=("webgpu:f16",)),
+        "f16-subgroups": replace(_WEBGPU_F16_LANES, packaged=("webgpu:f16-subgroups",)),
+        "subgroups": replace(_WEBGPU_LANES, packaged=("webgpu:subgroups",)),
         "barrier-free": replace(_WEBGPU_ALONE, packaged=("webgpu:barrier-free",)),
     },
 }  # fmt: skip

@@ -45,6 +45,7 @@ _EQUAL = {
     ("==", "bool"): "OpLogicalEqual", ("!=", "bool"): "OpLogicalNotEqual",
     ("==", "int"): "OpIEqual", ("!=", "int"): "OpINotEqual",
 }  # fmt: skip
+_SUBGROUP = 3
 _WORKGROUP, _MEETING = 2, 0x148  # acquire and release, of buffers and of the group's memory
 
 
@@ -148,6 +149,12 @@ class Spirv(CStyle):
     def barrier(self) -> str:
         scope = self.module.number("u32", _WORKGROUP)
         return f"OpControlBarrier {scope} {scope} {self.module.number('u32', _MEETING)}"
+
+    def swapped(self, value: str, distance: int) -> str:
+        m = self.module
+        m.require("GroupNonUniform", "GroupNonUniformShuffle")
+        scope, bit = m.number("u32", _SUBGROUP), m.number("u32", distance)
+        return m.op("OpGroupNonUniformShuffleXor", "f32", scope, value, bit)
 
     def line(self, text: str) -> None:
         self.module.emit(text)

@@ -39,12 +39,14 @@ _OPCODES = {
     "OpNot": 200, "OpBitFieldSExtract": 202, "OpBitFieldUExtract": 203,
     "OpControlBarrier": 224, "OpLoopMerge": 246, "OpSelectionMerge": 247, "OpLabel": 248,
     "OpBranch": 249, "OpBranchConditional": 250, "OpReturn": 253, "OpReturnValue": 254,
+    "OpGroupNonUniformShuffleXor": 346,
 }  # fmt: skip
 _FLOAT = re.compile(r"-?0x[01]\.[0-9a-f]*p[+-]\d+")  # as float.hex writes it
 _UNTYPED = {"OpExtInstImport", "OpLabel"}  # have a result without a type, as all OpType... do
 _NAMES = {
     # Capabilities
     "Shader": 1, "StorageBuffer16BitAccess": 4433, "StorageBuffer8BitAccess": 4448,
+    "GroupNonUniform": 61, "GroupNonUniformShuffle": 65,
     # Addressing, memory model, execution model, execution mode
     "Logical": 0, "GLSL450": 1, "GLCompute": 5, "LocalSize": 17,
     # Storage classes

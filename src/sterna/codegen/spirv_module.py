@@ -44,6 +44,11 @@ class Module:
             self.globals.append(f"{name} = {definition}")
         return self.known[definition]
 
+    def require(self, *capabilities: str) -> None:
+        """What the device must have for this module."""
+        lines = [f"OpCapability {each}" for each in capabilities]
+        self.capabilities += [line for line in lines if line not in self.capabilities]
+
     def type(self, title: str) -> str:
         """A scalar type by its name."""
         if title in ("void", "bool"):
@@ -51,8 +56,8 @@ class Module:
         if title == "f32":
             return self.once(title, "OpTypeFloat 32")
         bits, signed = _INTEGERS[title]
-        if bits in _SMALL and (line := f"OpCapability {_SMALL[bits]}") not in self.capabilities:
-            self.capabilities.append(line)
+        if bits in _SMALL:
+            self.require(_SMALL[bits])
         return self.once(title, f"OpTypeInt {bits} {signed}")
 
     def pointer(self, storage: str, title: str, to: str) -> str:

@@ -23,6 +23,8 @@ from sterna.codegen.write_out import write_out
 from sterna.ir.expr import Buffer, Const, Expr
 from sterna.ir.loop import PrimFunc, Stmt
 
+SUBGROUPS = "enable subgroups;"  # a line of its own: native WebGPU has them without being told
+SWAPS = "subgroupShuffleXor"
 MODULE = "//// module "  # begins the line before each launch's module, with its symbol
 
 _PRELUDE = """\
@@ -146,6 +148,9 @@ class Wgsl(CStyle):
     def barrier(self) -> str:
         return "storageBarrier(); workgroupBarrier();"
 
+    def swapped(self, value: str, distance: int) -> str:
+        return f"{SWAPS}({value}, {distance}u)"
+
     def constant(self, dtype: DType, title: str, value: str) -> None:
         self.line(f"let {title}: {self.TYPES[dtype]} = {value};")
 
@@ -225,7 +230,9 @@ class WgslRenderer(SourceRenderer):
 
     def library_source(self, parts: LibraryParts) -> str:
         whole = SourceRenderer.library_source(self, parts)
-        return f"enable f16;\n{whole}" if _USES_HALF.search(whole) else whole
+        asked = ["enable f16;"] if _USES_HALF.search(whole) else []
+        asked += [SUBGROUPS] if SWAPS in whole else []
+        return "\n".join([*asked, whole])
 
 
 RENDERER = WgslRenderer(".wgsl", Wgsl, _PRELUDE)

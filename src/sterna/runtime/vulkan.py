@@ -131,6 +131,7 @@ class VulkanDevice:
             buffers=min(
                 found.maxPerStageDescriptorStorageBuffers, found.maxDescriptorSetStorageBuffers
             ),
+            lanes=instance.lanes(physical),
         )
         self._align = int(found.minStorageBufferOffsetAlignment)
         self._most_groups = int(found.maxComputeWorkGroupCount[0])

@@ -19,7 +19,8 @@ from sterna.base.errors import DeviceError, OutOfMemory, Unavailable
 _NAMES = {"win32": "vulkan-1.dll", "darwin": "libvulkan.1.dylib"}
 _FUNCTIONS = (
     *("vkCreateInstance", "vkDestroyInstance", "vkEnumeratePhysicalDevices"),
-    *("vkGetPhysicalDeviceProperties", "vkGetPhysicalDeviceFeatures2"),
+    *("vkGetPhysicalDeviceProperties", "vkGetPhysicalDeviceProperties2"),
+    "vkGetPhysicalDeviceFeatures2",
     *("vkGetPhysicalDeviceMemoryProperties", "vkGetPhysicalDeviceQueueFamilyProperties"),
     *("vkCreateDevice", "vkDestroyDevice", "vkGetDeviceQueue", "vkDeviceWaitIdle"),
     *("vkCreateBuffer", "vkDestroyBuffer", "vkGetBufferMemoryRequirements", "vkAllocateMemory"),
@@ -122,6 +123,16 @@ class Properties(Structure):
         ("deviceType", u32), ("deviceName", c_char * 256), ("pipelineCacheUUID", c_uint8 * 16),
         ("limits", Limits), ("sparseProperties", u32 * 5), ("room", c_uint8 * 64),
     ]  # fmt: skip
+
+
+class SubgroupProperties(Structure):
+    """VkPhysicalDeviceSubgroupProperties."""
+
+    _fields_ = _fields(("subgroupSize", u32), ("stages", u32), ("operations", u32), ("quads", u32))
+
+
+class Properties2(Structure):
+    _fields_ = _fields(("properties", Properties))
 
 
 class Features11(Structure):

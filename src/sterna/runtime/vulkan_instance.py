@@ -15,6 +15,7 @@ from sterna.runtime import vulkan_api as vk
 _DISCRETE = 2  # type of a device: a GPU with memory of its own
 _COMPUTE = 2  # a queue that runs kernels
 _LOCAL = 1  # memory of the device's own
+_KERNELS, _SHUFFLE = 0x20, 0x10  # of subgroups: stages that have them, what they can do
 
 
 class Instance:
@@ -62,6 +63,14 @@ class Instance:
         self.driver.vkGetPhysicalDeviceProperties(device, byref(found))
         return found
 
+    def lanes(self, device: c_void_p) -> int:
+        """Threads of a kernel's subgroup, where they can exchange values; otherwise 0."""
+        found = vk.record(vk.SubgroupProperties, 1000094000)
+        asked = vk.record(vk.Properties2, 1000059001, pNext=ctypes.addressof(found))
+        self.driver.vkGetPhysicalDeviceProperties2(device, byref(asked))
+        able = found.stages & _KERNELS and found.operations & _SHUFFLE
+        return int(found.subgroupSize) if able else 0
+
     def memory(self, device: c_void_p) -> vk.MemoryProperties:
         found = vk.MemoryProperties()
         self.driver.vkGetPhysicalDeviceMemoryProperties(device, byref(found))
@@ -78,8 +87,9 @@ class Instance:
     def told(self, device: c_void_p) -> str:
         properties = self.properties(device)
         version = f"{properties.apiVersion >> 22 & 0x7F}.{properties.apiVersion >> 12 & 0x3FF}"
-        size = memory_bytes(self.memory(device)) / 2**30
-        return f"{name_of(properties)}, Vulkan {version}, {size:.1f} GiB memory"
+        size, lanes = memory_bytes(self.memory(device)) / 2**30, self.lanes(device)
+        groups = f"subgroups of {lanes}, " if lanes else ""
+        return f"{name_of(properties)}, Vulkan {version}, {groups}{size:.1f} GiB memory"
 
     def has_own_memory(self, device: c_void_p) -> bool:
         return bool(self.properties(device).deviceType == _DISCRETE)

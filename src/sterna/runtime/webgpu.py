@@ -29,6 +29,7 @@ _UNIFORM = 0x40 | 0x08
 _MOST_GROUPS = 65535  # side by side; more become a grid, which kernels number row by row
 _WANTED = ("shader-f16", "subgroup")  # features, where the adapter has them
 _FEATURES = {"subgroup": "subgroups"}  # what browsers call otherwise
+_SUBGROUPS, _LANES = "enable subgroups;\n", 4  # refused here; the least that a subgroup has
 _LIMITS = {
     "max-storage-buffers-per-shader-stage": "buffers",
     "max-compute-workgroup-storage-size": "shared",
@@ -130,7 +131,9 @@ def _adapter(index: int) -> Any:
 
 def _told(adapter: Any) -> str:
     info = adapter.info
-    return f"{info.get('device', 'an adapter')}, through {info.get('backend_type', 'its driver')}"
+    found = [_FEATURES.get(name, name) for name in _WANTED if name in adapter.features]
+    through = f"through {info.get('backend_type', 'its driver')}"
+    return ", ".join([str(info.get("device", "an adapter")), through, *found])
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +169,12 @@ class WebGpuDevice:
             group_threads=found["max-compute-invocations-per-workgroup"],
             shared_bytes=found["max-compute-workgroup-storage-size"],
             buffers=found["max-storage-buffers-per-shader-stage"],
+            lanes=_LANES if "subgroup" in features else 0,
         )
         self._buffers: list[Any] = []
 
     def compile(self, code: bytes, phases: Sequence[Phase]) -> dict[str, Any]:
-        prelude, *modules = code.decode().split(_MODULE)
+        prelude, *modules = code.decode().replace(_SUBGROUPS, "", 1).split(_MODULE)
         texts = dict(module.split("\n", 1) for module in modules)
         result = {}
         for phase in phases:
