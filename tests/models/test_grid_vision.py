@@ -267,11 +267,12 @@ def test_configs_that_are_refused(
     ("change", "error", "why"),
     [
         ({"model_type": "qwen2_vl"}, UnsupportedModel, "qwen2_vl"),
+        ({"embed_dim": 32}, UnsupportedModel, "embed_dim"),
         ({"hidden_size": 36}, CheckpointError, "multiples of 4"),
         ({"out_hidden_size": 32}, CheckpointError, "the model's own hidden_size 64"),
         ({"depth": 10**9}, CheckpointError, "depth"),
         ({"window_size": 4}, CheckpointError, "less than a square"),
-        ({"spatial_merge_size": 1000}, CheckpointError, "merges more than 16"),
+        ({"temporal_patch_size": 1000}, CheckpointError, "or 16 frames"),
         ({"spatial_patch_size": 5}, UnsupportedModel, "spatial_patch_size 5"),
         ({"fullatt_block_indexes": [1.5]}, CheckpointError, "numbers of layers"),
         ({"fullatt_block_indexes": 7}, CheckpointError, "numbers of layers"),
@@ -285,6 +286,25 @@ def test_towers_that_are_refused(
     change: dict[str, object], error: type[Exception], why: str
 ) -> None:
     config = {**vision.QWEN25VL, "vision_config": {**vision.VISION, **change}}
+    with pytest.raises(error, match=why):
+        family(config).read_config(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "why"),
+    [
+        ({"model_type": "qwen2_5_vl"}, UnsupportedModel, "qwen2_5_vl"),
+        ({"window_size": 112}, UnsupportedModel, "window_size"),
+        ({"hidden_size": 32}, CheckpointError, "the model's own hidden_size 64"),
+        ({"embed_dim": 36}, CheckpointError, "multiples of 4"),
+        ({"mlp_ratio": 0}, CheckpointError, "mlp_ratio"),
+    ],
+)
+def test_plain_towers_that_are_refused(
+    change: dict[str, object], error: type[Exception], why: str
+) -> None:
+    tower = vision.QWEN2VL["vision_config"]
+    config = {**vision.QWEN2VL, "vision_config": {**tower, **change}}  # type: ignore[dict-item]
     with pytest.raises(error, match=why):
         family(config).read_config(config)
 
@@ -379,6 +399,39 @@ def test_the_published_config_builds_with_the_checkpoints_names() -> None:
     assert shapes["model.layers.27.self_attn.k_proj.bias"] == (512,)
     assert shapes["model.norm.weight"] == (3584,)
     assert shapes["lm_head.weight"] == (152064, 3584)
+
+
+def test_the_other_published_tower_builds_with_the_checkpoints_names() -> None:
+    """The vision_config of Qwen2-VL-2B-Instruct, whose text model has 1536 channels."""
+    config = {
+        **vision.QWEN2VL,
+        "hidden_size": 1536,
+        "num_attention_heads": 12,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "vision_config": {
+            "depth": 32,
+            "embed_dim": 1280,
+            "mlp_ratio": 4,
+            "num_heads": 16,
+            "in_chans": 3,
+            "hidden_size": 1536,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+        },
+    }
+    shapes = {
+        name: shape
+        for weight in stored_weights(config, scheme("q4f16_1"))
+        for name, shape in zip(weight.sources, weight.source_shapes, strict=True)
+    }
+    assert shapes["visual.patch_embed.proj.weight"] == (1280, 3, 2, 14, 14)
+    assert shapes["visual.blocks.31.mlp.fc1.weight"] == (5120, 1280)
+    assert shapes["visual.blocks.31.mlp.fc2.bias"] == (1280,)
+    assert shapes["visual.blocks.0.norm2.bias"] == (1280,)
+    assert shapes["visual.merger.ln_q.bias"] == (1280,)
+    assert shapes["visual.merger.mlp.2.weight"] == (1536, 5120)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,25 @@ QWEN25VL: dict[str, object] = {
     "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
     "vocab_size": 64,
 }
-VARIANTS: dict[str, dict[str, object]] = {"qwen2_5_vl": QWEN25VL}
+# Its tower has no windows, and other layers.
+QWEN2VL: dict[str, object] = {
+    **QWEN25VL,
+    "model_type": "qwen2_vl",
+    "architectures": ["Qwen2VLForConditionalGeneration"],
+    "vision_config": {
+        "depth": 2,
+        "embed_dim": 32,
+        "mlp_ratio": 2,
+        "num_heads": 2,
+        "in_chans": 3,
+        "hidden_size": 64,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
+        "spatial_patch_size": PATCH,
+        "temporal_patch_size": FRAMES,
+    },
+}
+VARIANTS: dict[str, dict[str, object]] = {"qwen2_5_vl": QWEN25VL, "qwen2_vl": QWEN2VL}
 
 
 @dataclass(frozen=True)

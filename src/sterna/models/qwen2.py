@@ -11,8 +11,8 @@ from sterna.models.family import Family, Fused
 class Qwen2(Family):
     """Upper layers may have a sliding window; no published model switches it on."""
 
-    MODEL_TYPES = ("qwen2",)
-    ARCHITECTURES = ("Qwen2ForCausalLM",)
+    MODEL_TYPES: ClassVar[tuple[str, ...]] = ("qwen2",)
+    ARCHITECTURES: ClassVar[tuple[str, ...]] = ("Qwen2ForCausalLM",)
     KEYS = "rms_norm_eps use_sliding_window sliding_window max_window_layers layer_types"
     FUSED: ClassVar[Fused] = {
         "c_attn": ("q_proj", "k_proj", "v_proj"),

@@ -43,8 +43,8 @@ class GridOptions:
     """Sizes of a tower for images in patches of `patch_size` a side, `frames` times each.
 
     Layers see windows of `window` * `window` squares, those numbered in `whole` the whole image;
-    with a window of 0 all do. Token `image_token` of a prompt marks where the rows go; a token of
-    the model has `axes` positions.
+    with a window of 0 all do. `layer_norm` and `gated` are as in DecoderConfig. Token `image_token`
+    of a prompt marks where the rows go; a token of the model has `axes` positions.
     """
 
     hidden_size: int
@@ -58,6 +58,8 @@ class GridOptions:
     merge: int = 2
     window: int = 0
     whole: tuple[int, ...] = ()
+    layer_norm: bool = False
+    gated: bool = True
     theta: float = 10000.0
     norm_eps: float = 1e-6
     channels: int = 3
