@@ -24,7 +24,7 @@ import test_vision
 import tiny_families
 import tiny_grid_vision
 import tiny_vision
-from compiled import Compiled, Logits, Part, build_drawn, build_tiny, step_input, tiny
+from compiled import Compiled, Logits, Part, build_drawn, convert, drawn_source, step_input, tiny
 from conformance import CONFIG, TARGETS
 from simt_device import SimtDevice
 from test_family_logits import weights
@@ -50,25 +50,29 @@ SHAPE = {**tiny.VARIANTS["llama2-gqa"], **CONFIG}
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Compiled]:
-    """Tiny models by scheme, made when first asked for by `model`."""
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny models by scheme, made when first asked for by `model`."""
     return {}
 
 
-def model(made: dict[str, Compiled], scheme: str, root: Path) -> Compiled:
+def model(made: dict[str, Path], scheme: str, root: Path) -> Path:
     if scheme not in made:
-        made[scheme] = build_tiny(root / scheme, SHAPE, scheme, **OPTIONS)
+        made[scheme] = converted(root / scheme, SHAPE, tiny.weights(SHAPE), scheme)
     return made[scheme]
 
 
+def converted(root: Path, config: dict[str, Any], drawn: tiny.Weights, scheme: str) -> Path:
+    return convert(drawn_source(root, config, drawn), root / "converted", scheme)
+
+
 def on_target(
-    found: Compiled, name: str, device: Device, root: Path, sizes: dict[str, int] = OPTIONS
+    folder: Path, name: str, device: Device, root: Path, sizes: dict[str, int] = OPTIONS
 ) -> GroupExecutable:
     """The model compiled for a target and loaded on a device that runs its kernels."""
     target = parse_target(name)
     library = root / f"model-{name}{target.suffix}"
-    compile_model(found.folder, target, library, options=CompileOptions(**sizes), cached=False)
-    tensors = read_mlc_folder(found.folder).tensors
+    compile_model(folder, target, library, options=CompileOptions(**sizes), cached=False)
+    tensors = read_mlc_folder(folder).tensors
     return load_on(device, library, tensors, num_pages=PAGES)
 
 
@@ -113,18 +117,18 @@ def some_steps(executable: Executable) -> list[Logits]:
     ],
 )
 def test_the_cpus_logits(
-    name: str, scheme: str, models: dict[str, Compiled], tmp_path: Path,
+    name: str, scheme: str, models: dict[str, Path], tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:  # fmt: skip
     device = TARGETS[name]()
     root = tmp_path_factory.getbasetemp()
     target = parse_target(name)
-    found = model(models, scheme, root)
+    folder = model(models, scheme, root)
     plain = tmp_path / "plain.so"
     options = CompileOptions(**OPTIONS, activations="f32")
-    compile_model(found.folder, parse_target("cpu"), plain, options=options)
-    ours = on_target(found, name, device, tmp_path)
-    theirs = Compiled(found.folder, plain).load(num_pages=PAGES)
+    compile_model(folder, parse_target("cpu"), plain, options=options)
+    ours = on_target(folder, name, device, tmp_path)
+    theirs = Compiled(folder, plain).load(num_pages=PAGES)
     pairs = list(zip(some_steps(ours), some_steps(theirs), strict=True))
     for got, wanted in pairs:
         if target.fma:
@@ -145,12 +149,12 @@ def test_mixtures_of_experts(name: str, variant: str, tmp_path: Path) -> None:
     """Routing, experts, latents, sinks and chunks: what CONFIG has none of."""
     device = TARGETS[name]()
     config, sizes = tiny_families.VARIANTS[variant], {**OPTIONS, "context_window_size": 128}
-    found = build_drawn(tmp_path, config, weights(variant), "q4f16_1", **sizes)
+    folder = converted(tmp_path, config, weights(variant), "q4f16_1")
     plain = tmp_path / "plain.so"
     options = CompileOptions(**sizes, activations="f32")
-    compile_model(found.folder, parse_target("cpu"), plain, options=options)
-    ours = on_target(found, name, device, tmp_path, sizes)
-    theirs = Compiled(found.folder, plain).load(num_pages=PAGES)
+    compile_model(folder, parse_target("cpu"), plain, options=options)
+    ours = on_target(folder, name, device, tmp_path, sizes)
+    theirs = Compiled(folder, plain).load(num_pages=PAGES)
     for got, wanted in zip(some_steps(ours), some_steps(theirs), strict=True):
         if parse_target(name).fma:
             np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))
@@ -179,7 +183,7 @@ def test_recurrent_states(
     if not root.exists():
         build_drawn(root, tiny_families.VARIANTS[variant], weights(variant), "q0f32", **OPTIONS)
     found = Compiled(root / "converted", root / "converted" / f"model{host_target().suffix}")
-    ours, theirs = on_target(found, name, device, tmp_path), found.load(num_pages=PAGES)
+    ours, theirs = on_target(found.folder, name, device, tmp_path), found.load(num_pages=PAGES)
     for got, wanted in zip(state_steps(ours), state_steps(theirs), strict=True):
         if parse_target(name).fma:
             np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))
@@ -222,7 +226,7 @@ def test_images(
     if not root.exists():
         build_drawn(root, config, test.weights(kind), "q0f32", **test.SIZES)
     found = Compiled(root / "converted", root / "converted" / f"model{host_target().suffix}")
-    ours = on_target(found, name, device, tmp_path, test.SIZES)
+    ours = on_target(found.folder, name, device, tmp_path, test.SIZES)
     theirs = found.load(num_pages=PAGES)
     pairs = [*zip(*map(test.seen, (ours, theirs)), strict=True)]
     pairs.append((test.logits(ours, 40), test.logits(theirs, 40)))
@@ -274,9 +278,9 @@ def check_close(got: Logits, wanted: Logits, stored: str) -> None:
     assert (same | (first - second < 1e-3)).all()
 
 
-def test_what_a_device_refuses(models: dict[str, Compiled], tmp_path: Path) -> None:
-    found = model(models, "q4f16_1", tmp_path)
-    ours = on_target(found, "cuda:source", SimtDevice(), tmp_path)
+def test_what_a_device_refuses(models: dict[str, Path], tmp_path: Path) -> None:
+    folder = model(models, "q4f16_1", tmp_path)
+    ours = on_target(folder, "cuda:source", SimtDevice(), tmp_path)
     with pytest.raises(RequestError, match="page 40 is not one of the cache's 40"):
         ours.copy_page(40, 0)
     with pytest.raises(RequestError):
@@ -285,7 +289,7 @@ def test_what_a_device_refuses(models: dict[str, Compiled], tmp_path: Path) -> N
     with pytest.raises(DeviceError, match="was closed"):
         ours.copy_page(1, 0)
     library = tmp_path / "model-cuda:source.sterna"
-    tensors = read_mlc_folder(found.folder).tensors
+    tensors = read_mlc_folder(folder).tensors
     with pytest.raises(UsageError, match="a KV cache of 0 pages"):
         load_on(SimtDevice(), library, tensors, num_pages=0)
 
@@ -327,16 +331,17 @@ def test_what_a_device_refuses(models: dict[str, Compiled], tmp_path: Path) -> N
 def test_other_caches_rows_and_windows(
     shape: dict[str, object], options: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = build_tiny(tmp_path, SHAPE | shape, "q4f16_1", **OPTIONS)
+    config = SHAPE | shape
+    folder = converted(tmp_path, config, tiny.weights(config), "q4f16_1")
     both = []
-    tensors = read_mlc_folder(found.folder).tensors
+    tensors = read_mlc_folder(folder).tensors
     asked = CompileOptions(**OPTIONS, activations="f32", **options)
     for name in ("cpu", "cuda:source"):
         target = parse_target(name)
         library = tmp_path / f"other-{name}{target.suffix}"
-        compile_model(found.folder, target, library, options=asked, cached=False)
+        compile_model(folder, target, library, options=asked, cached=False)
         if name == "cpu":
-            executable: Executable = Compiled(found.folder, library).load(num_pages=PAGES)
+            executable: Executable = Compiled(folder, library).load(num_pages=PAGES)
         else:
             executable = load_on(SimtDevice(), library, tensors, num_pages=PAGES)
         both.append(some_steps(executable))

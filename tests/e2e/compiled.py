@@ -49,12 +49,18 @@ Stories = Callable[[str], Compiled]  # of a scheme
 
 def build(source: Path, output: Path, quantization: str, **options: int) -> Compiled:
     """Convert a Hugging Face folder into `output`, which must be new, and compile it there."""
-    convert_weight(source, output, quantization=quantization)
-    gen_config(source, output, quantization=quantization)
+    convert(source, output, quantization)
     target = host_target()
     library = output / f"model{target.suffix}"
     compile_model(output, target, library, options=CompileOptions(**options))
     return Compiled(output, library)
+
+
+def convert(source: Path, output: Path, quantization: str) -> Path:
+    """The model folder alone, for a test that compiles it in ways of its own."""
+    convert_weight(source, output, quantization=quantization)
+    gen_config(source, output, quantization=quantization)
+    return output
 
 
 def build_tiny(
@@ -72,9 +78,14 @@ def build_drawn(
     **options: int,
 ) -> Compiled:
     """The same for given weights of a config."""
+    return build(drawn_source(root, config, weights), root / "converted", quantization, **options)
+
+
+def drawn_source(root: Path, config: Mapping[str, object], weights: tiny.Weights) -> Path:
+    """A Hugging Face folder of given weights, with a tokenizer, in `root`."""
     tiny.write_folder(root / "source", config, weights)
     _write_tokenizer(root / "source", int(str(config["vocab_size"])))
-    return build(root / "source", root / "converted", quantization, **options)
+    return root / "source"
 
 
 @dataclass(frozen=True)

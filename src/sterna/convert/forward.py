@@ -1,9 +1,10 @@
 """A model computed in numpy from its graph, weight by weight: what calibration looks at.
 
-In: a traced module with float32 weights, and documents as token ids. Out: logits of every
-position. The caller gives each matrix when its product is reached and sees what it is multiplied
-with, so weights need never be in memory together, and one that has just been quantized may take
-its place at once. Operators mean what their compute rules say; products run in numpy's BLAS.
+In: a traced module, with float32 weights or with packed ones, and documents as token ids. Out:
+logits of every position. The caller gives each matrix when its product is reached and sees what it
+is multiplied with, so weights need never be in memory together, and one that has just been
+quantized may take its place at once. Operators mean what their compute rules say, results have the
+graph's dtypes; products of plain weights, and attention, run in float32 in numpy's BLAS.
 """
 
 from __future__ import annotations
@@ -47,9 +48,18 @@ def all_logits(model: CausalLM, documents: Documents, weight_of: WeightOf) -> Ar
     `model` is built with float32 weights. Raises UnsupportedModel for an operator that is written
     by hand and not known here.
     """
+    count = sum(map(len, documents))
+    module = trace_causal_lm(model, Limits(count, len(documents), count))
+    return graph_logits(module, documents, weight_of)
+
+
+def graph_logits(module: IRModule, documents: Documents, weight_of: WeightOf) -> Array:
+    """The same of a module, as traced or after passes that leave keys apart from their rotation.
+
+    Parts of packed weights are asked for in their own dtypes, by their own names.
+    """
     tokens = [token for document in documents for token in document]
     count = len(tokens)
-    module = trace_causal_lm(model, Limits(count, len(documents), count))
     sizes = {"n": count, "b": len(documents), "r": count, "p": 1, "t": 1, "pages": 1}
     run = _Forward(module, weight_of, {d: sizes[d.name] for d in module.dims})
     lengths = [len(document) for document in documents]
@@ -94,13 +104,15 @@ class _Forward:
         call = binding.call
         if call.op == "matmul" and call.args[1] in names:
             x = values[call.args[0]]
-            return [x @ self.weight_of(names[call.args[1]], x).T]
+            product = _f32(x) @ _f32(self.weight_of(names[call.args[1]], x)).T
+            return [product.astype(binding.outs[0].dtype.numpy, copy=False)]
         args = [self.weight(names[a]) if a in names else values[a] for a in call.args]
         callee = self.module.functions.get(call.op)
         if callee is not None:
             return self.repeated(callee, call, args, layer)
         if call.op == "expert_matmul":
-            return [_of_experts(_integer(call, "experts"), *args)]
+            made = _of_experts(_integer(call, "experts"), *args)
+            return [made.astype(binding.outs[0].dtype.numpy, copy=False)]
         if call.op == "take":
             return [args[0][args[1]]]
         if op(call.op).compute is not None:
@@ -173,10 +185,10 @@ class _Forward:
         start = 0
         for end in self.ends:
             keys, values = (
-                np.repeat(part[start:end], group, axis=1).transpose(1, 2, 0)
+                np.repeat(_f32(part[start:end]), group, axis=1).transpose(1, 2, 0)
                 for part in (cache.keys, cache.values)
             )
-            scores = queries[start:end].transpose(1, 0, 2) @ keys * np.float32(attrs["scale"])
+            scores = _f32(queries[start:end]).transpose(1, 0, 2) @ keys * np.float32(attrs["scale"])
             cap = float(attrs.get("softcap", 0.0))
             if cap:
                 scores = cap * np.tanh(scores / cap)
@@ -197,11 +209,11 @@ def _of_experts(
 ) -> Array:
     """The operator expert_matmul, expert by expert."""
     size, depth = len(weight) // experts, weight.shape[1]
-    given = np.broadcast_to(x.reshape(len(x), -1, depth), (*index.shape, depth))
+    given = np.broadcast_to(_f32(x).reshape(len(x), -1, depth), (*index.shape, depth))
     out = np.empty((*index.shape, size), np.float32)
     for e in np.unique(index):
         own, at = slice(e * size, (e + 1) * size), index == e
-        out[at] = given[at] @ weight[own].T + (0 if bias is None else bias[own])
+        out[at] = given[at] @ _f32(weight[own]).T + (0 if bias is None else _f32(bias[own]))
     return out.reshape(len(x), -1)
 
 
@@ -214,6 +226,10 @@ def _seen(count: int, attrs: dict[str, Any]) -> Array:
     before = key <= query if attrs.get("causal", True) else key < count
     seen: Array = before & recent & (key // chunk == query // chunk)
     return seen
+
+
+def _f32(array: Array) -> Array:
+    return array.astype(np.float32, copy=False)
 
 
 def _integer(call: Call, name: str) -> int:
