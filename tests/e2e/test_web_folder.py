@@ -89,7 +89,7 @@ def test_what_is_refused(model: Compiled, tmp_path: Path) -> None:
             compile_folder(model.folder, TARGET, output)
     with pytest.raises(UsageError, match="name the library to write"):
         compile_folder(model.folder, parse_target("cpu"), tmp_path / "new")
-    with pytest.raises(UsageError, match="kv_dtype is f16, but webgpu stores no such"):
+    with pytest.raises(UsageError, match="kv_dtype is f16, but webgpu:subgroups stores no such"):
         compile_folder(
             model.folder, TARGET, tmp_path / "new", options=CompileOptions(kv_dtype="f16")
         )
