@@ -95,7 +95,8 @@ def of_size(width: int, height: int, seed: int = 0) -> bytes:
 
 
 WIDE, HIGH = of_size(44, 30), of_size(20, 60)  # 6 x 4 squares, and 2 x 8: half goes to even
-SQUARES = {WIDE: 24, HIGH: 16}
+LINE = of_size(100, 8)  # 12 x 1: half goes to even
+SQUARES = {WIDE: 24, HIGH: 16, LINE: 12}
 
 
 def test_the_manifest_says_what_the_model_takes(made: compiled.Compiled) -> None:
@@ -104,33 +105,38 @@ def test_the_manifest_says_what_the_model_takes(made: compiled.Compiled) -> None
     executable.close()
 
 
+@pytest.mark.parametrize(("data", "grid"), [(WIDE, (4, 6)), (LINE, (1, 12))])
 def test_an_answer_is_that_of_the_steps_by_hand(
-    engine: sterna.Engine, made: compiled.Compiled
+    engine: sterna.Engine, made: compiled.Compiled, data: bytes, grid: tuple[int, int]
 ) -> None:
-    answer = ask(engine, user(WIDE, "w7 w8"))
+    answer = ask(engine, user(data, "w7 w8"))
     executable = made.load()
-    shown = GridReader.load(made.folder, OWN).read(url(WIDE), "x")
-    assert shown.grid == (4, 6)
+    shown = GridReader.load(made.folder, OWN).read(url(data), "x")
+    assert shown.grid == grid
     rows = executable.see(shown.values, shown.grid)
-    prompt = [60, *(vision.IMAGE_TOKEN,) * 24, 61, 7, 8, 9]
-    turned = [[0, 0, 0], *([1, 1 + i // 6, 1 + i % 6] for i in range(24))]
-    turned += [[7 + i] * 3 for i in range(4)]
-    given, where = np.zeros((29, rows.shape[1]), np.float32), np.zeros(29, np.int32)
-    given[1:25], where[1:25] = rows, 1
+    count = len(rows)
+    prompt = [60, *(vision.IMAGE_TOKEN,) * count, 61, 7, 8, 9]
+    turned = [[0, 0, 0], *([1, 1 + i // grid[1], 1 + i % grid[1]] for i in range(count))]
+    turned += [[1 + max(grid) + i] * 3 for i in range(4)]
+    given, where = np.zeros((len(prompt), rows.shape[1]), np.float32), np.zeros(len(prompt))
+    given[1 : count + 1], where[1 : count + 1] = rows, 1
     size = executable.manifest.kv_cache.page_size
-    tokens, found = prompt, []
+    tokens, found, start = prompt, [], len(prompt)
     for _ in range(3):
         at = len(prompt) - len(tokens)
         batch = compiled.step_input([compiled.Part(tokens, at, list(range(4)))], size)
         own = {"rope_positions": np.array(turned[at:], np.int32)}
-        own |= {} if at else {"given": given, "is_given": where}
+        own |= {} if at else {"given": given, "is_given": where.astype(np.int32)}
         logits = executable.step(replace(batch, **own))[0]
-        found.append(int(logits.argmax()))
-        prompt, tokens = [*prompt, found[-1]], [found[-1]]
+        token = int(logits.argmax())
+        found.append(float(logits[token] - np.log(np.exp(logits).sum())))
+        prompt, tokens = [*prompt, token], [token]
         turned.append([turned[-1][0] + 1] * 3)
     executable.close()
-    assert [token for token, _ in told(answer)[:3]] == [engine.tokenizer.decode([t]) for t in found]
-    assert answer.usage.prompt_tokens == 29
+    texts = [engine.tokenizer.decode([token]) for token in prompt[start:]]
+    assert [token for token, _ in told(answer)[:3]] == texts
+    assert [logprob for _, logprob in told(answer)[:3]] == pytest.approx(found, abs=1e-5)
+    assert answer.usage.prompt_tokens == start
 
 
 def test_the_tokens_of_an_image_follow_its_size(engine: sterna.Engine) -> None:

@@ -42,7 +42,8 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class Dim(_Record, frozen=True):
     """A symbolic dim with the bounds (inclusive) that the program was compiled for.
 
-    n tokens in the step, b sequences, p page-table entries, r logit rows, t query tiles.
+    n tokens in the step, b sequences, p page-table entries, r logit rows, t query tiles; of an
+    image in windows, w of these, with q pages and u tiles in all.
     """
 
     name: str

@@ -157,9 +157,9 @@ def _given(batch: Batch, count: int) -> tuple[Floats | None, Ints | None]:
 
 
 def _rope_positions(batch: Batch, positions: list[int]) -> Ints | None:
-    """Positions on axes, where images have moved those of any token."""
+    """Positions on axes, where a sequence has images whose tokens lie on them."""
     pieces = batch.pieces
-    if not any(p.saved for piece in pieces for p in piece.sequence.pictures):
+    if not any(p.patches.grid for piece in pieces for p in piece.sequence.pictures):
         return None
     found = np.repeat(np.array(positions, np.int32)[:, None], 3, 1)
     at = 0

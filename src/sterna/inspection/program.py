@@ -13,6 +13,9 @@ _MEANINGS = {
     "p": "entries of the page table",
     "r": "rows of logits",
     "t": "query tiles",
+    "w": "windows of an image",
+    "q": "pages of those",
+    "u": "query tiles of those",
 }
 
 
