@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from matvec import ROW_TILE, library, product_groups, tiled
+from numpy.typing import NDArray
 
 from sterna.base.target import host_target
 from sterna.codegen.c import render
@@ -33,6 +34,7 @@ from sterna.schedule.apply import apply
 from sterna.schedule.choose import choose
 
 _ROUNDS = 8
+_LINE = 64  # bytes of a cache line
 _CHAINS, _TURNS = 12, 20_000  # of FMAs
 _PEAK = """
 struct peak_args { f32 *out; };
@@ -68,22 +70,29 @@ def fastest(call: Callable[[], object], count: int) -> float:
     return float(np.percentile(seconds, 10))
 
 
+def aligned(array: NDArray[Any]) -> NDArray[Any]:
+    """The array where a cache line begins, as the runtime lays out what kernels read."""
+    room = np.zeros(array.nbytes + _LINE, np.uint8)
+    held = room[-room.ctypes.data % _LINE :][: array.nbytes].view(array.dtype)
+    held[:] = array.reshape(-1)
+    return held.reshape(array.shape)
+
+
 def measure(name: str, rows: int, size: int, bits: int) -> dict[str, Any]:
     packing = scheme(name)
     groups = [g for g in product_groups(size, packing, rows, bits) if g is not None]
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((size, size)).astype(np.float32)
     packed = quantize(weight, packing)
-    arrays = [tiled(a, packing) for a in packed.values()]
-    x = rng.standard_normal((rows, size)).astype(np.float32)
-    out = np.zeros((rows + 1, size), np.float32)
+    arrays = [aligned(tiled(a, packing)) for a in packed.values()]
+    x = aligned(rng.standard_normal((rows, size)).astype(np.float32))
+    out = aligned(np.zeros((rows + 1, size), np.float32))
     per = packing.group or size
-    codes = np.zeros(rows * size // 2 + 64, np.int32)
-    scales = np.zeros(rows * size // per + 64, np.float32)
-    totals = np.zeros(rows * size // per + 64, np.int32)
-    raw = np.zeros(POOL_BYTES + 64, np.uint8)
-    pool = raw[-raw.ctypes.data % 64 :][:POOL_BYTES]
-    scratch = np.zeros(64 << 20, np.uint8)
+    codes = aligned(np.zeros(rows * size // 2 + 64, np.int32))
+    scales = aligned(np.zeros(rows * size // per + 64, np.float32))
+    totals = aligned(np.zeros(rows * size // per + 64, np.int32))
+    pool = aligned(np.zeros(POOL_BYTES, np.uint8))
+    scratch = aligned(np.zeros(64 << 20, np.uint8))
     pool.view(np.int32)[0] = 1
     pool.view(np.int64)[3:5] = scratch.ctypes.data, scratch.nbytes
     inputs = [x] if len(groups) == 1 else [codes, scales, totals]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from schedule_groups import TILE, gated_group, norm_group, product_group, rows
+from schedule_groups import TILE, gated_group, norm_group, product_group, rows, weight
 
+from sterna.base.dtype import F32
 from sterna.base.errors import ScheduleError
 from sterna.base.target import parse_target
+from sterna.nn.trace import Trace
+from sterna.passes.lower import lower
 from sterna.quantize.scheme import SCHEMES
 from sterna.schedule.apply import apply
 from sterna.schedule.choose import Plan, choose, plan_of, schedule, table
@@ -16,6 +19,7 @@ from sterna.schedule.rules.matmul import MatmulKnobs
 from sterna.schedule.steps import At, Inline, Parallel, Split, Vectorize
 
 V3 = parse_target("cpu:x86-64-v3")
+V4 = parse_target("cpu:x86-64-v4-vnni")
 LEVELS = tuple(f"cpu:x86-64-{level}" for level in ("v2", "v3", "v4-vnni"))
 TARGETS = (*LEVELS, "cpu:aarch64-linux", "cpu:wasm32")
 Q4 = SCHEMES["q4f16_1"]
@@ -52,6 +56,33 @@ def test_every_cpu_has_a_row_and_its_vectors_are_as_wide_as_its_registers(spec: 
     assert 64 % knobs.matvec.least_rows == 0
     assert 64 % (target.lanes() * knobs.matmul.vectors) == 0
     assert knobs.matmul.tokens * knobs.matmul.vectors < target.vector_registers
+
+
+@pytest.mark.parametrize(("columns", "block"), [(1024, 64), (1056, 32), (512, 32), (96, 32)])
+def test_tiles_are_narrower_where_items_are_few_or_columns_would_be_left(
+    columns: int, block: int
+) -> None:
+    trace, n = Trace("tiles"), rows(512)
+    x = trace.param("x", (n, 64), F32)
+    y = trace.emit("matmul", x, weight(trace, (columns, 64), Q4))
+    group = lower(trace.function(y), dict.fromkeys(trace.weights, 32)).group
+    first = next(s for s in choose(group, V4) if isinstance(s, Split))
+    assert first.factor == block
+
+
+@pytest.mark.parametrize(
+    ("scheme", "depth", "rule"),
+    [
+        ("q4f32_1", 2048, "matmul"),
+        ("q4f32_1", 2080, "skinny_matmul"),  # its panel has 520 KiB, where 512 are near
+        ("q0f16", 2048, "matmul"),
+        ("q0f32", 2048, "skinny_matmul"),  # nothing to unpack
+    ],
+)
+def test_a_panel_is_near_and_no_mere_copy(scheme: str, depth: int, rule: str) -> None:
+    group = product_group("deep", (1024, depth), SCHEMES[scheme], 512)
+    assert plan_of(group, V4).rule == rule
+    assert apply(group, choose(group, V4))
 
 
 def test_norms_and_elementwise_groups_run_rows_in_parallel() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,8 +30,9 @@ from sterna.passes.quantize_activations import quantize_activations
 from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import SCHEMES, Scheme
 from sterna.schedule.apply import apply
-from sterna.schedule.choose import choose
-from sterna.schedule.steps import Ahead
+from sterna.schedule.choose import Plan, choose, schedule
+from sterna.schedule.rules.matmul import MatmulKnobs
+from sterna.schedule.steps import Ahead, Split
 
 BOUNDS = (2, 32, 512)  # upper bounds of the rows, one for each rule
 ROWS = (1, 2, 5, 33)
@@ -115,6 +117,31 @@ def test_compiled_as_interpreted(library: Library, name: str) -> None:
         for key, out in outs.items():
             assert np.array_equal(out.view(np.uint32), found[key].view(np.uint32)), key
         arrays |= dict(zip(("x_codes", "x_scales", "x_sums"), found.values(), strict=False))
+
+
+def test_wide_tiles_give_the_bits_of_narrow_ones(tmp_path: Path) -> None:
+    """As for weights with many rows: four registers of columns, rows of x that fill no tile."""
+    name, shape, count = "q4f16_1", (128, 64), 11
+    arrays = product_arrays(shape, scheme_of(name), count)
+    lanes, made, outs = host_target().lanes(), {}, []
+    for most, rule, tokens in ((2, "", 1), (32, "skinny_matmul", 4), (512, "matmul", 6)):
+        both = kernels(name, most, shape)
+        tile = MatmulKnobs(lanes, tokens=tokens, vectors=4, items=1)
+        steps = schedule(both["product"], Plan(rule, tile)) if rule else None
+        for group in both.values():
+            chosen = steps if steps and group is both["product"] else choose(group, host_target())
+            made[group.name] = (group, chosen)
+        if steps:
+            assert next(s.factor for s in steps if isinstance(s, Split)) == 4 * lanes
+    library = build(made, host_target(), tmp_path)
+    for most in BOUNDS:
+        both = kernels(name, most, shape)
+        coded = library.run(both["codes"].name, arrays, n=count)
+        inputs = dict(zip(("x_codes", "x_scales", "x_sums"), coded.values(), strict=True))
+        (out,) = library.run(both["product"].name, arrays | inputs, n=count).values()
+        outs.append(out.view(np.uint32))
+    assert np.array_equal(outs[0], outs[1])
+    assert np.array_equal(outs[0], outs[2])
 
 
 def test_codes_keep_what_they_can(library: Library) -> None:

@@ -28,14 +28,13 @@ from sterna.ir.rewrite import free_vars, loads, replace_loads, substitute, visit
 from sterna.ir.simplify import simplify, simplify_stmt
 from sterna.schedule.stage import Loop, Stage, loop_var, transform
 from sterna.schedule.steps import (
+    LINE_BYTES,
     Ahead,
     At,
     Inline,
     Schedule,
     Step,
 )
-
-LINE_BYTES = 64  # of a cache line
 
 
 def apply(group: Group, schedule: Schedule) -> PrimFunc:

@@ -28,6 +28,7 @@ from sterna.schedule.rules.matmul import (
     Product,
     matmul,
     matvec,
+    panel_bytes,
     product,
     skinny_matmul,
 )
@@ -50,12 +51,14 @@ from sterna.schedule.steps import Schedule
 class Knobs:
     """One row of a table.
 
-    Up to `matvec_rows` rows of x a product is a matvec, up to `skinny_rows` a skinny matmul.
+    Up to `matvec_rows` rows of x a product is a matvec, up to `skinny_rows` a skinny matmul; so it
+    is for more rows too where a panel would be larger than `panel_bytes` (0: any may be).
     `matmul` is for products of floats, `pairs` for those of pairs of integers.
     """
 
     matvec_rows: int
     skinny_rows: int
+    panel_bytes: int
     matvec: MatvecKnobs
     skinny: MatmulKnobs
     matmul: MatmulKnobs
@@ -135,13 +138,22 @@ def _in_vectors(group: Group, knobs: Knobs) -> Plan:
             return Plan("matvec", knobs.matvec)
         if _most_rows(found) <= knobs.skinny_rows:
             return Plan("skinny_matmul", knobs.skinny)
-        floats = found.weight.out.dtype.is_float
-        return Plan("matmul", knobs.matmul if floats else knobs.pairs)
+        return _many_rows(found, knobs)
     if contraction(group) is not None:
         return Plan("contraction", ContractionKnobs(knobs.norm.lanes))
     if any(c.over for c in group.computes):
         return Plan("norm", knobs.norm)
     return Plan("elementwise", knobs.elementwise)
+
+
+def _many_rows(found: Product, knobs: Knobs) -> Plan:
+    """A panel for all rows, if there is something to unpack and the panel stays near."""
+    floats = found.weight.out.dtype.is_float
+    tile = knobs.matmul if floats else knobs.pairs
+    size = panel_bytes(found, tile)
+    if size and not 0 < knobs.panel_bytes < size:
+        return Plan("matmul", tile)
+    return Plan("skinny_matmul", tile if floats else knobs.skinny)
 
 
 def schedule(group: Group, plan: Plan) -> Schedule:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+LINE_BYTES = 64  # of a cache line
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

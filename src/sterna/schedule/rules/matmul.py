@@ -16,10 +16,11 @@ from typing import ClassVar
 from sterna.base.dtype import U32
 from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Compute, Group
-from sterna.ir.expr import Binary, Expr, Var, const_value
+from sterna.ir.expr import Binary, Expr, Load, Var, const_value
 from sterna.ir.rewrite import free_vars, loads, substitute, visit
 from sterna.ir.simplify import simplify
 from sterna.schedule.steps import (
+    LINE_BYTES,
     Ahead,
     At,
     Inline,
@@ -53,7 +54,11 @@ class MatvecKnobs:
 
 @dataclass(frozen=True, slots=True)
 class MatmulKnobs:
-    """A tile of accumulators: `tokens` rows of x by `vectors` registers of `lanes`."""
+    """A tile of accumulators: `tokens` rows of x by `vectors` registers of `lanes`.
+
+    `vectors` are halved while work items would be fewer than `items`, and where blocks of so many
+    rows of the weight do not end where its tiles do.
+    """
 
     SPACE: ClassVar[Mapping[str, tuple[int, ...]]] = {
         "tokens": (2, 3, 4, 5, 6, 8),
@@ -65,6 +70,7 @@ class MatmulKnobs:
     lanes: int
     tokens: int = 6
     vectors: int = 2
+    items: int = 16
     unroll: int = 8  # steps of k written out while the panel is unpacked
     ahead: int = 0  # as in MatvecKnobs, where there is no panel
 
@@ -91,6 +97,22 @@ def product(group: Group) -> Product | None:
     if len(weights) != 1 or len(outs) != 1 or len(sums) > 2 or len(outs[0].axes) != 2:
         return None
     return Product(weights[0], sums[0] if len(sums) == 2 else None, sums[-1], outs[0])
+
+
+def panel_bytes(found: Product, knobs: MatmulKnobs) -> int:
+    """What `matmul` unpacks of the weight for one block of columns; 0 where nothing is packed.
+
+    A weight that lies in tiles, in the dtype that is multiplied, can be read where it is, if a
+    block takes whole cache lines of it: a panel would be a copy.
+    """
+    weight, columns = found.weight, _columns(found, knobs)
+    k, n = (axis.var for axis in weight.axes)
+    body, line = weight.body, columns * weight.out.dtype.bytes
+    if isinstance(body, Load) and body.dtype == weight.out.dtype and line >= LINE_BYTES:
+        last = free_vars(body.index[-1])
+        if n in last and k not in last:
+            return 0
+    return line * int(const_value(weight.axes[0].extent) or 0)
 
 
 def matvec(found: Product, knobs: MatvecKnobs) -> Schedule:
@@ -135,7 +157,8 @@ def skinny_matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
     """parallel blocks of n { blocks of m { k or groups { registers } } }, weights inlined.
 
     Between a matvec, which unpacks a weight anew for each row, and a matmul, whose panel leaves
-    the nearest cache and comes back: worth it while rows fill a few tiles only.
+    the nearest cache and comes back: worth it while rows fill a few tiles only, where a panel
+    would leave the next cache too, and where there is nothing to unpack.
     """
     total, partial = found.total, found.partial
     steps = (Inline(found.weight.name), *_tile(found, knobs))
@@ -146,7 +169,7 @@ def skinny_matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
         *_sum(total, knobs.lanes),
         _inside(partial, total),
         *_sum_by_word(partial, found.weight, knobs, partial.axes[0].name),
-        *_words_ahead(partial, found.weight, knobs, knobs.lanes * knobs.vectors),
+        *_words_ahead(partial, found.weight, knobs, _columns(found, knobs)),
     )
 
 
@@ -170,7 +193,7 @@ def _tile(found: Product, knobs: MatmulKnobs) -> tuple[Step, ...]:
     row, n = out.axes[0].name, _names(out)
     tile, each = f"{row}_tile", f"{row}_inside"
     return (
-        Split(out.name, n.axis, n.block, n.inside, _whole(found, knobs.lanes * knobs.vectors)),
+        Split(out.name, n.axis, n.block, n.inside, _whole(found, _columns(found, knobs))),
         Split(out.name, n.inside, n.register, n.lane, knobs.lanes),
         Split(out.name, row, tile, each, knobs.tokens),
         Reorder(out.name, (n.block, tile, each, n.register, n.lane)),
@@ -264,19 +287,45 @@ def _block(out: Compute, knobs: MatvecKnobs) -> int:
     return rows
 
 
+def _columns(found: Product, knobs: MatmulKnobs) -> int:
+    """Rows of the weight that a tile of registers covers: a work item's."""
+    columns, vectors = const_value(found.out.axes[1].extent), knobs.vectors
+
+    def too_wide(rows: int) -> bool:
+        few = columns is not None and columns < rows * knobs.items
+        return few or not _ends_with_tiles(found, rows)
+
+    while vectors > 2 and vectors % 2 == 0 and too_wide(knobs.lanes * vectors):
+        vectors //= 2
+    return knobs.lanes * vectors
+
+
 def _whole(found: Product, rows: int) -> int:
     """`rows`, if blocks of so many end where the weight's tiles of interleaved rows end.
 
     The last tile is padded; a block that reaches beyond would read what is not there.
     """
+    if not _ends_with_tiles(found, rows):
+        raise ScheduleError(f"blocks of {rows} rows do not divide tiles of {_tile_rows(found)}")
+    return rows
+
+
+def _ends_with_tiles(found: Product, rows: int) -> bool:
+    """Whether no block of so many rows reaches beyond the weight's last tile."""
+    tile, columns = _tile_rows(found), const_value(found.weight.axes[1].extent)
+    if tile is None or tile % rows == 0:
+        return True
+    return rows % tile == 0 and columns is not None and columns % rows == 0
+
+
+def _tile_rows(found: Product) -> int | None:
+    """Rows that are interleaved in a weight's tiles; None where it has no tiles."""
     n = found.weight.axes[1].var
     indices = (i for load in loads(found.weight.body) for i in load.index)
     for node in (part for index in indices for part in visit(index)):
         if isinstance(node, Binary) and node.op == "//" and node.a is n:
-            tile = int(const_value(node.b) or 1)
-            if tile % rows:
-                raise ScheduleError(f"blocks of {rows} rows do not divide tiles of {tile}")
-    return rows
+            return int(const_value(node.b) or 1)
+    return None
 
 
 def _period(weight: Compute) -> int:
