@@ -96,7 +96,11 @@ TARGETS: dict[str, Callable[[], Device]] = {
 
 
 # Rows with subgroups, and those without whose bits they have.
-SUBGROUPS = {"vulkan:subgroups": "vulkan", "webgpu:subgroups": "webgpu"}
+SUBGROUPS = {
+    "opencl:subgroups": "opencl",
+    "vulkan:subgroups": "vulkan",
+    "webgpu:subgroups": "webgpu",
+}
 
 
 @dataclass(frozen=True)

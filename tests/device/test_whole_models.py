@@ -302,10 +302,14 @@ def test_what_a_device_refuses(models: dict[str, Path], tmp_path: Path) -> None:
     class Few(SimtDevice):
         limits = replace(SimtDevice.limits, group_threads=32)
 
+    class Lonely(SimtDevice):
+        limits = replace(SimtDevice.limits, lanes=8)
+
     for device, error, told in (
         (Small, OutOfMemory, "of memory"),
         (Narrow, OutOfMemory, "binds 1000 at most"),
         (Few, DeviceError, "threads in a group, and simt has 32"),
+        (Lonely, DeviceError, "wants 16 threads of a subgroup, and simt has 8"),
     ):
         with pytest.raises(error, match=told):
             load_on(device(), library, tensors, num_pages=PAGES)

@@ -173,6 +173,7 @@ _GROUPED = {
     },
     "opencl": {
         "": _OPENCL,
+        "subgroups": replace(_OPENCL, spec="opencl:subgroups", subgroup=16),
         "adreno": replace(_OPENCL, spec="opencl:adreno"),
         "mali": replace(_OPENCL, spec="opencl:mali", table="alone", barriers=False),
     },

@@ -420,13 +420,8 @@ def _phase(
     groups = to_text(simplify(kernel.groups))
     return text, Phase(
         symbol=symbol, groups=groups, threads=kernel.threads, buffers=tuple(where),
-        writes=writes, shared_bytes=shared, lanes=_lanes(kernel),
+        writes=writes, shared_bytes=shared, lanes=kernel.lanes,
     )  # fmt: skip
-
-
-def _lanes(kernel: GroupKernel) -> int:
-    """How many threads side by side have to be able to exchange values."""
-    return max((2 * e.distance for found in kernel.exchanges.values() for e in found), default=0)
 
 
 def _for_all(stmt: Stmt) -> bool:

@@ -1,7 +1,7 @@
 """The renderer of OpenCL: kernels in OpenCL C 1.2, compiled by the device's driver at load.
 
-Nothing beyond the standard is asked for: f16 is stored and converted, never computed in; no
-subgroups; barriers and local memory only.
+Nothing beyond the standard is asked for, but by a row with subgroups: f16 is stored and converted,
+never computed in; barriers and local memory only.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ typedef ulong u64;
 #define bits_u32(x) as_uint(x)
 #define fma_f32(a, b, c) fma(a, b, c)
 #define sqrt_f32(x) sqrt(x)
+#ifdef cl_intel_subgroups
+#define swap_f32(x, distance) intel_sub_group_shuffle_xor(x, (u32)(distance))
+#else
+#define swap_f32(x, distance) sub_group_shuffle_xor(x, (u32)(distance))
+#endif
 STERNA_MAYBE f32 f32_from_f16(u16 x) { return vload_half(0, (const __private half *)&x); }
 STERNA_MAYBE u16 f16_from_f32(f32 x) {
     u16 r;
@@ -34,6 +39,7 @@ STERNA_MAYBE u16 f16_from_f32(f32 x) {
     return r;
 }
 """
+_SUBGROUP = 16  # threads, of kernels that swap: drivers choose a size by themselves otherwise
 
 
 class OpenCL(CStyle):
@@ -47,6 +53,8 @@ class OpenCL(CStyle):
         ]
         parts += [f"const i32 {d}" for d in s.dims]
         size = f"__attribute__((reqd_work_group_size({s.threads}, 1, 1)))"
+        if self.kernel.lanes:
+            size += f" __attribute__((intel_reqd_sub_group_size({_SUBGROUP})))"
         return f"__kernel {size} void {s.symbol}({', '.join(parts)}) {{"
 
     def shared(self, dtype: DType, title: str, size: int) -> str:

@@ -64,6 +64,11 @@ class GroupKernel:
     steering: frozenset[Buffer]
     exchanges: dict[Var, tuple[Exchange, ...]]
 
+    @property
+    def lanes(self) -> int:
+        """How many threads side by side have to be able to exchange values."""
+        return max((2 * e.distance for each in self.exchanges.values() for e in each), default=0)
+
 
 def group_kernel(stmt: Stmt, *, barriers: bool = True, lanes: int = 0) -> GroupKernel:
     """The work groups of one phase of a kernel; CodegenError where they cannot be formed.

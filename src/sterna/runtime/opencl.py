@@ -31,6 +31,8 @@ _NAME, _VERSION, _AVAILABLE = 0x102B, 0x102F, 0x1027
 _THREADS, _MEMORY, _LOCAL, _LARGEST = 0x1004, 0x101F, 0x1023, 0x1010
 _ALIGN, _PARAMETER, _SINGLE, _BUILD_LOG = 0x1019, 0x1017, 0x101B, 0x1183
 _TYPE, _UNIFIED, _GPU = 0x1000, 0x1035, 4
+_EXTENSIONS, _SUBGROUP_SIZES = 0x1030, 0x4108
+_SWAPS = {"cl_intel_subgroups", "cl_khr_subgroup_shuffle"}
 _CORRECTLY_ROUNDED = 1 << 7
 _NO_MEMORY = (-4, -5, -6)  # device, resources, host
 _NOT_FOUND = (-1, -1001)  # no device, no platform
@@ -147,12 +149,21 @@ def _info(driver: ctypes.CDLL, device: int, what: int, size: int = 8) -> bytes:
     return buffer.raw
 
 
-def _text(driver: ctypes.CDLL, device: int, what: int) -> str:
-    return _info(driver, device, what, 1024).split(b"\0")[0].decode(errors="replace").strip()
+def _text(driver: ctypes.CDLL, device: int, what: int, most: int = 1024) -> str:
+    return _info(driver, device, what, most).split(b"\0")[0].decode(errors="replace").strip()
 
 
 def _number(driver: ctypes.CDLL, device: int, what: int) -> int:
     return int.from_bytes(_info(driver, device, what), "little")
+
+
+def _lanes(driver: ctypes.CDLL, device: int) -> int:
+    """The most threads that a kernel may ask for in a subgroup; 0 where it cannot ask or swap."""
+    extensions = set(_text(driver, device, _EXTENSIONS, 1 << 14).split())
+    if "cl_intel_required_subgroup_size" not in extensions or not extensions & _SWAPS:
+        return 0
+    sizes = np.frombuffer(_info(driver, device, _SUBGROUP_SIZES, 8 * 16), np.uint64)
+    return int(max(sizes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +186,7 @@ class OpenCLDevice:
             group_threads=_number(driver, device, _THREADS),
             shared_bytes=_number(driver, device, _LOCAL),
             buffers=max(1, parameter // 8 - 8),
+            lanes=_lanes(driver, device),
         )
         self.align = _number(driver, device, _ALIGN) // 8
         self._rounded = bool(_number(driver, device, _SINGLE) & _CORRECTLY_ROUNDED)
