@@ -59,8 +59,8 @@ SIDE = vision.PATCH * vision.MERGE
 def write(folder: Path) -> None:
     """A checkpoint as it is published; a text is words of `w<id>`."""
     tiny.write_folder(folder, vision.QWEN25VL, weights("qwen2_5_vl"))
-    special = {"<vision>": 60, "</vision>": 61, "<image>": vision.IMAGE_TOKEN}
-    vocabulary = {f"w{i}": i for i in range(63) if i not in special.values()}
+    special = {"<vision>": 61, "</vision>": 62, "<image>": vision.IMAGE_TOKEN}
+    vocabulary = {f"w{i}": i for i in range(61)}
     usual = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     tokenizer = {
         "version": "1.0",
@@ -115,7 +115,7 @@ def test_an_answer_is_that_of_the_steps_by_hand(
     assert shown.grid == grid
     rows = executable.see(shown.values, shown.grid)
     count = len(rows)
-    prompt = [60, *(vision.IMAGE_TOKEN,) * count, 61, 7, 8, 9]
+    prompt = [61, *(vision.IMAGE_TOKEN,) * count, 62, 7, 8, 9]
     turned = [[0, 0, 0], *([1, 1 + i // grid[1], 1 + i % grid[1]] for i in range(count))]
     turned += [[1 + max(grid) + i] * 3 for i in range(4)]
     given, where = np.zeros((len(prompt), rows.shape[1]), np.float32), np.zeros(len(prompt))
