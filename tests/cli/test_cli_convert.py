@@ -59,6 +59,7 @@ def test_the_second_step_follows_the_first(source, tmp_path):
         (["SRC"], 2, "--output is missing"),
         (["SRC", "--source", "OTHER", "-o", "NEW"], 2, "leave one of them out"),
         (["/nowhere", "-o", "NEW"], 2, "there is no folder /nowhere"),
+        (["/nowhere.gguf", "-o", "NEW"], 2, "there is no file /nowhere.gguf"),
         (["SRC", "-o", "NEW", "--quantization", "q5f16_1"], 2, "did you mean"),
         (["SRC", "-o", "NEW", "--model-type", "gpt9"], 2, "model type 'gpt9' is not known"),
         (["SRC", "-o", "SRC", "--quantization", "q0f16"], 2, "holds other things"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import llama_reference
 import numpy as np
 import pytest
+from packed_sources import awq, write_packed
 from source_folder import Make, tiny
 
 from sterna import models
@@ -151,6 +152,19 @@ def test_texts_that_do_not_do(title: str, shared: Path, tmp_path: Path) -> None:
             shared / "models" / STORIES, tmp_path / "m", quantization="q4f16_1",
             options=ConvertOptions(calibrate=tmp_path / "t.txt"),
         )  # fmt: skip
+
+
+def test_weights_that_are_kept_are_not_said_to_be_corrected(tmp_path: Path) -> None:
+    write_packed(tmp_path / "awq", *awq(64))
+    (tmp_path / "text.txt").write_text("The bird flies far. " * 9)
+    for options, words in (
+        (ConvertOptions(calibrate=tmp_path / "text.txt"), "awq leaves nothing to calibrate"),
+        (ConvertOptions(budget_bits=4.25), "the weights were to be awq; give --quantization"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            convert_weight(
+                tmp_path / "awq", tmp_path / "out", quantization="stored", options=options
+            )
 
 
 def test_nothing_to_calibrate(shared: Path, tmp_path: Path, text: Path) -> None:

@@ -51,6 +51,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3moe": ("qwen3moe", {**F["qwen3-moe"], "mlp_only_layers": []}),
     "gpt-oss": ("gpt-oss", {**F["gpt-oss"], "swiglu_limit": 7.0}),
     "glm4moe": ("glm4moe", F["glm4-moe"]),
+    "llama4": (
+        "llama4",
+        {
+            **F["llama4"],
+            "rope_scaling": None,
+            "attention_chunk_size": 8192,
+            "floor_scale": 8192,
+            "attn_scale": 0.1,
+        },
+    ),
 }
 KEYS = {
     "max_position_embeddings": "context_length", "hidden_size": "embedding_length",
@@ -65,6 +75,11 @@ KEYS = {
     "first_k_dense_replace": "leading_dense_block_count", "n_group": "expert_group_count",
     "topk_group": "expert_group_used_count",
 }  # fmt: skip
+LLAMA4 = {
+    "intermediate_size": "expert_feed_forward_length",
+    "intermediate_size_mlp": "feed_forward_length",
+    "interleave_moe_layer_step": "interleave_moe_layer_step",
+}
 NUMBERS = {
     "rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base",
     "attn_logit_softcapping": "attn_logit_softcapping",
@@ -80,7 +95,8 @@ NUMBERS = {
 
 def write(path: Path, arch: str, config: dict[str, Any], weights: tiny.Weights) -> None:
     writer = gguf.GGUFWriter(path, arch)
-    for field, key in KEYS.items():
+    keys = {**KEYS, **LLAMA4} if arch == "llama4" else KEYS
+    for field, key in keys.items():
         if config.get(field) and not (field == "sliding_window" and arch == "qwen2"):
             writer.add_uint32(f"{arch}.{key}", config[field])
     for field, key in NUMBERS.items():

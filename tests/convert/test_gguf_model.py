@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 from sterna.base.errors import (
     CheckpointError,
@@ -145,6 +146,27 @@ def test_vocabularies_that_lie(lie: str) -> None:
     metadata = vocabulary(**changes)
     with pytest.raises(TokenizerError, match=words):
         both(metadata)
+
+
+@pytest.mark.parametrize(
+    ("pre", "wanted"),
+    [
+        ("gpt-4o", ["Hello", "World", " isn't", " ", "123", "45", "./", "NASA's"]),
+        ("llama4", ["Hello", "World", " isn't", " ", "123", "45", "./", "NASA's"]),
+        ("glm4", ["HelloWorld", " isn", "'t", " ", "123", "45", "./", "NASA", "'s"]),
+        ("qwen2", ["HelloWorld", " isn", "'t", " ", *"12345", "./", "NASA", "'s"]),
+    ],
+)
+def test_words_are_cut_as_the_file_names_it(pre: str, wanted: list[str]) -> None:
+    text = "HelloWorld isn't 12345./NASA's"
+    level = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    made = tokenizer_json(vocabulary(
+        model="gpt2", pre=pre, merges=["h e"], tokens=[*level, "he"], scores=None, token_type=None,
+        bos_token_id=None, eos_token_id=None, unknown_token_id=None,
+    ), "file")  # fmt: skip
+    backend = tokenizers.Tokenizer.from_str(json.dumps(made))
+    cuts = backend.pre_tokenizer.pre_tokenize_str(text)
+    assert [text[a:b] for _, (a, b) in cuts] == wanted
 
 
 def both(metadata: dict[str, Any]) -> None:

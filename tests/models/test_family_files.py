@@ -63,6 +63,7 @@ def test_every_family_has_a_golden() -> None:
     tested = {str(config["model_type"]) for config in tiny.MODELS.values()}
     elsewhere = {"llama", "mistral", "gemma3"}  # tiny.py; the other name of gemma3_text
     elsewhere |= {"llava", "qwen2_5_vl", "qwen2_vl"}  # test_vision.py, test_grid_vision.py
+    elsewhere |= {"llama4"}  # test_llama4.py
     elsewhere |= {"RefinedWeb", "RefinedWebModel"}  # Falcon's first names: test_real_configs.py
     assert tested | elsewhere == set(families())
     assert {path.stem for path in tiny.GOLDENS.glob("*.npz")} == set(tiny.MODELS)

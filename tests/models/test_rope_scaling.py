@@ -110,7 +110,10 @@ def test_what_sterna_lacks_is_unsupported(config: dict[str, Any], sentence: str)
             },
             "9 and as 4096 positions",
         ),
-        ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "must be above low_freq_factor"),
+        (
+            {"rope_scaling": {**LLAMA3, "high_freq_factor": 0.5}},
+            "must not be below low_freq_factor",
+        ),
         ({"rope_scaling": {**LLAMA3, "low_freq_factor": 0}}, "a number above 0"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lacks 'low_freq_factor'"),
         ({"rope_scaling": {**YARN, "original_max_position_embeddings": 0}}, "1 or more"),

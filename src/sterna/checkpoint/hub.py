@@ -74,7 +74,8 @@ def resolve(model: str) -> Path:
         raise UsageError(f"{model} is a file; give the model's folder, or a *.gguf file")
     if _REPO.fullmatch(model):
         raise UsageError(f"there is no folder {model}; for the hub's model write {SCHEME}{model}")
-    raise UsageError(f"there is no folder {model}; give a model folder or {SCHEME}user/repo")
+    what = "file" if model.endswith(".gguf") else "folder"
+    raise UsageError(f"there is no {what} {model}; give a model folder or {SCHEME}user/repo")
 
 
 def resolve_adapter(adapter: str) -> Path:

@@ -62,8 +62,9 @@ def corrected(
     schemes = {
         name: planned.weight.scheme
         for planned in plan.weights
-        for name in planned.weight.sources
-        if planned.weight.kind in _LINEAR
+        for name, tensor in zip(planned.weight.sources, planned.tensors, strict=True)
+        if tensor.scheme != planned.weight.scheme  # kept as it is
+        and planned.weight.kind in _LINEAR
         and planned.weight.scheme.is_quantized
         and planned.weight.scheme.is_plain_grid
     }
@@ -137,6 +138,12 @@ def within_budget(
     budget that the smallest scheme does not keep.
     """
     candidates = [SCHEMES[name] for name in CANDIDATES]
+    base = source.quantization
+    if not isinstance(base, Scheme) or base.compute != candidates[0].compute:
+        raise UsageError(
+            f"a budget of bits mixes {', '.join(CANDIDATES)}, but the weights were to be "
+            f"{base.name}; give --quantization q4f16_1 or another of those"
+        )
     tensors = sources_of(plan)
     linear = [p.weight for p in plan.weights if p.weight.kind in _LINEAR]
     wanted = {name for weight in linear for name in weight.sources}
@@ -160,9 +167,6 @@ def within_budget(
         for group, index in zip(groups, chosen, strict=True)
         for name in group.names
     }
-    base = source.quantization
-    if not isinstance(base, Scheme) or base.compute != candidates[0].compute:
-        raise UsageError(f"a budget of bits mixes {', '.join(CANDIDATES)}; give one of them")
     return Recipe(f"mixed-{bits:g}", base, MappingProxyType(own))
 
 

@@ -7,7 +7,7 @@ and key projections that rotate in halves, and adds 1 to Gemma's norms. Knows no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -65,6 +65,10 @@ _GLM = {
     "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
     "post_attention_norm": "post_attention_layernorm",
 }
+_LLAMA4 = {
+    **{n: p.replace("mlp.", "feed_forward.") for n, p in {**_LAYER, **_EXPERTS, **_SHARED}.items()},
+    "ffn_gate_inp": "feed_forward.router",
+}
 _AFTER = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
@@ -81,7 +85,8 @@ class Architecture:
     k lie in the order of interleaved rotation; `norms_add_one` that norms hold weight + 1; `config`
     is what the architecture implies besides the keys of the file. `numbers`, `counts` and `flags`
     are keys of its own, `present` are flags that a tensor's presence tells. `epsilon` is what
-    config.json calls the norms' own. `sparse` is the row of files that have experts.
+    config.json calls the norms' own. `sparse` is the row of files that have experts. `implied`
+    makes of the config what no key of the file says and its sizes do.
     """
 
     model_type: str
@@ -96,6 +101,23 @@ class Architecture:
     flags: Mapping[str, str] = field(default_factory=dict)
     epsilon: str = "rms_norm_eps"
     sparse: Architecture | None = None
+    implied: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+
+
+def _query_scale(largest: int) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Gemma's: only the largest model, of so many layers, divides its hidden size for it."""
+
+    def implied(config: Mapping[str, Any]) -> dict[str, Any]:
+        shared = config["hidden_size"] // config["num_attention_heads"]
+        is_largest = config["num_hidden_layers"] == largest
+        return {"query_pre_attn_scalar": shared if is_largest else config["head_dim"]}
+
+    return implied
+
+
+def _head_norms(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Llama 4's, which have no weights: the model of 128 experts has none."""
+    return {"use_qk_norm": config.get("num_local_experts") != 128}
 
 
 _GEMMA = {"hidden_activation": "gelu_pytorch_tanh"}
@@ -150,6 +172,19 @@ ARCHITECTURES: dict[str, Architecture] = {
         config={"attention_bias": True, "rope_scaling": {"truncate": False}},  # of its yarn
         counts={**_CHOSEN, "num_local_experts": "expert_count"},
     ),
+    "llama4": Architecture(
+        "llama4_text",
+        "Llama4ForCausalLM",
+        _LLAMA4,
+        counts={
+            **_CHOSEN,
+            "num_local_experts": "expert_count",
+            "intermediate_size": "expert_feed_forward_length",
+            "intermediate_size_mlp": "feed_forward_length",
+            "interleave_moe_layer_step": "interleave_moe_layer_step",
+        },
+        implied=_head_norms,
+    ),
     "glm4moe": Architecture(
         "glm4_moe",
         "Glm4MoeForCausalLM",
@@ -175,7 +210,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": Architecture("phi3", "Phi3ForCausalLM", {**_LAYER, **_FUSED}),
     "gemma": Architecture("gemma", "GemmaForCausalLM", norms_add_one=True, config=_GEMMA),
     "gemma2": Architecture(
-        "gemma2", "Gemma2ForCausalLM", {**_LAYER, **_SANDWICH}, norms_add_one=True, config=_GEMMA
+        "gemma2",
+        "Gemma2ForCausalLM",
+        {**_LAYER, **_SANDWICH},
+        norms_add_one=True,
+        config=_GEMMA,
+        implied=_query_scale(46),
     ),
     "gemma3": Architecture(
         "gemma3_text",
@@ -183,6 +223,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         {**_LAYER, **_SANDWICH},
         norms_add_one=True,
         config=_GEMMA3,
+        implied=_query_scale(62),
     ),
     "granite": Architecture("granite", "GraniteForCausalLM", permuted=True, numbers=_GRANITE),
     "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", permuted=True),

@@ -84,26 +84,14 @@ def config_json(file: GgufFile) -> dict[str, Any]:
     for title, key in row.numbers.items():
         if keys.has(key):
             config[title] = keys.number(key, 0.0)
-    return {**config, **_query_scale(row, config), **_rope(file, keys, config), **_token_ids(file)}
+    config |= row.implied(config) if row.implied is not None else {}
+    return {**config, **_rope(file, keys, config), **_token_ids(file)}
 
 
 def _epsilon(keys: _Keys, row: Architecture) -> dict[str, float]:
     """What norms add to a variance; the file calls it by the kind of its norms."""
     kind = "layer_norm_rms_epsilon" if row.epsilon == "rms_norm_eps" else "layer_norm_epsilon"
     return {row.epsilon: keys.number(f"attention.{kind}", 1e-5)} if row.epsilon else {}
-
-
-# Layers of the largest Gemma 2 and 3, which divide the hidden size among the heads for their scale.
-_LARGEST_GEMMA = {"gemma2": 46, "gemma3_text": 62}
-
-
-def _query_scale(row: Architecture, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What Gemma 2 and 3 scale queries by: no key of the file says it, the size does."""
-    if row.model_type not in _LARGEST_GEMMA:
-        return {}
-    largest = config["num_hidden_layers"] == _LARGEST_GEMMA[row.model_type]
-    shared = config["hidden_size"] // config["num_attention_heads"]
-    return {"query_pre_attn_scalar": shared if largest else config["head_dim"]}
 
 
 def generation_config_json(file: GgufFile) -> dict[str, Any]:
@@ -309,12 +297,12 @@ def _llama3_scaling(
     """Llama 3's scaling from the divisors it gives; refused where they are not its own."""
     found = _floats(factors)
     half = config["head_dim"] // 2
-    for original in (8192, 4096):
+    for original, high in ((8192, 4.0), (4096, 4.0), (8192, 1.0)):  # the last is Llama 4's
         scaling = {
             "rope_type": "llama3",
             "factor": float(found.max()),
             "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
+            "high_freq_factor": high,
             "original_max_position_embeddings": original,
         }
         wanted = _llama3_divisors(scaling, config["rope_theta"], half)
@@ -322,7 +310,7 @@ def _llama3_scaling(
             return scaling
     raise UnsupportedModel(
         f"{file.path} stretches its rotary frequencies by a table (rope_freqs.weight) that is "
-        "not Llama 3's; take the Hugging Face folder"
+        "not Llama's; take the Hugging Face folder"
     )
 
 
@@ -331,7 +319,7 @@ def _llama3_divisors(scaling: Mapping[str, Any], theta: float, half: int) -> np.
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     original, factor = scaling["original_max_position_embeddings"], scaling["factor"]
     length = 2 * np.pi * theta ** (np.arange(half) / half)
-    smooth = (original / length - low) / (high - low)
+    smooth = (original / length - low) / (high - low) if high > low else np.ones_like(length)
     between = 1 / ((1 - smooth) / factor + smooth)
     divisors = np.where(length > original / low, factor, between)
     whole: np.ndarray[Any, Any] = np.where(length < original / high, 1.0, divisors)

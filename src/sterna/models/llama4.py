@@ -40,7 +40,9 @@ class Llama4(Family):
         kinds = layer_kinds(f)
         chunks = ["chunked_attention" if kind.chunk else "full_attention" for kind in kinds]
         f.refuse_unless("layer_types", [chunks, None])
-        tuned = f.flag("attn_temperature_tuning", True)
+        tuned = f.config.get("attn_temperature_tuning", True)
+        if type(tuned) is not int:  # 4 in the first files
+            tuned = f.flag("attn_temperature_tuning", True)
         temper = (float(f.positive("floor_scale", 8192)), f.number("attn_scale", 0.1))
         return f.decoder(
             eps=("rms_norm_eps", 1e-5),

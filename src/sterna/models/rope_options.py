@@ -154,9 +154,9 @@ def _read(config: Section, section: Section, name: str, usual: float) -> RopeOpt
 def _read_llama3(section: Section, name: str, theta: float, length: int) -> RopeOptions:
     low = _number(section, name, "low_freq_factor", above=0.0)
     high = _number(section, name, "high_freq_factor", above=0.0)
-    if high <= low:
+    if high < low:
         raise CheckpointError(
-            f"{name}.high_freq_factor in config.json is {high:g}; it must be above"
+            f"{name}.high_freq_factor in config.json is {high:g}; it must not be below"
             f" low_freq_factor, which is {low:g}."
         )
     return RopeOptions(

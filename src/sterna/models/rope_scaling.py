@@ -161,7 +161,10 @@ def _llama3(options: RopeOptions, head_dim: int) -> NDArray[np.float32]:
     low, high = np.float32(options.low_freq_factor), np.float32(options.high_freq_factor)
     wavelength = np.float32(2 * math.pi) / plain
     longest, shortest = length / low, length / high
-    blend = (length / wavelength - low) / (high - low)
+    if high > low:
+        blend = (length / wavelength - low) / (high - low)
+    else:  # Llama 4's: nothing lies between waves that are kept and those that are slowed
+        blend = np.ones_like(plain)
     blended = (np.float32(1.0) - blend) * plain / factor + blend * plain
     slowed = np.where(wavelength > longest, plain / factor, plain)
     middle = (wavelength >= shortest) & (wavelength <= longest)
