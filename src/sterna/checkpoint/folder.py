@@ -30,6 +30,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "vocab.json",
     "merges.txt",
+    "rwkv_vocab_v20230424.txt",
     "added_tokens.json",
     "special_tokens_map.json",
     "chat_template.jinja",

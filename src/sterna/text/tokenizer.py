@@ -1,9 +1,10 @@
 """Text to token ids and back, exactly as the model's own tokenizer files say.
 
-In: a model folder (tokenizer.json, vocab.json + merges.txt, ranks, or tokenizer.model); out: a
-`Tokenizer`. The `tokenizers` library does the work; it is imported when a folder is loaded, so
-that importing Sterna stays quick. Files are hostile until checked, and every failure is a
-`TokenizerError`. Does not know chat templates (chat_template.py) nor streaming (detokenizer.py).
+In: a model folder (tokenizer.json, vocab.json + merges.txt, ranks, tokenizer.model, or RWKV's
+vocabulary); out: a `Tokenizer`. The `tokenizers` library does the work of all but the last; it is
+imported when a folder is loaded, so that importing Sterna stays quick. Files are hostile until
+checked, and every failure is a `TokenizerError`. Does not know chat templates (chat_template.py)
+nor streaming (detokenizer.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from sterna.base.errors import RequestError, TokenizerError
 from sterna.text import decoding
+from sterna.text.greedy import FILE, GreedyBackend, build_greedy
 from sterna.text.json_file import check_size, read_optional
 from sterna.text.marking import one_of
 from sterna.text.sentencepiece import build_sentencepiece
@@ -42,7 +44,9 @@ class Tokenizer:
     `special_ids` their ids.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, special: SpecialTokens) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer | GreedyBackend, special: SpecialTokens
+    ) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -208,8 +212,8 @@ def _check_unicode(text: str) -> None:
         ) from error
 
 
-def _build(folder: Path) -> tokenizers.Tokenizer:
-    """Choose the files: tokenizer.json, vocab.json + merges.txt, tiktoken's ranks, then .model."""
+def _build(folder: Path) -> tokenizers.Tokenizer | GreedyBackend:
+    """Choose the files: tokenizer.json, vocab.json + merges.txt, ranks, .model, then RWKV's."""
     if (folder / "tokenizer.json").exists():
         return _load_json(folder)
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
@@ -219,9 +223,11 @@ def _build(folder: Path) -> tokenizers.Tokenizer:
         return build_tiktoken(folder, ranks)
     if (folder / "tokenizer.model").exists():
         return build_sentencepiece(folder)
+    if (folder / FILE).exists():
+        return build_greedy(folder)
     raise TokenizerError(
-        f"{folder} holds no tokenizer: looked for tokenizer.json, vocab.json + merges.txt and "
-        "tokenizer.model; copy them from the model's source folder"
+        f"{folder} holds no tokenizer: looked for tokenizer.json, vocab.json + merges.txt, "
+        f"tokenizer.model and {FILE}; copy them from the model's source folder"
     )
 
 
