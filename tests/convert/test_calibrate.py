@@ -156,7 +156,7 @@ def test_texts_that_do_not_do(title: str, shared: Path, tmp_path: Path) -> None:
 
 def test_weights_that_are_kept_are_not_said_to_be_corrected(tmp_path: Path) -> None:
     write_packed(tmp_path / "awq", *awq(64))
-    (tmp_path / "text.txt").write_text("The bird flies far. " * 9)
+    (tmp_path / "text.txt").write_text("The bird flies far. " * 40)
     for options, words in (
         (ConvertOptions(calibrate=tmp_path / "text.txt"), "awq leaves nothing to calibrate"),
         (ConvertOptions(budget_bits=4.25), "the weights were to be awq; give --quantization"),
