@@ -8,7 +8,7 @@ from pathlib import Path
 import llama_reference
 import numpy as np
 import pytest
-from packed_sources import awq, write_packed
+from packed_sources import CONFIG, awq, write_packed
 from source_folder import Make, tiny
 
 from sterna import models
@@ -155,7 +155,7 @@ def test_texts_that_do_not_do(title: str, shared: Path, tmp_path: Path) -> None:
 
 
 def test_weights_that_are_kept_are_not_said_to_be_corrected(tmp_path: Path) -> None:
-    write_packed(tmp_path / "awq", *awq(64))
+    write_packed(tmp_path / "awq", *awq(64), config={**CONFIG, "vocab_size": 1024})
     (tmp_path / "text.txt").write_text("The bird flies far. " * 40)
     for options, words in (
         (ConvertOptions(calibrate=tmp_path / "text.txt"), "awq leaves nothing to calibrate"),
