@@ -101,9 +101,11 @@ def test_from_the_command_line(
 ) -> None:
     flags = ["--model", str(model.folder), "--output", f"{tmp_path}/out/"]
     limits = ["--overrides", "context_window_size=32;prefill_chunk_size=8;max_batch_size=1"]
-    assert main(["compile", *flags, "--target", "webgpu", *limits]) == 0
-    assert "programs webgpu" in capsys.readouterr().out
-    verify(tmp_path / "out", read_index(tmp_path / "out"))
+    assert main(["compile", *flags, "--target", "webgpu:f16-subgroups", *limits]) == 0
+    assert "programs webgpu:f16-subgroups" in capsys.readouterr().out
+    index = read_index(tmp_path / "out")
+    verify(tmp_path / "out", index)
+    assert [p.features for p in index.programs] == [("shader-f16", "subgroups")]
     assert main(["compile", *flags, "--target", "cpu", *limits]) != 0
     assert "name the library to write" in capsys.readouterr().err
 
