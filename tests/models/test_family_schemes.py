@@ -71,6 +71,18 @@ def stored(variant: str, name: str, *, cut: bool = False) -> tuple[Parts, Parts]
     return parts, plain
 
 
+def restored(variant: str, name: str) -> tiny.Weights:
+    """The weights that a reader of the quantized folder finds, as a checkpoint would hold them."""
+    _, plain = stored(variant, name, cut=True)
+    found: tiny.Weights = {}
+    for weight in stored_weights(tiny.MODELS[variant], scheme(name)):
+        rows = [shape[-1 if weight.transposed else 0] for shape in weight.source_shapes]
+        parts = np.split(plain[weight.name], np.cumsum(rows)[:-1])
+        for source, part in zip(weight.sources, parts, strict=True):
+            found[source] = np.ascontiguousarray(part.T if weight.transposed else part)
+    return found
+
+
 def whole_weight(drawn: tiny.Weights, weight: StoredWeight) -> compiled.Logits:
     rows = [drawn[source].T if weight.transposed else drawn[source] for source in weight.sources]
     return np.ascontiguousarray(np.concatenate(rows))
