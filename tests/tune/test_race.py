@@ -7,7 +7,7 @@ from math import inf
 from typing import Any
 
 import pytest
-from candidates import fits
+from candidates import fits, unfit
 
 from sterna.base.errors import CompileError, UsageError
 from sterna.base.target import host_target
@@ -57,15 +57,15 @@ def test_candidates_take_turns_and_other_bits_are_refused() -> None:
 
 
 def test_candidates_have_times(kernels: list[Progress]) -> None:
-    kernel, unfit = next((k, p) for k in kernels for p in everything(k.shipped) if not fits(k, p))
+    kernel, wide = unfit(kernels)
     space = [p for p in everything(kernel.shipped) if p != kernel.shipped]
     other = next(p for p in space if fits(kernel, p))
     with Workers(2) as workers:
         first, second, third = workers.measure(
-            kernel.group, [kernel.shipped, other, unfit], host_target(), kernel.sizes
+            kernel.group, [kernel.shipped, other, wide], host_target(), kernel.sizes
         )
         with pytest.raises(UsageError, match="cannot be used"):
-            workers.measure(kernel.group, [unfit], host_target(), kernel.sizes)
+            workers.measure(kernel.group, [wide], host_target(), kernel.sizes)
     assert first.exact
     assert second.exact
     assert 0 < first.seconds < 1

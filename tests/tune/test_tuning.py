@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from candidates import fits
+from candidates import fits, unfit
 from compiled import Compiled, all_logits
 
 from sterna.base.errors import ScheduleError, Unavailable, UsageError
@@ -149,7 +149,7 @@ def test_compile_takes_tuned_plans_and_no_bit_changes(
 def test_a_plan_that_does_not_fit_is_named(
     kernels: list[Progress], folder: Path, tmp_path: Path
 ) -> None:
-    kernel, plan = next((k, p) for k in kernels for p in everything(k.shipped) if not fits(k, p))
+    kernel, plan = unfit(kernels)
     output = tmp_path / "model.so"
     with pytest.raises(ScheduleError, match="--no-tuned"):
         compile_model(
