@@ -212,7 +212,7 @@ def _manifests() -> dict[str, tuple[Manifest, str]]:
     return {
         "input": (with_entry(good, 0, inputs=inputs), "temperature"),
         "output": (with_entry(good, 0, outputs=outputs), "f16"),
-        "dim": (with_entry(good, 0, dims=(*prefill.dims, Dim("q", 1, 2))), "q"),
+        "dim": (with_entry(good, 0, dims=(*prefill.dims, Dim("zz", 1, 2))), "zz"),
         "symbol": (with_entry(good, 0, symbol="sterna_entry_none"), "sterna_entry_none"),
         "arena": (with_entry(good, 0, arena_bytes=-8), "negative"),
         "shape": (with_entry(good, 0, outputs=lying), "negative"),
