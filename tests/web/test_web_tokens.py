@@ -65,8 +65,8 @@ READ = """async (task) => {
 }"""
 
 
-def test_a_greedy_token_is_four_bytes(page: Any, site: FileServer, tern: WebModel) -> None:
-    """What the browser reads of the device; where tokens are drawn, it reads the logits."""
+def test_a_token_is_four_bytes(page: Any, site: FileServer, tern: WebModel) -> None:
+    """What the browser reads of the device; who asks for probabilities has it read the logits."""
     site.folders["tern"] = tern.folder
     told = page.evaluate(
         f"""async ([url, prompt]) => {{
@@ -75,16 +75,17 @@ def test_a_greedy_token_is_four_bytes(page: Any, site: FileServer, tern: WebMode
             prompt, max_tokens: 3, ignore_eos: true, ...more,
           }}));
           const read = [await ask({{ temperature: 0, presence_penalty: 1 }}),
-                        await ask({{ temperature: 1, seed: 1 }})];
+                        await ask({{ temperature: 1, seed: 1 }}),
+                        await ask({{ temperature: 1, seed: 1, logprobs: 1 }})];
           await engine.unload();
           return read;
         }}""",
         [f"{site.url}/tern", PROMPT],
     )
-    greedy, drawn = told
-    assert greedy == [4, 4, 4]
-    assert len(drawn) == 3
-    assert min(drawn) > 4
+    greedy, drawn, probable = told
+    assert greedy == drawn == [4, 4, 4]
+    assert len(probable) == 3
+    assert min(probable) > 4
 
 
 @pytest.mark.slow
