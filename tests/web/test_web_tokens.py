@@ -84,8 +84,7 @@ def test_a_token_is_four_bytes(page: Any, site: FileServer, tern: WebModel) -> N
     )
     greedy, drawn, probable = told
     assert greedy == drawn == [4, 4, 4]
-    assert len(probable) == 3
-    assert min(probable) > 4
+    assert sum(size > 4 for size in probable) == 3
 
 
 @pytest.mark.slow
