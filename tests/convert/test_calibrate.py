@@ -12,14 +12,19 @@ from packed_sources import CONFIG, awq, write_packed
 from source_folder import Make, tiny
 
 from sterna import models
+from sterna.base.dtype import F32
 from sterna.base.errors import TokenizerError, UsageError
 from sterna.checkpoint.model_folder import open_model
 from sterna.convert import ConvertOptions, convert_weight, format_receipt, gen_config
 from sterna.convert.forward import all_logits
-from sterna.convert.measure import compare
+from sterna.convert.measure import compare, rounded_to_8_bits
+from sterna.ir.evaluate import evaluate_compute
+from sterna.ir.expr import Buffer, wrap
+from sterna.ir.graph import TensorType
 from sterna.models.rope_options import rope_options
 from sterna.models.rope_scaling import inv_freq
 from sterna.models.stored_scheme import stored_scheme
+from sterna.ops.quantized_matmul import DYNAMIC_QUANTIZE
 from sterna.quantize.recipe import Recipe
 from sterna.quantize.scheme import SCHEMES
 
@@ -52,13 +57,35 @@ def test_windows_in_numpy() -> None:
 def test_compare() -> None:
     rng = np.random.default_rng(0)
     a = rng.normal(0, 1, (5, 9)).astype(np.float32)
-    same = compare(a, a)
+    documents = [(0, 7, 2), (3, 8)]
+    same = compare(documents, a, a)
     assert (same.top1, same.mean_kl, same.max_kl) == (1.0, 0.0, 0.0)
+    shares = np.exp(a) / np.exp(a).sum(axis=1, keepdims=True)
+    chances = (shares[0, 7], shares[1, 2], shares[3, 8])  # none of a document's first token
+    assert same.perplexity == pytest.approx(np.prod(chances) ** (-1 / 3), rel=1e-6)
+    assert same.perplexity == same.source_perplexity
     b = a.copy()
     b[0, a[0].argmin()] = 99
-    other = compare(a, b)
+    other = compare(documents, a, b)
     assert other.top1 == 0.8
+    assert other.source_perplexity == same.perplexity < other.perplexity
     assert other.max_kl > other.mean_kl > 0
+
+
+def test_activations_are_rounded_as_a_kernel_rounds_them() -> None:
+    x = np.random.default_rng(1).normal(0, 3, (3, 64)).astype(np.float32)
+    x[1, 32:] = 0
+    attrs = {"group": 32, "parts": 4, "span": 8}
+    given = Buffer("x", F32, (wrap(3), wrap(64)))
+    types = DYNAMIC_QUANTIZE.infer((TensorType(given.shape, F32),), attrs)
+    known = {given: x}
+    assert DYNAMIC_QUANTIZE.compute is not None
+    for stage in DYNAMIC_QUANTIZE.compute("y", (given,), types, attrs):
+        known[stage.out] = evaluate_compute(stage, known, {})
+    arrays = {buffer.name: array for buffer, array in known.items()}
+    codes, scales = arrays["y.code"].reshape(3, 2, 32), arrays["y_1"][..., None]
+    wanted = (codes * scales).reshape(3, 64)
+    np.testing.assert_allclose(rounded_to_8_bits(x, 32), wanted, rtol=1e-6, atol=0)
 
 
 STORIES = "stories260K-hf"
@@ -84,7 +111,13 @@ def test_receipts_say_what_changed(shared: Path, tmp_path: Path, text: Path) -> 
     written = json.loads((tmp_path / "c" / "sterna.json").read_text())["receipt"]
     assert written["quality"]["mean_kl"] == quality.mean_kl
     assert written["nearest"]["top1"] == nearest.top1
+    coarse = receipt.coarse
+    assert coarse is not None
+    assert coarse.mean_kl != quality.mean_kl
+    assert coarse.perplexity == pytest.approx(quality.perplexity, rel=0.02)
+    assert written["coarse"]["perplexity"] == coarse.perplexity
     shown = format_receipt(receipt)
+    assert "activations i8: " in shown
     assert "KL divergence" in shown
     assert "corrected on stories.txt" in shown
     plain = convert_weight(source, tmp_path / "p", quantization="q4f16_1")

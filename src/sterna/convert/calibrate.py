@@ -34,7 +34,7 @@ Parts = dict[str, Array]
 Progress = Callable[[str], None]
 
 CANDIDATES = ("q3f16_1", "q4f16_1", "q8f16_1")  # what a budget chooses from
-_LINEAR = ("linear", "head")
+LINEAR = ("linear", "head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def corrected(
         for planned in plan.weights
         for name, tensor in zip(planned.weight.sources, planned.tensors, strict=True)
         if tensor.scheme != planned.weight.scheme  # kept as it is
-        and planned.weight.kind in _LINEAR
+        and planned.weight.kind in LINEAR
         and planned.weight.scheme.is_quantized
         and planned.weight.scheme.is_plain_grid
     }
@@ -145,7 +145,7 @@ def within_budget(
             f"{base.name}; give --quantization q4f16_1 or another of those"
         )
     tensors = sources_of(plan)
-    linear = [p.weight for p in plan.weights if p.weight.kind in _LINEAR]
+    linear = [p.weight for p in plan.weights if p.weight.kind in LINEAR]
     wanted = {name for weight in linear for name in weight.sources}
     harm: dict[str, tuple[float, ...]] = {}
     seen = _LastEnergy()

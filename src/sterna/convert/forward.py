@@ -31,6 +31,9 @@ Documents = Sequence[Sequence[int]]
 
 # The weight of that name as float32; for a product, what it is multiplied with comes along.
 WeightOf = Callable[[str, Array | None], Array]
+
+# What a product with the weight of that name reads of its other factor [n, K].
+FactorOf = Callable[[str, Array], Array]
 _INDEX = 4  # of a recurrent operator's arguments: where tokens and states are
 
 
@@ -42,7 +45,12 @@ class _Cache:
     values: Array
 
 
-def all_logits(model: CausalLM, documents: Documents, weight_of: WeightOf) -> Array:
+def all_logits(
+    model: CausalLM,
+    documents: Documents,
+    weight_of: WeightOf,
+    factor_of: FactorOf = lambda name, x: x,
+) -> Array:
     """Logits f32 [tokens, vocab] of documents computed side by side, each on its own.
 
     `model` is built with float32 weights. Raises UnsupportedModel for an operator that is written
@@ -50,10 +58,15 @@ def all_logits(model: CausalLM, documents: Documents, weight_of: WeightOf) -> Ar
     """
     count = sum(map(len, documents))
     module = trace_causal_lm(model, Limits(count, len(documents), count))
-    return graph_logits(module, documents, weight_of)
+    return graph_logits(module, documents, weight_of, factor_of)
 
 
-def graph_logits(module: IRModule, documents: Documents, weight_of: WeightOf) -> Array:
+def graph_logits(
+    module: IRModule,
+    documents: Documents,
+    weight_of: WeightOf,
+    factor_of: FactorOf = lambda name, x: x,
+) -> Array:
     """The same of a module, as traced or after passes that leave keys apart from their rotation.
 
     Parts of packed weights are asked for in their own dtypes, by their own names.
@@ -61,7 +74,7 @@ def graph_logits(module: IRModule, documents: Documents, weight_of: WeightOf) ->
     tokens = [token for document in documents for token in document]
     count = len(tokens)
     sizes = {"n": count, "b": len(documents), "r": count, "p": 1, "t": 1, "pages": 1}
-    run = _Forward(module, weight_of, {d: sizes[d.name] for d in module.dims})
+    run = _Forward(module, weight_of, factor_of, {d: sizes[d.name] for d in module.dims})
     lengths = [len(document) for document in documents]
     ends = np.cumsum(lengths)
     given: dict[str, Any] = {
@@ -80,9 +93,12 @@ def graph_logits(module: IRModule, documents: Documents, weight_of: WeightOf) ->
 
 
 class _Forward:
-    def __init__(self, module: IRModule, weight_of: WeightOf, dims: dict[Var, int]) -> None:
+    def __init__(
+        self, module: IRModule, weight_of: WeightOf, factor_of: FactorOf, dims: dict[Var, int]
+    ) -> None:
         self.module = module
         self.weight_of = weight_of
+        self.factor_of = factor_of
         self.dims = dims
         self.ends: list[int] = []
 
@@ -103,8 +119,9 @@ class _Forward:
     ) -> list[Any]:
         call = binding.call
         if call.op == "matmul" and call.args[1] in names:
-            x = values[call.args[0]]
-            product = _f32(x) @ _f32(self.weight_of(names[call.args[1]], x)).T
+            x, name = values[call.args[0]], names[call.args[1]]
+            weight = self.weight_of(name, x)
+            product = _f32(self.factor_of(name, x)) @ _f32(weight).T
             return [product.astype(binding.outs[0].dtype.numpy, copy=False)]
         args = [self.weight(names[a]) if a in names else values[a] for a in call.args]
         callee = self.module.functions.get(call.op)

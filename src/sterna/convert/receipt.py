@@ -53,7 +53,8 @@ class Receipt:
     """A whole conversion. `notes` say what of the checkpoint was passed over knowingly.
 
     `quality` compares next tokens with the source's, where they were measured; `nearest` is what
-    rounding to nearest alone would have given, where a calibration did better.
+    rounding to nearest alone would have given, where a calibration did better; `coarse` is what a
+    library gives that is compiled with activations of 8 bits, where the weights suit that.
     """
 
     model_type: str
@@ -64,6 +65,7 @@ class Receipt:
     notes: tuple[str, ...]
     quality: Quality | None = None
     nearest: Quality | None = None
+    coarse: Quality | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -78,6 +80,7 @@ def make_receipt(
     notes: tuple[str, ...],
     quality: Quality | None = None,
     nearest: Quality | None = None,
+    coarse: Quality | None = None,
 ) -> Receipt:
     """Sum up by kind, in order of first appearance."""
     kinds = dict.fromkeys(weight.kind for weight, _ in weights)
@@ -90,6 +93,7 @@ def make_receipt(
         notes,
         quality,
         nearest,
+        coarse,
     )
 
 
@@ -115,7 +119,11 @@ def receipt_json(receipt: Receipt) -> dict[str, Any]:
         "notes": list(receipt.notes),
         **{
             key: asdict(found)
-            for key, found in (("quality", receipt.quality), ("nearest", receipt.nearest))
+            for key, found in (
+                ("quality", receipt.quality),
+                ("nearest", receipt.nearest),
+                ("coarse", receipt.coarse),
+            )
             if found is not None
         },
         "weights": {
@@ -142,7 +150,11 @@ def format_receipt(receipt: Receipt) -> str:
     worst = max(receipt.weights, key=lambda weight: weight.error.relative_rms, default=None)
     if worst is not None and worst.error.relative_rms:
         lines.append(f"largest relative error: {worst.name}, {worst.error.relative_rms:.2%}")
-    for label, quality in (("next tokens", receipt.quality), ("rounded only", receipt.nearest)):
+    for label, quality in (
+        ("next tokens", receipt.quality),
+        ("rounded only", receipt.nearest),
+        ("activations i8", receipt.coarse),
+    ):
         if quality is not None:
             lines.append(_quality_line(label, quality))
     lines += [f"note: {note}" for note in receipt.notes]
@@ -152,7 +164,8 @@ def format_receipt(receipt: Receipt) -> str:
 def _quality_line(label: str, quality: Quality) -> str:
     return (
         f"{label}: {quality.top1:.1%} the same as the source's at {quality.positions} positions, "
-        f"KL divergence {quality.mean_kl:.2e} on average, {quality.max_kl:.2e} at most"
+        f"KL divergence {quality.mean_kl:.2e} on average, {quality.max_kl:.2e} at most; "
+        f"perplexity {quality.perplexity:.4g}, the source's {quality.source_perplexity:.4g}"
     )
 
 

@@ -22,6 +22,7 @@ from sterna.convert.measure import (
     CHEAP_PARAMETERS,
     Quality,
     compare,
+    in_8_bits,
     quantized_logits,
     source_logits,
 )
@@ -107,7 +108,13 @@ def convert_weight(
             done.append(_convert(planned, out, short, ready))
             report.done(planned)
         receipt = make_receipt(
-            model.model_type, model.quantization.name, done, notes, quality.found, quality.nearest
+            model.model_type,
+            model.quantization.name,
+            done,
+            notes,
+            quality.found,
+            quality.nearest,
+            quality.coarse,
         )
         own = {
             "weights": {"shards": [asdict(shard) for shard in out.finish_shards()]},
@@ -138,6 +145,7 @@ def _vocabulary(todo: Plan) -> int:
 class _Measured:
     found: Quality | None = None
     nearest: Quality | None = None
+    coarse: Quality | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -156,13 +164,18 @@ def _quality(
     try:
         texts = prompts(model.folder, _vocabulary(todo))
         wanted = source_logits(model, todo, texts)
-        found = compare(wanted, quantized_logits(model, todo, texts, ready))
-        nearest = compare(wanted, quantized_logits(model, todo, texts, {})) if ready else None
+        found = compare(texts, wanted, quantized_logits(model, todo, texts, ready))
+        nearest = coarse = None
+        if ready:
+            nearest = compare(texts, wanted, quantized_logits(model, todo, texts, {}))
+        if (narrow := in_8_bits(todo)) is not None:
+            logits = quantized_logits(model, todo, texts, ready, narrow)
+            coarse = compare(texts, wanted, logits)
     except (TokenizerError, UnsupportedModel) as error:
         if asked.measure:
             raise
         return _Measured(notes=(f"next tokens were not compared with the source's: {error}",))
-    return _Measured(found, nearest)
+    return _Measured(found, nearest, coarse)
 
 
 def _is_exact(todo: Plan) -> bool:

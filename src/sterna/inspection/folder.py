@@ -64,15 +64,21 @@ class ReceiptQuality(msgspec.Struct, frozen=True):
     top1: float
     mean_kl: float
     max_kl: float
+    perplexity: float | None = None
+    source_perplexity: float | None = None
 
 
 class ReceiptPart(msgspec.Struct, frozen=True):
-    """`nearest` is what rounding alone would have given, where a calibration did better."""
+    """`nearest` is what rounding alone would have given, where a calibration did better;
+
+    `coarse` what activations of 8 bits give.
+    """
 
     weights: dict[str, ReceiptWeight]
     notes: tuple[str, ...] = ()
     quality: ReceiptQuality | None = None
     nearest: ReceiptQuality | None = None
+    coarse: ReceiptQuality | None = None
 
 
 def folder_report(path: Path, *, charts: bool) -> Report:
@@ -156,15 +162,25 @@ def _receipt_sections(receipt: ReceiptPart, charts: bool) -> list[Section]:
 
 
 def _next_tokens(receipt: ReceiptPart) -> tuple[Line, ...]:
-    found = (("Next tokens", receipt.quality), ("Only rounded", receipt.nearest))
+    found = (
+        ("Next tokens", receipt.quality),
+        ("Only rounded", receipt.nearest),
+        ("Activations i8", receipt.coarse),
+    )
     return tuple(
         Line(
             f"{label}: {q.top1:.1%} the source's at {q.positions} positions, KL divergence "
-            f"{q.mean_kl:.2e} on average, {q.max_kl:.2e} at most."
+            f"{q.mean_kl:.2e} on average, {q.max_kl:.2e} at most{_perplexity(q)}."
         )
         for label, q in found
         if q is not None
     )
+
+
+def _perplexity(quality: ReceiptQuality) -> str:
+    if quality.perplexity is None or quality.source_perplexity is None:
+        return ""  # a receipt of earlier versions
+    return f"; perplexity {quality.perplexity:.4g}, the source's {quality.source_perplexity:.4g}"
 
 
 def _count(weight: ReceiptWeight) -> int:

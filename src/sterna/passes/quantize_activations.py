@@ -101,13 +101,15 @@ def _packed(made: dict[Value, Binding], product: Call) -> Call | None:
     weight = made[product.args[1]].call
     if weight.op != "dequantize":
         return None
-    attrs = dict(weight.attrs)
-    whole = integer(attrs, "depth") % integer(attrs, "group") == 0
-    return weight if whole and _fits(attrs, 16) else None
+    return weight if suits(dict(weight.attrs), 16) else None
+
+
+def suits(attrs: Attrs, bits: int) -> bool:
+    """Whether activations of `bits` bits can be multiplied with a weight that lies so."""
+    return integer(attrs, "depth") % integer(attrs, "group") == 0 and _fits(attrs, bits)
 
 
 def _fits(attrs: Attrs, bits: int) -> bool:
-    """Whether activations of `bits` bits can be multiplied with a weight's codes."""
     group, code, parts = integer(attrs, "group"), integer(attrs, "bits"), PARTS[bits]
     span = code_span(attrs, parts)
     exact = bits - 1 + code + group.bit_length() <= _SUM_BITS + 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 
+from sterna.ir.graph import Attr
 from sterna.nn.module import Layers, Module, Parameter
 from sterna.nn.trace import Tensor, Trace
 from sterna.quantize.pack import packed_spec
@@ -31,12 +32,11 @@ class PackedWeight(Module):
         for name, (part, dtype) in packed_spec(shape, scheme).items():
             setattr(self, name, Parameter(part, dtype, kind))
 
-    def read(self, trace: Trace) -> Tensor:
-        """The f32 matrix [N, K], by the operator that unpacks it."""
-        parts = [(n, c) for n, c in self.children() if isinstance(c, Parameter)]
-        tensors = [child.read(trace) for _, child in parts]
+    @property
+    def grid(self) -> dict[str, Attr]:
+        """How codes lie, as the operators that unpack them are told."""
         s = self.scheme
-        grid = {
+        return {
             "bits": s.bits,
             "group": s.group,
             "bias": s.bias,
@@ -45,6 +45,12 @@ class PackedWeight(Module):
             "rows": self.shape[0],
             "depth": self.shape[1],
         }
+
+    def read(self, trace: Trace) -> Tensor:
+        """The f32 matrix [N, K], by the operator that unpacks it."""
+        parts = [(n, c) for n, c in self.children() if isinstance(c, Parameter)]
+        tensors = [child.read(trace) for _, child in parts]
+        s, grid = self.scheme, self.grid
         if s.is_plain_grid:
             return trace.emit("dequantize", *tensors, **grid)
         return trace.emit(
