@@ -81,7 +81,7 @@ def cases() -> list[tuple[Any, SampleInput]]:
     found = [(logits_of(i), asked(i, some if i % 2 else none)) for i in range(4)]
     barred = asked(9, none)
     barred.masked[:], barred.allowed[:] = 1, 0
-    drawing = [(logits_of(i), drawn(i, asked(i, some if i % 3 else none))) for i in range(10, 26)]
+    drawing = [(logits_of(i), drawn(i, asked(i, some if i % 3 else none))) for i in range(10, 22)]
     return [*found, (logits_of(9), barred), *drawing]
 
 
@@ -141,19 +141,19 @@ def test_the_kernels_mean_that_in_numpy_as_well() -> None:
     """Two blocks of a vocabulary; the interpreter takes what no target would forgive."""
     count, rng = 300, np.random.default_rng(1)
     table = KernelTable(target_named("webgpu:barrier-free"))
-    entry = build_chooser(count, 2, table)
-    given = asked(4, [rng.choice(count, 5, replace=False), np.zeros(0, np.int32)], count)
+    entry = build_chooser(count, 1, table)
+    given = asked(4, [rng.choice(count, 5, replace=False)], count)
     given = replace(
         given,
-        inverse_temperature=np.array([1, 0.4], np.float32),
-        limits=np.array([[40, 58982, 1 << 10], [0, 65000, 1]], np.int32),
+        inverse_temperature=np.ones(1, np.float32),
+        limits=np.array([[40, 58982, 1 << 10]], np.int32),
     )
-    logits = np.round(rng.normal(0, 2, (2, count))).astype(np.float32)
+    logits = np.round(rng.normal(0, 2, (1, count))).astype(np.float32)
     arrays, dims = memory(entry, logits, given), dims_of(given)
     for step in entry.steps:
         assert isinstance(step, Launch)
         func = table.kernels[step.kernel].func
         own = {p.name: arrays[p.name].view(p.dtype.numpy) for p in func.params}
         known = {*func.dims, *(v for p in func.params for d in p.shape for v in free_vars(d))}
-        evaluate_primfunc(func, own, {v: dims.get(v.name, 2) for v in known})
+        evaluate_primfunc(func, own, {v: dims.get(v.name, 1) for v in known})
     assert arrays["sampled"].tolist() == sample_rows(logits, given).tolist()

@@ -30,7 +30,7 @@ from sterna.ir.expr import (
 )
 from sterna.ir.loop import Alloc, If, PrimFunc, Stmt, seq, store
 from sterna.kernels.build import let, loop, parallel
-from sterna.kernels.heaviest import CHUNK, DIMS, DRAWN, DrawBuffers
+from sterna.kernels.heaviest import DIMS, DRAWN, DrawBuffers
 from sterna.kernels.limbs import (
     Pair,
     below,
@@ -48,9 +48,10 @@ from sterna.kernels.sample import ROW
 from sterna.kernels.weights import SHARE_BITS, UNIT_BITS
 
 # Places in `state`: the least weight kept, how many equal to it and how many of those are left;
-# what is being looked for and what lies ahead of it, low part first; whether it was reached; and
-# where the draw falls.
-_LEAST, _TIES, _LEFT, _REACHED, _FOUND, _BLOCK, _PART, _TOKEN = range(8)
+# whether what is looked for was reached, and found; where the draw falls: the block, the thread's
+# part of it, the token of that. Then pairs, low part first: what is looked for, what lies ahead of
+# it, and all that is kept.
+_LEAST, _TIES, _LEFT, _REACHED, _FOUND, _BLOCK = range(6)
 _TARGET, _AHEAD, _MASS, _STATE = 8, 10, 12, 14
 _BEGIN, _END, _AT = range(3)  # of a block's marks, while a weight is looked for
 _SAME, _LOW, _HIGH = range(3)  # of them afterwards: ties, and what is above
@@ -325,104 +326,120 @@ class _Row:
 
     def mass(self, b: Expr, count: Expr, body: Callable[[Pair], Stmt]) -> Stmt:
         """body(what the first `count` of a block come to)."""
+        size = self.d.chunk
         low = Buffer("mass_low", U32, (wrap(1),), "register")
         high = Buffer("mass_high", U32, (wrap(1),), "register")
 
         def chunk(c: Expr) -> Stmt:
             def turn(i: Expr) -> Stmt:
-                at = c * CHUNK + i
+                at = c * size + i
                 return If(at < count, let("q", self.d.heavy[self.row, b, at], more))
 
             place = (self.row, b, c)
             return seq(
                 store(low, 0, self.d.sums[(*place, wrap(0))]),
                 store(high, 0, self.d.sums[(*place, wrap(1))]),
-                loop("i", CHUNK, turn),
+                loop("i", size, turn),
             )
 
         def more(q: Expr) -> Stmt:
             return seq(store(low, 0, low[0] + low_part(q)), store(high, 0, high[0] + high_part(q)))
 
-        whole = let("c", minimum(count >> 4, self.d.chunks - 1), chunk)
+        whole = let("c", minimum(count // size, self.d.chunks - 1), chunk)
         return Alloc(low, Alloc(high, seq(whole, carried(Pair(high[0], low[0]), body))))
 
     # Where the draw falls.
 
     def find(self) -> Stmt:
         """The first token with more than the drawn share of all weight up to and with it."""
-        d, b, marks = self.d, self.d.largest, self.d.marks
-        each, least = b.block // b.lanes, self.state[_LEAST]
+        d, b = self.d, self.d.largest
+        each = b.block // b.lanes
         first = cast(I32, self.state[_BLOCK]) * b.block
 
-        def mark(block: Expr) -> tuple[Expr, Pair]:
-            place = (self.row, block)
-            low, high = marks[(*place, wrap(_LOW))], marks[(*place, wrap(_HIGH))]
-            return marks[(*place, wrap(_SAME))], Pair(high, low)
+        def level(n: Expr) -> Stmt:
+            known = b.threads("t", b.lanes, lambda t: If(equals(n, wrap(1)), self.weigh(t, first)))
+            return seq(known, self.scan(n))
 
-        def token(i: Expr) -> tuple[Expr, Pair]:
-            q = self.weights[cast(I32, self.state[_PART]) * each + i]
-            kept = select(less(least, q), q, word(0))
-            return self.tie(q), Pair(high_part(kept), low_part(kept))
-
-        def thread(t: Expr) -> Stmt:
-            clear = seq(self.clear(t), store(self.same, t, word(0)))
-            return seq(
-                clear, loop("i", each, lambda i: let("n", t * each + i, lambda n: one(t, n)))
-            )
-
-        def one(t: Expr, n: Expr) -> Stmt:
-            return d.weight(self.row, first + n, lambda q: let("q", q, lambda w: note(t, n, w)))
-
-        def note(t: Expr, n: Expr, q: Expr) -> Stmt:
-            kept = select(less(least, q), q, word(0))
-            return seq(
-                store(self.weights, n, q),
-                store(self.same, t, self.same[t] + self.tie(q)),
-                self.add(t, low_part(kept), high_part(kept)),
-            )
-
-        found = first + cast(I32, self.state[_PART]) * each + cast(I32, self.state[_TOKEN])
-        chosen = store(b.given.sampled, self.row, found)
+        start = (_BLOCK, _BLOCK + 1, _BLOCK + 2)
+        place = cast(I32, self.state[_BLOCK + 1]) * each + cast(I32, self.state[_BLOCK + 2])
         return seq(
+            *(store(self.state, k, word(0)) for k in start),
             store(self.state, _LEFT, self.state[_TIES]),
             self.keep(_AHEAD, Pair(word(0), word(0))),
-            self.scan(b.blocks, _BLOCK, mark),
-            b.threads("t", b.lanes, thread),
-            self.scan(b.lanes, _PART, lambda t: (self.same[t], Pair(self.high[t], self.low[t]))),
-            self.scan(each, _TOKEN, token),
-            If(d.drawn(self.row), chosen),
+            loop("level", 3, level),
+            If(d.drawn(self.row), store(b.given.sampled, self.row, first + place)),
         )
 
-    def tie(self, q: Expr) -> Expr:
-        """1 for a weight that is the least."""
-        return select(equals(q, self.state[_LEAST]), word(1), word(0))
+    def weigh(self, t: Expr, first: Expr) -> Stmt:
+        """A thread's tokens of the block that begins at `first`, and what they come to."""
+        each = self.d.largest.block // self.d.largest.lanes
 
-    def scan(self, count: int, place: int, part: Callable[[Expr], tuple[Expr, Pair]]) -> Stmt:
-        """state[place] = the first part that the target falls into; part(i) its ties and mass."""
+        def one(n: Expr) -> Stmt:
+            return self.d.weight(self.row, first + n, lambda q: let("q", q, lambda w: note(n, w)))
+
+        def note(n: Expr, q: Expr) -> Stmt:
+            same, kept = self.told(q)
+            return seq(
+                store(self.weights, n, q),
+                store(self.same, t, self.same[t] + same),
+                self.add(t, kept.low, kept.high),
+            )
+
+        clear = seq(self.clear(t), store(self.same, t, word(0)))
+        return seq(clear, loop("i", each, lambda i: let("n", t * each + i, one)))
+
+    def told(self, q: Expr) -> tuple[Expr, Pair]:
+        """1 for a weight that is the least; what it adds where it is above."""
+        kept = select(less(self.state[_LEAST], q), q, word(0))
+        same = select(equals(q, self.state[_LEAST]), word(1), word(0))
+        return same, Pair(high_part(kept), low_part(kept))
+
+    def part(self, level: Expr, i: Expr, body: Callable[[Expr, Pair], Stmt]) -> Stmt:
+        """body(ties, mass above) of part i: a block, a thread's tokens, one of these."""
+        part = Buffer("part", U32, (wrap(3),), "register")
+        each = self.d.largest.block // self.d.largest.lanes
+
+        def put(same: Expr, mass: Pair) -> Stmt:
+            values = enumerate((same, mass.low, mass.high))
+            return seq(*(store(part, k, value) for k, value in values))
+
+        def mark(place: int) -> Expr:
+            return self.d.marks[self.row, i, place]
+
+        token = self.weights[cast(I32, self.state[_BLOCK + 1]) * each + i]
+        of_token = let("q", token, lambda q: put(*self.told(q)))
+        of_thread = put(self.same[i], Pair(self.high[i], self.low[i]))
+        of_block = put(mark(_SAME), Pair(mark(_HIGH), mark(_LOW)))
+        below_blocks = If(equals(level, wrap(1)), of_thread, of_token)
+        fill = If(equals(level, wrap(0)), of_block, below_blocks)
+        return Alloc(part, seq(fill, body(part[0], Pair(part[2], part[1]))))
+
+    def scan(self, level: Expr) -> Stmt:
+        """state[_BLOCK + level] = the first part that the target falls into."""
+        b = self.d.largest
 
         def turn(i: Expr) -> Stmt:
-            same, mass = part(i)
+            look = self.part(level, i, lambda same, mass: taken(i, same, mass))
+            return If(equals(self.state[_FOUND], word(0)), look)
 
-            def taken(n: Expr) -> Stmt:
-                return times(self.state[_LEAST], n, lambda p: add(n, p))
+        def taken(i: Expr, same: Expr, mass: Pair) -> Stmt:
+            left = self.state[_LEFT]
 
-            def add(n: Expr, ties: Pair) -> Stmt:
-                after = sum_of(sum_of(self.pair(_AHEAD), mass), ties)
-                return carried(after, lambda p: look(n, p))
+            def add(n: Expr) -> Stmt:
+                return times(self.state[_LEAST], n, lambda p: summed(i, n, sum_of(mass, p)))
 
-            def look(n: Expr, after: Pair) -> Stmt:
-                here = seq(
-                    store(self.state, _FOUND, word(1)), store(self.state, place, cast(U32, i))
-                )
-                left = store(self.state, _LEFT, self.state[_LEFT] - n)
-                past = seq(self.keep(_AHEAD, after), left)
-                return If(below(self.pair(_TARGET), after), here, past)
+            return let("taken", select(less(same, left), same, left), add)
 
-            def tied(n: Expr) -> Stmt:
-                left = self.state[_LEFT]
-                return let("taken", select(less(n, left), n, left), taken)
+        def summed(i: Expr, n: Expr, more: Pair) -> Stmt:
+            return carried(sum_of(self.pair(_AHEAD), more), lambda p: look(i, n, p))
 
-            return If(equals(self.state[_FOUND], word(0)), let("tied", same, tied))
+        def look(i: Expr, n: Expr, after: Pair) -> Stmt:
+            found = store(self.state, _FOUND, word(1))
+            here = seq(found, store(self.state, level + _BLOCK, cast(U32, i)))
+            left = store(self.state, _LEFT, self.state[_LEFT] - n)
+            past = seq(self.keep(_AHEAD, after), left)
+            return If(below(self.pair(_TARGET), after), here, past)
 
-        clear = seq(store(self.state, _FOUND, word(0)), store(self.state, place, word(0)))
-        return seq(clear, loop("i", count, turn))
+        of_block = select(equals(level, wrap(1)), wrap(b.lanes), wrap(b.block // b.lanes))
+        count = select(equals(level, wrap(0)), wrap(b.blocks), of_block)
+        return seq(store(self.state, _FOUND, word(0)), loop("i", count, turn))

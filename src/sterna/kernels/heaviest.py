@@ -32,7 +32,7 @@ from sterna.kernels.weights import LARGEST, LOG2E, weigh
 
 DRAWN = Var("d", lo=0)  # 1 where any row is drawn; 0: nothing of this is launched
 DIMS = (ROW, EDITS, VOCABULARY, DRAWN)
-CHUNK = 16  # weights that are summed up one by one
+_CHUNKS = 8  # of a block at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,18 @@ class DrawBuffers:
         return DrawBuffers(
             b,
             buffer("heavy", b.blocks, b.block),
-            buffer("sums", b.blocks, b.block // CHUNK, 2),
+            buffer("sums", b.blocks, max(b.lanes, _CHUNKS), 2),
             buffer("marks", b.blocks, 3),
         )
 
     @property
     def chunks(self) -> int:
-        return self.largest.block // CHUNK
+        return max(self.largest.lanes, _CHUNKS)
+
+    @property
+    def chunk(self) -> int:
+        """Weights that are summed up one by one."""
+        return self.largest.block // self.chunks
 
     def drawn(self, row: Expr) -> Expr:
         """Whether a row is drawn: it has a temperature, and its peak is a number."""
@@ -121,7 +126,7 @@ def sort_weights(name: str, d: DrawBuffers) -> PrimFunc:
             b.threads("t", b.lanes, lambda t: each(t, weighed)),
             _sorted(b, weights),
             b.threads("t", b.lanes, lambda t: each(t, told)),
-            chunks(lambda c: _chunk(weights, c, low, high)),
+            chunks(lambda c: _chunk(weights, c, d.chunk, low, high)),
             loop("c", d.chunks - 1, lambda c: scan(c + 1)),
             chunks(summed),
         )
@@ -135,7 +140,7 @@ def sort_weights(name: str, d: DrawBuffers) -> PrimFunc:
     return PrimFunc(name, params, DIMS, body)
 
 
-def _chunk(weights: Buffer, c: Expr, low: Buffer, high: Buffer) -> Stmt:
+def _chunk(weights: Buffer, c: Expr, size: int, low: Buffer, high: Buffer) -> Stmt:
     """low[c] and high[c] = what a chunk comes to, carried."""
 
     def add(q: Expr) -> Stmt:
@@ -150,7 +155,7 @@ def _chunk(weights: Buffer, c: Expr, low: Buffer, high: Buffer) -> Stmt:
     return seq(
         store(low, c, word(0)),
         store(high, c, word(0)),
-        loop("i", CHUNK, lambda i: let("q", weights[c * CHUNK + i], add)),
+        loop("i", size, lambda i: let("q", weights[c * size + i], add)),
         carried(Pair(high[c], low[c]), carry),
     )
 
