@@ -28,7 +28,8 @@ from sterna.ir.expr import (
     select,
     wrap,
 )
-from sterna.ir.loop import Alloc, If, PrimFunc, Stmt, seq, store
+from sterna.ir.loop import Alloc, If, PrimFunc, Stmt, Store, seq, store
+from sterna.ir.rewrite import visit
 from sterna.kernels.build import let, loop, parallel
 from sterna.kernels.heaviest import DIMS, DRAWN, DrawBuffers
 from sterna.kernels.limbs import (
@@ -73,8 +74,9 @@ def draw_rows(name: str, d: DrawBuffers) -> PrimFunc:
             *(shared(title, b.lanes) for title in ("low", "high", "same")),
         )
         body = _Row(d, row, *memory).draw()
+        used = {n.buffer for n in visit(body) if isinstance(n, Store)}
         for buffer in memory:
-            body = Alloc(buffer, body)
+            body = Alloc(buffer, body) if buffer in used else body
         return body
 
     params = (
@@ -103,6 +105,11 @@ class _Row:
     def draw(self) -> Stmt:
         begin = seq(store(self.state, _LEAST, word(0)), store(self.state, _TIES, word(0)))
         return seq(begin, loop("way", 3, self.way), self.find())
+
+    @property
+    def alone(self) -> bool:
+        """Whether the row has one thread."""
+        return self.d.largest.lanes == 1
 
     def limit(self, place: int) -> Expr:
         """top_k, top_p, or the least weight, as the row was given it."""
@@ -358,7 +365,7 @@ class _Row:
 
         def level(n: Expr) -> Stmt:
             known = b.threads("t", b.lanes, lambda t: If(equals(n, wrap(1)), self.weigh(t, first)))
-            return seq(known, self.scan(n))
+            return self.scan(n) if self.alone else seq(known, self.scan(n))
 
         start = (_BLOCK, _BLOCK + 1, _BLOCK + 2)
         place = cast(I32, self.state[_BLOCK + 1]) * each + cast(I32, self.state[_BLOCK + 2])
@@ -406,16 +413,25 @@ class _Row:
         def mark(place: int) -> Expr:
             return self.d.marks[self.row, i, place]
 
-        token = self.weights[cast(I32, self.state[_BLOCK + 1]) * each + i]
-        of_token = let("q", token, lambda q: put(*self.told(q)))
-        of_thread = put(self.same[i], Pair(self.high[i], self.low[i]))
+        def token(q: Expr) -> Stmt:
+            return let("q", q, lambda w: put(*self.told(w)))
+
         of_block = put(mark(_SAME), Pair(mark(_HIGH), mark(_LOW)))
-        below_blocks = If(equals(level, wrap(1)), of_thread, of_token)
-        fill = If(equals(level, wrap(0)), of_block, below_blocks)
+        if self.alone:
+            first = cast(I32, self.state[_BLOCK]) * self.d.largest.block
+            inside = self.d.weight(self.row, first + i, token)
+        else:
+            of_thread = put(self.same[i], Pair(self.high[i], self.low[i]))
+            of_token = token(self.weights[cast(I32, self.state[_BLOCK + 1]) * each + i])
+            inside = If(equals(level, wrap(1)), of_thread, of_token)
+        fill = If(equals(level, wrap(0)), of_block, inside)
         return Alloc(part, seq(fill, body(part[0], Pair(part[2], part[1]))))
 
     def scan(self, level: Expr) -> Stmt:
-        """state[_BLOCK + level] = the first part that the target falls into."""
+        """state[_BLOCK + level] = the first part that the target falls into.
+
+        Where a thread is alone its part is the block, and is passed over.
+        """
         b = self.d.largest
 
         def turn(i: Expr) -> Stmt:
@@ -440,6 +456,7 @@ class _Row:
             past = seq(self.keep(_AHEAD, after), left)
             return If(below(self.pair(_TARGET), after), here, past)
 
-        of_block = select(equals(level, wrap(1)), wrap(b.lanes), wrap(b.block // b.lanes))
+        threads = 0 if self.alone else b.lanes
+        of_block = select(equals(level, wrap(1)), wrap(threads), wrap(b.block // b.lanes))
         count = select(equals(level, wrap(0)), wrap(b.blocks), of_block)
         return seq(store(self.state, _FOUND, word(0)), loop("i", count, turn))

@@ -86,19 +86,40 @@ class DrawBuffers:
         return Alloc(found, seq(store(found, 0, word(0)), If(may_come, weighed), body(found[0])))
 
 
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """A block's weights while they are sorted: `buffer` from `place` on."""
+
+    buffer: Buffer
+    place: tuple[Expr, ...] = ()
+
+    def __getitem__(self, i: Expr) -> Expr:
+        return self.buffer[(*self.place, i)]
+
+    def store(self, i: Expr, value: Expr) -> Stmt:
+        return store(self.buffer, (*self.place, i), value)
+
+
 def sort_weights(name: str, d: DrawBuffers) -> PrimFunc:
-    """heavy and sums of each block."""
+    """heavy and sums of each block.
+
+    Threads of a group sort in their own memory; one alone where the weights are going to lie,
+    since compilers take long over a large array of one thread.
+    """
     b = d.largest
-    weights = Buffer("weights", U32, (wrap(b.block),), "shared")
+    alone = b.lanes == 1
+    shared = Buffer("weights", U32, (wrap(b.block),), "shared")
     low = Buffer("low", U32, (wrap(d.chunks),), "shared")
     high = Buffer("high", U32, (wrap(d.chunks),), "shared")
 
     def group(row: Expr, block: Expr) -> Stmt:
+        weights = _Weights(d.heavy, (row, block)) if alone else _Weights(shared)
+
         def each(t: Expr, body: Callable[[Expr], Stmt]) -> Stmt:
             return loop("i", b.block // b.lanes, lambda i: let("at", i * b.lanes + t, body))
 
         def weighed(at: Expr) -> Stmt:
-            return d.weight(row, block * b.block + at, lambda q: store(weights, at, q))
+            return d.weight(row, block * b.block + at, lambda q: weights.store(at, q))
 
         def told(at: Expr) -> Stmt:
             return store(d.heavy, (row, block, at), weights[at])
@@ -125,22 +146,22 @@ def sort_weights(name: str, d: DrawBuffers) -> PrimFunc:
         return seq(
             b.threads("t", b.lanes, lambda t: each(t, weighed)),
             _sorted(b, weights),
-            b.threads("t", b.lanes, lambda t: each(t, told)),
+            seq() if alone else b.threads("t", b.lanes, lambda t: each(t, told)),
             chunks(lambda c: _chunk(weights, c, d.chunk, low, high)),
             loop("c", d.chunks - 1, lambda c: scan(c + 1)),
             chunks(summed),
         )
 
     def allocated(g: Expr) -> Stmt:
-        body = group(g // b.blocks, g % b.blocks)
-        return Alloc(weights, Alloc(low, Alloc(high, body)))
+        body = Alloc(low, Alloc(high, group(g // b.blocks, g % b.blocks)))
+        return body if alone else Alloc(shared, body)
 
     body = parallel("group", ROW * b.blocks * DRAWN, allocated)
     params = (b.given.inverse_temperature, b.given.sampled, b.x, d.heavy, d.sums)
     return PrimFunc(name, params, DIMS, body)
 
 
-def _chunk(weights: Buffer, c: Expr, size: int, low: Buffer, high: Buffer) -> Stmt:
+def _chunk(weights: _Weights, c: Expr, size: int, low: Buffer, high: Buffer) -> Stmt:
     """low[c] and high[c] = what a chunk comes to, carried."""
 
     def add(q: Expr) -> Stmt:
@@ -160,7 +181,7 @@ def _chunk(weights: Buffer, c: Expr, size: int, low: Buffer, high: Buffer) -> St
     )
 
 
-def _sorted(b: LargestBuffers, weights: Buffer) -> Stmt:
+def _sorted(b: LargestBuffers, weights: _Weights) -> Stmt:
     """The largest first, by a bitonic network: Batcher, "Sorting networks", AFIPS 1968."""
 
     def stage(k: Expr) -> Stmt:
@@ -182,7 +203,7 @@ def _sorted(b: LargestBuffers, weights: Buffer) -> Stmt:
         def put(i: Expr, j: Expr, a: Expr, z: Expr) -> Stmt:
             falls = equals(Binary("&", i >> (k + 1), wrap(1)), wrap(0))
             wrong = less(select(falls, a, z), select(falls, z, a))
-            return If(wrong, seq(store(weights, i, z), store(weights, j, a)))
+            return If(wrong, seq(weights.store(i, z), weights.store(j, a)))
 
         return b.threads("t", b.lanes, thread)
 
