@@ -55,7 +55,7 @@ def orders(way: tuple[float, int, int, int], rows: int, vocab: int) -> SampleInp
         allowed=np.zeros((rows, -(-vocab // 32)), np.uint32),
         edit_indptr=np.zeros(rows + 1, np.int32),
         edit_ids=np.zeros(0, np.int32),
-        edits=np.zeros((0, 3), np.float32),
+        edits=np.zeros((0, 4), np.float32),
     )
 
 
