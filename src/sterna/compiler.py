@@ -457,6 +457,7 @@ def _manifest(
             page_bytes=cache.page_bytes,
             recurrent=cache.recurrent,
         ),
+        states=None if cache.states is None else cache.states.told(sizes.batch),
         params=params,
         entries=tuple(e.entry for e in entries),
         kernels=table.manifest(),

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 
-from sterna.base.artifact import CHOOSE, KV_CACHE, Dim, Entry, Kernel, Launch, Repeat
+from msgspec import structs
+
+from sterna.base.artifact import CHOOSE, KV_CACHE, STATES, Dim, Entry, Kernel, Launch, Repeat
 from sterna.base.artifact import Buffer as ManifestBuffer
 from sterna.base.dtype import F32
 from sterna.base.errors import ScheduleError
@@ -245,7 +247,7 @@ def build_entry(
             arena=names.arena(),
             arena_bytes=plan.total,
             scratch_bytes=max(scratch, default=0),
-            steps=tuple(names.step(s) for s in steps),
+            steps=_with_rows(tuple(names.step(s) for s in steps), entry),
         ),
         builder.groups,
         builder.scheduled,
@@ -388,6 +390,41 @@ class _Names:
             first=step.attr("first", 0),
             stride=step.attr("stride", 1),
         )
+
+
+def _with_rows(steps: tuple[Launch | Repeat, ...], entry: Function) -> tuple[Launch | Repeat, ...]:
+    """Launches that know under which row a cache has their layer, where it has some layers only."""
+    sizes = {v.name: const_value(v.shape[1]) for v in entry.params if v.name in (KV_CACHE, STATES)}
+    rows: dict[str, dict[int, int]] = {}
+    for title, size in sizes.items():
+        layers = sorted(
+            {
+                step.first + step.stride * i + launch.layer
+                for step in steps
+                if isinstance(step, Repeat)
+                for launch in step.body
+                if title in launch.args
+                for i in range(step.count)
+            }
+        )
+        if len(layers) == size and layers != list(range(len(layers))):
+            rows[title] = {layer: row for row, layer in enumerate(layers)}
+
+    def placed(launch: Launch, step: Repeat) -> Launch:
+        own = next((rows[a] for a in launch.args if a in rows), None)
+        if own is None:
+            return launch
+        first = step.first + launch.layer
+        row = own[first]
+        stride = own[first + step.stride] - row if step.count > 1 else 0
+        return structs.replace(launch, row=row, row_stride=stride)
+
+    return tuple(
+        structs.replace(step, body=tuple(placed(launch, step) for launch in step.body))
+        if isinstance(step, Repeat)
+        else step
+        for step in steps
+    )
 
 
 def _unbounded(func: PrimFunc) -> PrimFunc:

@@ -169,6 +169,7 @@ RECURRENT = [("vulkan", "mamba2")] + [
     for variant, names in (
         ("mamba2", ("cuda:source", "opencl", "webgpu", "webgpu:barrier-free")),
         ("rwkv7", ("cuda:source", "webgpu", "webgpu:barrier-free")),
+        ("granitemoehybrid", ("vulkan", "cuda:source", "webgpu", "webgpu:barrier-free")),
     )
     for name in names
 ]
@@ -194,15 +195,15 @@ def test_recurrent_states(
 
 
 def state_steps(executable: Executable) -> list[Logits]:
-    """As some_steps, with a page for each sequence; then a third takes the first one's page."""
-    prompt, other, size = [3 + 7 * i % 61 for i in range(37)], [3, 9, 27], 256
+    """As some_steps, with a state for each sequence; then a third takes the first one's place."""
+    prompt, other = [3 + 7 * i % 61 for i in range(37)], [3, 9, 27]
+    size, pages = executable.manifest.kv_cache.page_size, [3, 0, 5]
     steps = [
-        [Part(prompt[:20], 0, [3])],
-        [Part(prompt[20:], 20, [3]), Part(other, 0, [7])],
-        [Part([4], 37, [3]), Part([6], 3, [7])],
-        [Part(other, 0, [3])],
+        [Part(prompt[:20], 0, pages)],
+        [Part(prompt[20:], 20, pages), Part(other, 0, [7])],
+        [Part([4], 37, pages), Part([6], 3, [7])],
+        [Part(other, 0, pages)],
     ]
-    assert executable.manifest.kv_cache.page_size == size
     found = [executable.step(step_input(parts, size)).copy() for parts in steps]
     assert found[3][0].tobytes() == found[1][1].tobytes()  # nothing is left of the first
     return found

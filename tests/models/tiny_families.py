@@ -18,6 +18,7 @@ from family_configs import (
     GEMMA2,
     GEMMA3,
     GPT,
+    GRANITE_HYBRID,
     LAYER_NORM,
     LLAMA4,
     LONGROPE,
@@ -337,6 +338,18 @@ VARIANTS: dict[str, dict[str, object]] = {
         "value_dim": None,
         "intermediate_size": None,
         "hidden_ratio": 3.6,
+    },
+    "granitemoehybrid": GRANITE_HYBRID,
+    "granitemoehybrid-rope": {
+        **GRANITE_HYBRID,
+        "num_hidden_layers": 4,
+        "layer_types": ["attention", "mamba", "attention", "mamba"],
+        "position_embedding_type": "rope",
+        "mamba_proj_bias": True,
+        "mamba_conv_bias": False,
+        "mamba_d_head": "auto",
+        "mamba_n_groups": 1,
+        "tie_word_embeddings": True,
     },
 }
 

@@ -135,6 +135,8 @@ def test_every_field_is_known(dist: Path) -> None:
     without = without | {"sampler": None}
     assert "recurrent model" in (told(without, index)[0] or "")
     without["kv_cache"]["recurrent"] = False
+    assert "recurrent model" in (told(without, index)[0] or "")
+    without = without | {"states": None}
     assert told(without, index) == [None, None]
 
 

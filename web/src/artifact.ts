@@ -36,7 +36,7 @@ export function dtypeBytes(of: DType): number {
 const dim = record({ name: text, lo: count, hi: count });
 const buffer = record({ name: text, dtype, shape: list(text), offset: optional(count, 0) });
 const param = record({ name: text, dtype, shape: list(count), row_tile: optional(count, 0), adapter: optional(bool, false) });
-const launchFields = { kernel: text, args: list(text), layer: optional(count, 0) };
+const launchFields = { kernel: text, args: list(text), layer: optional(count, 0), row: optional(nullable(count), null), row_stride: optional(count, 0) };
 const launch = record({ type: oneOf("launch"), ...launchFields });
 const repeat = record({
   type: oneOf("repeat"), var: text, count, body: list(launch), first: optional(count, 0),
@@ -44,6 +44,7 @@ const repeat = record({
 });
 const step: Read<Launch | Repeat> = (value, at) =>
   (value as { type?: unknown } | null)?.type === "repeat" ? repeat(value, at) : launch(value, at);
+const states = record({ slots: count, layers: count, elements: count });
 const phase = record({
   symbol: text, groups: text, threads: count, buffers: list(count), writes: list(count),
   shared_bytes: optional(count, 0), lanes: optional(count, 0),
@@ -87,6 +88,7 @@ const manifest = record({
   part_bytes: optional(count, 0),
   adapters: optional(nullable(adapterRoom), null),
   vision: optional(nullable(vision), null),
+  states: optional(nullable(states), null),
 });
 
 export type Buffer = Of<typeof buffer>;
@@ -118,7 +120,7 @@ export function readManifest(data: Uint8Array): Manifest {
   if (found.sampler !== null && found.sampler.name !== CHOOSE) {
     throw new ArtifactError(`the program's sampler is ${found.sampler.name}, which this version does not know; compile the model again`);
   }
-  if (found.kv_cache.recurrent) {
+  if (found.kv_cache.recurrent || found.states !== null) {
     throw new ArtifactError("the program is of a recurrent model, whose state this version cannot take back to an earlier token; use a model with attention in browsers");
   }
   const sizes = found.kv_cache.page_bytes > 0 && found.kv_cache.page_size > 0;

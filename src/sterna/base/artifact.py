@@ -24,6 +24,8 @@ GRID_POSITIONS = "grid_positions"  # row and column of each patch, where images 
 ROPE_POSITIONS = "rope_positions"  # input: positions of a token in time, height and width
 WINDOW = "window_"  # begins the names of the inputs of what looks at each part of an image alone
 SIGHT_CACHE = "sight_cache"  # its keys and values: an input that nobody fills
+STATES = "states"  # of recurrent layers beside attention: an input that stays on the device
+SLOTS, SLOT_INDPTR = "slots", "slot_indptr"  # inputs: each sequence's place among the states
 ROWS = "rows"  # what it gives
 SEE, PREFILL_GIVEN = "see", "prefill_given"  # entry points of models that take images
 FACTORS = ("lora_A", "lora_B")  # what the params of an adapter's two factors are called
@@ -79,12 +81,15 @@ class Param(_Record, frozen=True):
 class Launch(_Record, frozen=True, tag="launch"):
     """Run one kernel. `args` name buffers; "{i}" in a weight's name is the layer it works on.
 
-    In a repeat that is layer `first + stride * var + layer`, whose cache the kernel reads too.
+    In a repeat that is layer `first + stride * var + layer`. Caches and states hold it under its
+    number, unless only some layers have any: then under `row + row_stride * var`.
     """
 
     kernel: str
     args: tuple[str, ...]
     layer: int = 0
+    row: int | None = None
+    row_stride: int = 0
 
 
 class Repeat(_Record, frozen=True, tag="repeat"):
@@ -147,7 +152,7 @@ class Kernel(_Record, frozen=True):
     flops: str
     bytes: str
     items: str  # independent work items shared among threads
-    dims: tuple[str, ...] = ()  # arguments after the buffers; "layer" is the launch's layer
+    dims: tuple[str, ...] = ()  # arguments after the buffers; "layer" is its layer, or row
     phases: tuple[Phase, ...] = ()  # none in a library whose entry points are functions
 
 
@@ -235,6 +240,23 @@ class KVCache(_Record, frozen=True):
         return self.page_bytes // self.page_size
 
 
+class States(_Record, frozen=True):
+    """What recurrent layers keep beside the KV cache of others: a slot for each running sequence.
+
+    A slot has `elements` numbers of f32 in each of `layers`. All slots are one input of the entry
+    points that nobody fills: a sequence's first step clears its own. A state cannot go back to an
+    earlier token.
+    """
+
+    slots: int
+    layers: int
+    elements: int
+
+    @property
+    def slot_bytes(self) -> int:
+        return self.layers * self.elements * 4
+
+
 # How the hidden states of a text become one vector: the first token's, the last one's, the mean.
 Pooling = Literal["cls", "last", "mean"]
 
@@ -279,6 +301,7 @@ class Manifest(_Record, frozen=True):
     part_bytes: int = 0
     adapters: AdapterRoom | None = None
     vision: Vision | None = None
+    states: States | None = None
 
     @property
     def symbol(self) -> str:

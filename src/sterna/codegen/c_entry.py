@@ -92,7 +92,10 @@ class _EntryWriter:
         code = self.kernels[launch.kernel]
         title = code.source.name
         first = launch.layer + (repeat.first if repeat else 0)
-        layer = f"{first} + {_RUN} * {repeat.stride}" if repeat else str(first)
+        row, stride = (first, repeat.stride if repeat else 0)
+        if launch.row is not None:
+            row, stride = launch.row, launch.row_stride
+        layer = f"{row} + {_RUN} * {stride}" if repeat else str(row)
         values = [f".{p} = (void *)({self.pointer(a, first, repeat)})" for p, a in
                   zip(code.params, launch.args, strict=True)]  # fmt: skip
         values += [f".{d} = {layer if d == LAYER else d}" for d in code.dims]

@@ -95,6 +95,7 @@ class StepArrays:
         self._logit_rows = np.zeros(limits.rows, np.int32)
         self._holes = limits.sliding is not None
         self._adapters = np.zeros(limits.max_sequences, np.int32)
+        self._slots = np.zeros(limits.max_sequences, np.int32)
 
     def fill(self, batch: Batch) -> StepInput:
         """The batch as the device wants it; valid until the next call."""
@@ -132,6 +133,7 @@ class StepArrays:
             given=given,
             is_given=is_given,
             rope_positions=_rope_positions(batch, positions),
+            slots=_put(self._slots, [piece.sequence.slot for piece in batch.pieces]),
         )
 
 

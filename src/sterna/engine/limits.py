@@ -46,7 +46,8 @@ def plan(options: EngineOptions, manifest: Manifest, fitting_pages: int | None =
     model has a page for each sequence, whatever the mode.
     """
     model, kv = manifest.model, manifest.kv_cache
-    if kv.recurrent:
+    has_states = kv.recurrent or manifest.states is not None
+    if has_states:
         _refuse_returns(options)
     sequences = _within(
         "max_num_sequence", options.max_num_sequence, model.max_batch_size, _sequences(options)
@@ -68,7 +69,7 @@ def plan(options: EngineOptions, manifest: Manifest, fitting_pages: int | None =
         window=min(window, num_pages * kv.page_size),
         rows=rows,
         prefill_mode=PrefillMode(options.prefill_mode),
-        prefix_cache=options.prefix_cache and not kv.recurrent,
+        prefix_cache=options.prefix_cache and not has_states,
         sliding=model.sliding_window_size if model.sliding_window_size > 0 else None,
         sinks=model.attention_sink_size,
         recurrent=kv.recurrent,
@@ -81,7 +82,7 @@ def draft_limits(own: Limits, manifest: Manifest, num_pages: int) -> Limits:
     RequestError for a recurrent one, which cannot forget the guesses that were wrong.
     """
     model = manifest.model
-    if manifest.kv_cache.recurrent:
+    if manifest.kv_cache.recurrent or manifest.states is not None:
         raise RequestError(
             f"the draft model is recurrent ({model.model_type}), and its state cannot go back to "
             "an earlier token; choose one with attention"

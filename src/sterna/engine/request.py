@@ -39,6 +39,7 @@ class Sequence:
     phase: Phase = Phase.WAITING
     cached: int = 0
     pages: list[int] = field(default_factory=list)
+    slot: int = -1  # of its states, where the model has any; -1 while it does not run
     node: Node | None = None  # None: not (or no longer) in the prefix cache
     published: int = 0
     reused: int | None = None  # prompt tokens found in the prefix cache on first admission

@@ -57,6 +57,7 @@ class Scheduler:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.pages = Pages(limits.num_pages)
+        self._slots = list(range(limits.max_sequences))[::-1]  # free ones; see Sequence.slot
         self.prefix = PrefixTree(self.pages, limits.page_size)
         self.waiting: list[Sequence] = []  # by arrival
         self.running: list[Sequence] = []  # by arrival
@@ -110,6 +111,8 @@ class Scheduler:
         self.pages.check(tables, (node.page for node in self.prefix.nodes()))
         self.prefix.check()
         assert len(self.running) <= self.limits.max_sequences, "too many sequences run"
+        slots = sorted([*self._slots, *(sequence.slot for sequence in self.running)])
+        assert slots == list(range(self.limits.max_sequences)), f"slots: {slots}"
         for queue in (self.waiting, self.running):
             numbers = [sequence.number for sequence in queue]
             assert numbers == sorted(set(numbers)), f"out of order: {numbers}"
@@ -209,6 +212,9 @@ class Scheduler:
         self.pages.free(_held(sequence))
         sequence.pages, sequence.node = [], None
         sequence.cached = sequence.published = 0
+        if sequence.phase is Phase.RUNNING:
+            self._slots.append(sequence.slot)
+            sequence.slot = -1
         sequence.phase = phase
 
     def _admit(self, sequence: Sequence) -> bool:
@@ -234,6 +240,7 @@ class Scheduler:
         nodes = match.nodes
         self.prefix.use(nodes if match.partial is None else (*nodes, match.partial))
         sequence.pages, sequence.phase = pages, Phase.RUNNING
+        sequence.slot = self._slots.pop()
         sequence.cached = len(nodes) * self.limits.page_size + match.shared
         root = self.prefix.root_of(sequence.adapter)
         sequence.node = (nodes[-1] if nodes else root) if self._caches else None

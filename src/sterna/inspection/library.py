@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sterna.base.artifact import Kernel, KVCache, Manifest
+from sterna.base.artifact import Kernel, KVCache, Manifest, States
 from sterna.base.dtype import dtype
 from sterna.inspection.charts import arena_map, memory_bars, roofline, weight_bars
 from sterna.inspection.costs import KernelCost, StepCost, chosen_context, step_costs
@@ -69,6 +69,14 @@ def _kept(kv: KVCache) -> tuple[str, str]:
     return "KV cache", f"{heads}, {kv.dtype}, {kv.page_size} tokens a page"
 
 
+def _states(states: States | None) -> list[tuple[str, str]]:
+    """What recurrent layers keep beside it."""
+    if states is None:
+        return []
+    numbers = f"{states.layers} layers of {states.elements} numbers, f32, for each sequence"
+    return [("states", numbers)]
+
+
 def _facts(manifest: Manifest) -> Table:
     model, kv = manifest.model, manifest.kv_cache
     rows = [
@@ -78,6 +86,7 @@ def _facts(manifest: Manifest) -> Table:
         ("prefill chunk", f"{model.prefill_chunk_size:,} tokens"),
         ("sequences at once", f"up to {model.max_batch_size}"),
         _kept(kv),
+        *_states(manifest.states),
         ("fingerprint", model.fingerprint[:16]),
     ]  # fmt: skip
     if manifest.carried:
@@ -202,10 +211,12 @@ def _memory(manifest: Manifest, context: int, *, charts: bool) -> Section:
 
 
 def _kv_rows(manifest: Manifest, context: int) -> tuple[tuple[str, str], ...]:
-    kv = manifest.kv_cache
+    kv, states = manifest.kv_cache, manifest.states
     if kv.recurrent:
         return (("the state of a sequence, of any length", size(kv.page_bytes)),)
+    beside = () if states is None else (("states beside it, a sequence", size(states.slot_bytes)),)
     return (
+        *beside,
         ("a token", size(kv.bytes_per_token)),
         (f"a page of {kv.page_size} tokens", size(kv.page_bytes)),
         (f"a context of {context:,} tokens", size(-(-context // kv.page_size) * kv.page_bytes)),

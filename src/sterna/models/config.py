@@ -98,7 +98,7 @@ class LayerKind:
     """What may differ from layer to layer. `rope` numbers a table of angles, None is none.
 
     With a `chunk` a token sees its own chunk of so many positions alone. `first` is the first layer
-    of a model that has another form for it.
+    of a model that has another form for it. A `recurrent` layer has a state, others attention.
     """
 
     window: int = -1
@@ -106,6 +106,7 @@ class LayerKind:
     rope: int | None = 0
     experts: bool = False
     first: bool = False
+    recurrent: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,8 +180,9 @@ class DecoderConfig:
 
     @property
     def recurrent(self) -> bool:
-        """Whether layers keep a state of a sequence, and not its tokens."""
-        return self.mamba is not None or self.rwkv is not None
+        """Whether layers, all or some, keep a state of a sequence, and not its tokens."""
+        states = self.mamba is not None or self.rwkv is not None
+        return states or any(kind.recurrent for kind in self.kinds)
 
     @property
     def sliding_window(self) -> int:
@@ -296,11 +298,22 @@ class Fields:
             )
         return usual
 
-    def layer_types(self, layers: int, default: list[str]) -> list[str]:
-        """ "full_attention" or "sliding_attention" of each layer."""
+    def recurrent(self, default: Callable[[int], bool], **others: str) -> list[bool]:
+        """For each layer whether it has a state; `others` are older names of types."""
+        layers = self.positive("num_hidden_layers", most=MAX_LAYERS)
+        usual = ["linear_attention" if default(i) else "full_attention" for i in range(layers)]
+        types = self.layer_types(layers, usual, ("full_attention", "linear_attention", *others))
+        return [others.get(t, t) == "linear_attention" for t in types]
+
+    def layer_types(
+        self,
+        layers: int,
+        default: list[str],
+        known: tuple[str, ...] = ("full_attention", "sliding_attention"),
+    ) -> list[str]:
+        """The type of each layer, one of those known."""
         given = self.config.get("layer_types")
         types = default if given is None else given
-        known = ("full_attention", "sliding_attention")
         if not isinstance(types, list) or len(types) != layers:
             raise CheckpointError(
                 f"layer_types in config.json must list the kind of each of the {layers} layers"

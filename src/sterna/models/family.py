@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from sterna.base.dtype import DType
+from sterna.base.errors import UnsupportedModel
 from sterna.models.config import COMMON, Config, DecoderConfig, Fields, LayerKind
 from sterna.models.rope_scaling import inv_freq, rotary_dim
 from sterna.nn.attention import Attention, AttentionOptions, SelfAttention
@@ -23,6 +24,7 @@ from sterna.nn.decoder import (
     DecoderLayer,
     EmbeddingModel,
     Rope,
+    States,
 )
 from sterna.nn.latent import LatentAttention
 from sterna.nn.layers import ParallelLayer, PreNormLayer
@@ -179,6 +181,19 @@ class Family:
         if c.latent is not None:
             return Cache(c.num_hidden_layers, 1, c.latent.slot, PAGE_SIZE, dtype, planes=1)
         return Cache(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, PAGE_SIZE, dtype)
+
+    @classmethod
+    def hybrid_cache(cls, c: DecoderConfig, elements: int, dtype: DType) -> Cache:
+        """Keys and values of the layers that attend, and `elements` of state in each other."""
+        recurrent = sum(kind.recurrent for kind in c.kinds)
+        if not 0 < recurrent < len(c.kinds):
+            raise UnsupportedModel(
+                f"{recurrent} of {len(c.kinds)} layers in config.json are recurrent; this family "
+                "is supported with some layers of each kind"
+            )
+        attending, states = len(c.kinds) - recurrent, States(recurrent, elements)
+        heads, dim = c.num_key_value_heads, c.head_dim
+        return Cache(attending, heads, dim, PAGE_SIZE, dtype, states=states)
 
     @classmethod
     def expert_names(cls, path: str, count: int) -> tuple[str, ...]:

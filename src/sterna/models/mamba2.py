@@ -38,12 +38,7 @@ class Mamba2(Family):
         c = super().read_config(config)
         o = c.mamba
         assert o is not None, "read gives it"
-        if o.width != c.intermediate_size or o.heads % o.groups:
-            raise CheckpointError(
-                f"config.json gives {o.heads} heads of {o.head_dim} in {o.groups} groups for a "
-                f"width of {c.intermediate_size}; heads must fill the width, and groups divide the "
-                "heads"
-            )
+        check_heads(o, c.intermediate_size)
         return c
 
     @classmethod
@@ -82,3 +77,12 @@ class Mamba2(Family):
     def cache(cls, c: DecoderConfig, dtype: DType) -> Cache:
         assert c.mamba is not None, "read gives it"
         return Cache(c.num_hidden_layers, 1, c.mamba.elements, 1, F32, planes=1, recurrent=True)
+
+
+def check_heads(o: MambaOptions, width: int) -> None:
+    """CheckpointError where heads and groups are none of a mixer as wide as this."""
+    if o.width != width or o.heads % o.groups:
+        raise CheckpointError(
+            f"config.json gives {o.heads} heads of {o.head_dim} in {o.groups} groups for a "
+            f"width of {width}; heads must fill the width, and groups divide the heads"
+        )

@@ -34,6 +34,8 @@ class Step:
     tile_size: Tensor  # [t]
     tile_seq: Tensor  # [t]
     seq_indptr: Tensor | None = None  # [b + 1] first token of each sequence, if it has a state
+    slot_indptr: Tensor | None = None  # [b + 1] 0, 1, 2 ...; with `slots`
+    slots: Tensor | None = None  # [b] where states are, if others have a KV cache
     ends: Tensor | None = None  # [n] last position of each token's sequence, if all see all
     angles: tuple[Tensor, ...] = ()
     carried: Tensor | None = None  # [n, ...]
@@ -60,6 +62,13 @@ class Step:
             for i, a in enumerate(self.angles)
         )
         return type(self)(**index, angles=angles, carried=carried)
+
+    def states(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What operators of ops.recurrence take last: where tokens and states are."""
+        assert self.seq_indptr is not None, "a recurrent model's step says where sequences begin"
+        if self.slots is None or self.slot_indptr is None:
+            return self.seq_indptr, self.positions, self.page_indptr, self.page_table
+        return self.seq_indptr, self.positions, self.slot_indptr, self.slots
 
     def rope(self, table: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of a table."""

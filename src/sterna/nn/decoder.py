@@ -13,7 +13,8 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.base.artifact import GIVEN, IS_GIVEN, ROPE_POSITIONS
+from sterna.base.artifact import GIVEN, IS_GIVEN, ROPE_POSITIONS, SLOT_INDPTR, SLOTS, STATES
+from sterna.base.artifact import States as ManifestStates
 from sterna.base.dtype import F32, I32, DType
 from sterna.ir.expr import Var
 from sterna.ir.graph import Attr, Function, IRModule
@@ -85,11 +86,24 @@ class Decoder(Module):
 
 
 @dataclass(frozen=True, slots=True)
+class States:
+    """What recurrent layers keep of a sequence where others have a KV cache: f32 in each layer."""
+
+    layers: int
+    elements: int
+
+    def told(self, slots: int) -> ManifestStates:
+        """The record for a program of so many sequences at once."""
+        return ManifestStates(slots=slots, layers=self.layers, elements=self.elements)
+
+
+@dataclass(frozen=True, slots=True)
 class Cache:
     """Shape of the paged KV cache; see ops.attention for the layout of its state tensor.
 
     That of a `recurrent` model has one page a sequence, as long as the context: the states of all
-    layers, `head_dim` elements each, as ops.recurrence has them.
+    layers, `head_dim` elements each, as ops.recurrence has them. Where only some layers are
+    recurrent, `layers` counts the others, and `states` are what those keep.
     """
 
     layers: int
@@ -99,6 +113,7 @@ class Cache:
     dtype: DType
     planes: int = 2  # keys and values; 1 where values are the first elements of keys
     recurrent: bool = False
+    states: States | None = None
 
     def kept_in(self, dtype: DType, context: int) -> Cache:
         """The cache of a program for sequences of so many tokens."""
@@ -262,6 +277,9 @@ def trace_causal_lm(model: CausalLM, limits: Limits, *, given: bool = False) -> 
         shown = main.param(GIVEN, x.shape, F32)
         x = main.emit("replace_rows", x, shown, main.param(IS_GIVEN, (d["n"],), I32))
     x, carried = model.model.begin(x)
+    if (kept := model.cache.states) is not None:
+        shape = (limits.sequences, kept.layers, 1, 1, kept.elements)
+        carried = main.param(STATES, shape, F32)
     step = replace(step, carried=carried)
     x, cache, functions = trace_layers(main, model.model.layers, x, cache, step)
     x = model.result(model.model.finish(x))
@@ -293,8 +311,10 @@ def _step(main: Trace, model: CausalLM, d: dict[str, Var]) -> Step:
         "seq_ids": (d["n"],), "page_indptr": (d["b"] + 1,), "page_table": (d["p"],),
         "tile_start": (d["t"],), "tile_size": (d["t"],), "tile_seq": (d["t"],),
     }  # fmt: skip
-    if model.cache.recurrent:
+    if model.cache.recurrent or model.cache.states is not None:
         others["seq_indptr"] = (d["b"] + 1,)
+    if model.cache.states is not None:
+        others |= {SLOT_INDPTR: (d["b"] + 1,), SLOTS: (d["b"],)}
     if not model.causal:
         others["ends"] = (d["n"],)
     index = {name: main.param(name, shape, I32) for name, shape in others.items()}
@@ -341,8 +361,9 @@ def _call(
     trace: Trace, function: Function, x: Tensor, cache: Tensor, step: Step, **attrs: Attr
 ) -> tuple[Tensor, Tensor, Step]:
     results = tuple(r.type for r in function.results)
-    x, cache, *more = trace.bind(function.name, results, x, cache, *step.tensors(), **attrs)
-    return x, cache, replace(step, carried=more[0]) if more else step
+    x, new, *more = trace.bind(function.name, results, x, cache, *step.tensors(), **attrs)
+    kept = function.results[1] is function.params[1]  # by a layer that has no cache
+    return x, cache if kept else new, replace(step, carried=more[0]) if more else step
 
 
 def _repeat(run: Run) -> dict[str, Attr]:

@@ -37,6 +37,35 @@ class PreNormLayer(DecoderLayer):
         return x + self.mlp(self.post_attention_layernorm(x)).scaled(self.scale), cache
 
 
+class RecurrentLayer(DecoderLayer):
+    """x + scale * mixer(norm(x)), then x + scale * mlp(norm(x)), beside layers with a KV cache.
+
+    `Step.carried` are the states of all such layers.
+    """
+
+    def __init__(
+        self,
+        input_layernorm: Norm,
+        mixer: SelfAttention,
+        post_attention_layernorm: Norm,
+        mlp: FeedForward,
+        *,
+        scale: float = 1.0,
+    ) -> None:
+        self.input_layernorm = input_layernorm
+        self.mixer = mixer
+        self.post_attention_layernorm = post_attention_layernorm
+        self.mlp = mlp
+        self.scale = scale
+
+    def __call__(self, x: Tensor, cache: Tensor, step: Step) -> tuple[Tensor, ...]:
+        assert step.carried is not None, "a model with such layers has states"
+        mixed, states = self.mixer(self.input_layernorm(x), step.carried, step)
+        x = x + mixed.scaled(self.scale)
+        x = x + self.mlp(self.post_attention_layernorm(x)).scaled(self.scale)
+        return x, cache, states
+
+
 class PostNormLayer(DecoderLayer):
     """x + norm(attention(x)), then x + norm(mlp(x)): the stream itself is never normalized."""
 

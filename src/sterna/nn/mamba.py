@@ -92,8 +92,7 @@ class MambaMixer(SelfAttention):
     def __call__(self, x: Tensor, cache: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """[n, hidden] -> ([n, hidden], the cache with this layer's state after the tokens)."""
         o, trace = self.options, x.trace
-        assert step.seq_indptr is not None, "a recurrent model's step says where sequences begin"
-        index = (step.seq_indptr, step.positions, step.page_indptr, step.page_table)
+        index = step.states()
         y = self.in_proj(x)
         gate, dt = y.part(0, o.width), y.part(o.width + o.channels, o.heads).cast(F32)
         mixed, cache = self.conv1d(y.part(o.width, o.channels), cache, index)

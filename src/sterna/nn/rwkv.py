@@ -78,7 +78,9 @@ class Mixing(Module):
 
     def shifted(self, x: Tensor, cache: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """(the token before minus x, the cache)."""
-        before, cache = x.trace.emit_all("token_shift", x, cache, *index(step), offset=self.offset)
+        before, cache = x.trace.emit_all(
+            "token_shift", x, cache, *step.states(), offset=self.offset
+        )
         return before + x.scaled(-1.0), cache
 
 
@@ -125,7 +127,7 @@ class TimeMix(Mixing):
         read, write = beside(key.scaled(-1.0), key * rate)
         out, cache = x.trace.emit_all(
             "delta_scan",
-            *(r, k, v, w, read, write, cache, *index(step)),
+            *(r, k, v, w, read, write, cache, *step.states()),
             offset=o.hidden_size,
             heads=o.heads,
         )
@@ -190,9 +192,3 @@ def beside(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     size, other = (int(const_value(t.shape[1]) or 0) for t in (x, y))
     both = x.trace.emit("join_heads", x, y, heads=1)
     return both.part(0, size), both.part(size, other)
-
-
-def index(step: Step) -> tuple[Tensor, ...]:
-    """Where a step's tokens and states are."""
-    assert step.seq_indptr is not None, "a recurrent model's step says where sequences begin"
-    return step.seq_indptr, step.positions, step.page_indptr, step.page_table

@@ -21,6 +21,9 @@ from sterna.base.artifact import (
     QUERY_TILE,
     ROPE_POSITIONS,
     SIGHT_CACHE,
+    SLOT_INDPTR,
+    SLOTS,
+    STATES,
     WINDOW,
     Entry,
     Manifest,
@@ -35,9 +38,10 @@ _INDEX = (
 )  # fmt: skip
 INPUTS = (
     "tokens", "seq_indptr", "logit_rows", *_INDEX, ADAPTER_IDS, GIVEN, IS_GIVEN, ROPE_POSITIONS,
-    PATCHES, SIGHT_CACHE, GRID_POSITIONS, *(WINDOW + name for name in _INDEX),
+    PATCHES, SIGHT_CACHE, GRID_POSITIONS, STATES, SLOTS, SLOT_INDPTR,
+    *(WINDOW + name for name in _INDEX),
 )  # fmt: skip
-FLOATS = (GIVEN, PATCHES, SIGHT_CACHE)  # of these, those that are f32
+FLOATS = (GIVEN, PATCHES, SIGHT_CACHE, STATES)  # of these, those that are f32
 STEP_DIMS = ("n", "b", "p", "r", "t")
 DIMS = (*STEP_DIMS, "w", "q", "u")  # the last three of an image's windows
 
@@ -78,7 +82,7 @@ def prepare(batch: StepInput, manifest: Manifest, num_pages: int) -> Prepared:
     }
     if not manifest.model.causal:
         inputs["ends"] = np.repeat(_whole(batch), lengths)
-    inputs |= _given(batch, manifest)
+    inputs |= _given(batch, manifest) | _slots(batch, manifest)
     if manifest.vision is not None and manifest.vision.axes:
         inputs[ROPE_POSITIONS] = _on_axes(batch, manifest.vision.axes)
     adapters = _adapters(batch, manifest)
@@ -92,6 +96,26 @@ def prepare(batch: StepInput, manifest: Manifest, num_pages: int) -> Prepared:
         "t": len(start),
     }
     return Prepared(inputs, dims)
+
+
+def _slots(batch: StepInput, manifest: Manifest) -> dict[str, Ints]:
+    """Where each sequence's states are; the states themselves stay where they are."""
+    count, slots = len(batch.seq_indptr) - 1, batch.slots
+    if manifest.states is None:
+        return {}
+    if slots is None:
+        slots = np.arange(count, dtype=np.int32)
+    if slots.shape != (count,) or slots.dtype != np.int32:
+        raise RequestError(f"slots of a step must be int32[{count}], one a sequence")
+    if int(slots.min()) < 0 or int(slots.max()) >= manifest.states.slots:
+        raise RequestError(
+            f"a step asks for slots {slots.tolist()[:8]}; the library has {manifest.states.slots}, "
+            "numbered from 0"
+        )
+    if len(np.unique(slots)) < count:
+        raise RequestError(f"sequences of a step share a slot: {slots.tolist()[:8]}")
+    indptr = np.arange(count + 1, dtype=np.int32)
+    return {STATES: np.zeros(0, np.int32), SLOTS: slots, SLOT_INDPTR: indptr}
 
 
 def _given(batch: StepInput, manifest: Manifest) -> dict[str, Ints]:

@@ -31,7 +31,8 @@ class StepInput:
     the tokens `logit_rows` only (indices into the n tokens, ascending). Sequence s goes through
     adapter `adapters[s]`, -1 for none; None is none for all. Where `is_given` is not 0, a token's
     row of `given`, float32, stands for its embedding: what `Executable.see` made of an image.
-    A model whose tokens have a position on several axes turns them by `rope_positions`.
+    A model whose tokens have a position on several axes turns them by `rope_positions`. Where
+    some layers are recurrent, sequence s has its states in slot `slots[s]`; None is slot s.
     """
 
     tokens: Ints  # [n]
@@ -44,6 +45,7 @@ class StepInput:
     given: Floats | None = None  # [n, hidden]; None: all tokens have their embeddings
     is_given: Ints | None = None  # [n]; with `given`
     rope_positions: Ints | None = None  # [n, axes]; None: `positions` on each axis
+    slots: Ints | None = None  # [b]
 
 
 class Executable(Protocol):

@@ -116,7 +116,7 @@ class _Call:
     launch: Handle
     groups: str
     dims: tuple[str, ...]
-    layer: int
+    row: int  # of the caches, that the dim "layer" stands for
 
 
 def load_on(
@@ -368,12 +368,12 @@ class GroupExecutable:
         calls: list[_Call] = []
         for step in entry.steps:
             if isinstance(step, Launch):
-                calls += self._launches(step, places, 0)
+                calls += self._launches(step, places, 0, 0)
             else:
                 for i in range(step.count):
                     for launch in step.body:
                         layer = step.first + i * step.stride + launch.layer
-                        calls += self._launches(launch, places, layer)
+                        calls += self._launches(launch, places, layer, i)
         return calls
 
     def _view(self, arena: Handle, buffer: Buffer, entry: Entry) -> Handle:
@@ -387,12 +387,15 @@ class GroupExecutable:
             raise ArtifactError(f"the library binds a part of {name!r} that it does not have")
         return self._device.view(whole, part * each, min(each, size - part * each))
 
-    def _launches(self, launch: Launch, places: Mapping[str, Handle], layer: int) -> list[_Call]:
+    def _launches(
+        self, launch: Launch, places: Mapping[str, Handle], layer: int, run: int
+    ) -> list[_Call]:
         kernel = self._kernels.get(launch.kernel)
         if kernel is None:
             raise ArtifactError(f"the library launches a kernel {launch.kernel!r} it does not have")
         names = [arg.replace("{i}", str(layer)) for arg in launch.args]
-        return [self._call(kernel, phase, names, places, layer) for phase in kernel.phases]
+        row = layer if launch.row is None else launch.row + run * launch.row_stride
+        return [self._call(kernel, phase, names, places, row) for phase in kernel.phases]
 
     def _call(
         self,
@@ -400,7 +403,7 @@ class GroupExecutable:
         phase: Phase,
         names: Sequence[str],
         places: Mapping[str, Handle],
-        layer: int,
+        row: int,
     ) -> _Call:
         buffers = []
         for i, part in numbered(phase.buffers):
@@ -412,7 +415,7 @@ class GroupExecutable:
             buffers.append(found)
         function = self._functions[phase.symbol]
         prepared = self._device.prepare(function, phase, buffers, kernel.dims)
-        return _Call(prepared, phase.groups, kernel.dims, layer)
+        return _Call(prepared, phase.groups, kernel.dims, row)
 
 
 def numbered(buffers: Sequence[int]) -> list[tuple[int, int | None]]:
@@ -431,7 +434,7 @@ def _sized(calls: Sequence[_Call], dims: Mapping[str, int]) -> Sized:
         if groups is None:
             groups = known[call.groups] = evaluate(call.groups, dims)
         if groups > 0:
-            values = [call.layer if d == LAYER else dims[d] for d in call.dims]
+            values = [call.row if d == LAYER else dims[d] for d in call.dims]
             result.append((call.launch, groups, values))
     return result
 
@@ -448,10 +451,13 @@ def _check_limits(manifest: Manifest, plan: MemoryPlan, num_pages: int, device: 
     """Every number of the manifest is one that this device has."""
     limits = device.limits
     cache = num_pages * manifest.kv_cache.page_bytes
-    sizes = {p.name: param_bytes(p) for p in manifest.params} | {"the KV cache": cache}
+    params = {p.name: param_bytes(p) for p in manifest.params}
+    sizes = params | {"the KV cache": cache}
+    if manifest.states is not None:
+        sizes["the states of all sequences"] = manifest.states.slots * manifest.states.slot_bytes
     part, whole = manifest.part_bytes, limits.allocation_bytes
     for title, size in sizes.items():
-        bound = size if title == "the KV cache" or not part else min(size, part)
+        bound = min(size, part) if part and title in params else size
         if bound > limits.buffer_bytes or (whole is not None and size > whole):
             raise OutOfMemory(
                 f"{title} takes {size} bytes, and {device.name} binds {limits.buffer_bytes} at "
