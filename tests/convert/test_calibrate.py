@@ -68,7 +68,10 @@ def test_compare() -> None:
     b[0, a[0].argmin()] = 99
     other = compare(documents, a, b)
     assert other.top1 == 0.8
-    assert other.source_perplexity == same.perplexity < other.perplexity
+    assert other.source_perplexity == same.perplexity
+    assert other.perplexity is not None
+    assert other.perplexity > np.prod(chances) ** (-1 / 3)
+    assert compare([(token,) for token in range(5)], a, b).perplexity is None
     assert other.max_kl > other.mean_kl > 0
 
 
@@ -114,6 +117,7 @@ def test_receipts_say_what_changed(shared: Path, tmp_path: Path, text: Path) -> 
     coarse = receipt.coarse
     assert coarse is not None
     assert coarse.mean_kl != quality.mean_kl
+    assert coarse.perplexity is not None
     assert coarse.perplexity == pytest.approx(quality.perplexity, rel=0.02)
     assert written["coarse"]["perplexity"] == coarse.perplexity
     shown = format_receipt(receipt)

@@ -37,15 +37,16 @@ CHEAP_PARAMETERS = (
 class Quality:
     """Over all positions of all documents; divergences in nats.
 
-    `perplexity` is of the tokens that do come next, `source_perplexity` what the source gives them.
+    `perplexity` is of the tokens that do come next, `source_perplexity` what the source gives them;
+    None where every document is a single token.
     """
 
     positions: int
     top1: float
     mean_kl: float
     max_kl: float
-    perplexity: float
-    source_perplexity: float
+    perplexity: float | None
+    source_perplexity: float | None
 
 
 def source_logits(source: Source, plan: Plan, documents: Documents) -> Logits:
@@ -132,12 +133,12 @@ def compare(documents: Documents, wanted: Logits, found: Logits) -> Quality:
     )
 
 
-def _perplexity(documents: Documents, log_shares: NDArray[np.float64]) -> float:
+def _perplexity(documents: Documents, log_shares: NDArray[np.float64]) -> float | None:
     """Of every token but the first of each document, which nothing foretells."""
     tokens = np.concatenate([np.asarray(document) for document in documents])
     last = np.cumsum([len(document) for document in documents]) - 1
     at = np.setdiff1d(np.arange(len(tokens)), last)
-    return float(np.exp(-log_shares[at, tokens[at + 1]].mean())) if len(at) else float("nan")
+    return float(np.exp(-log_shares[at, tokens[at + 1]].mean())) if len(at) else None
 
 
 def _log_shares(logits: Logits) -> NDArray[np.float64]:

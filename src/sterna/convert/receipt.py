@@ -162,10 +162,14 @@ def format_receipt(receipt: Receipt) -> str:
 
 
 def _quality_line(label: str, quality: Quality) -> str:
-    return (
+    told = (
         f"{label}: {quality.top1:.1%} the same as the source's at {quality.positions} positions, "
-        f"KL divergence {quality.mean_kl:.2e} on average, {quality.max_kl:.2e} at most; "
-        f"perplexity {quality.perplexity:.4g}, the source's {quality.source_perplexity:.4g}"
+        f"KL divergence {quality.mean_kl:.2e} on average, {quality.max_kl:.2e} at most"
+    )
+    if quality.perplexity is None or quality.source_perplexity is None:
+        return told
+    return (
+        f"{told}; perplexity {quality.perplexity:.4g}, the source's {quality.source_perplexity:.4g}"
     )
 
 
