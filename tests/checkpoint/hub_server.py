@@ -46,6 +46,15 @@ class Hub:
         self.server.server_close()
 
 
+def _sibling(name: str, data: bytes) -> dict[str, object]:
+    """A file as a repository's description has it; large ones are kept apart (LFS)."""
+    found: dict[str, object] = {"rfilename": name, "size": len(data)}
+    if len(data) >= LARGE:
+        sha256 = hashlib.sha256(data).hexdigest()
+        found["lfs"] = {"size": len(data), "sha256": sha256, "pointerSize": 134}
+    return found
+
+
 class _Handler(BaseHTTPRequestHandler):
     owner: Hub
     protocol_version = "HTTP/1.1"
@@ -75,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None:
             self.answer(404, b"", {"x-error-code": "RevisionNotFound"})
             return
-        names = [{"rfilename": name} for name in self.owner.at(commit)]
+        names = [_sibling(name, data) for name, data in self.owner.at(commit).items()]
         told = {"id": REPO, "sha": commit, "siblings": names, "private": True, "tags": []}
         self.answer(200, json.dumps(told).encode(), {"content-type": "application/json"})
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -10,8 +11,9 @@ import pytest
 from huggingface_hub import errors
 
 from sterna.base import errors as base_errors
-from sterna.base.errors import CheckpointError, UsageError
+from sterna.base.errors import CheckpointError, Error, UsageError
 from sterna.checkpoint.hub import HubName, parse_hub_name, resolve, title
+from sterna.checkpoint.hub_files import HubFile, Listing
 
 SOURCES = str(Path(base_errors.__file__).parents[2])
 
@@ -28,8 +30,12 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    files = lambda repo, **options: seen.get("files", [])  # noqa: E731
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", files)
+
+    def list_files(repo: str, revision: str | None) -> Listing | None:
+        names = seen.get("files")
+        return None if names is None else Listing(repo, "", tuple(HubFile(n) for n in names))
+
+    monkeypatch.setattr("sterna.checkpoint.hub.list_files", list_files)
     return seen
 
 
@@ -135,6 +141,33 @@ def test_a_repository_of_gguf_files(hub: dict[str, Any]) -> None:
         resolve("HF://a/b")
 
 
+@pytest.mark.parametrize(
+    ("files", "name", "sentence"),
+    [
+        (["README.md"], "", "HF://a/b has no config.json: no model"),
+        ([], "", "HF://a/b has no files at that revision"),
+        (["x/config.json", "y/config.json"], "", "as in HF://a/b/x: x, y"),
+        (["x/config.json"], "/z", "HF://a/b has no z at that revision"),
+        (["x/README.md"], "/x", "HF://a/b has no config.json in x: no model"),
+        (
+            ["config.json", "m.gguf"],
+            "",
+            "holds GGUF files; name one of them, as in HF://a/b/m.gguf",
+        ),
+        (["x/m.gguf"], "/x", "as in HF://a/b/x/m.gguf"),
+        (["m.gguf"], "/n.gguf", "has no n.gguf; it has m.gguf"),
+        (["config.json", "pytorch_model.bin"], "", "as pytorch_model.bin alone, a pickle"),
+    ],
+)
+def test_what_is_no_model_is_refused_before_it_is_fetched(
+    hub: dict[str, Any], files: list[str], name: str, sentence: str
+) -> None:
+    hub["files"] = files
+    with pytest.raises(Error, match=sentence):
+        resolve(f"HF://a/b{name}")
+    assert "repo" not in hub
+
+
 def test_one_file_or_folder_is_fetched(hub: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     assert resolve("HF://a/b@main/sub") == tmp_path / "sub"
@@ -165,10 +198,17 @@ def test_impossible_names(name: str) -> None:
         resolve(name)
 
 
-def bare(kind: type[Exception], text: str = "") -> Exception:
+def bare(kind: type[Exception], text: str = "", status: int | None = None) -> Exception:
     """An error of the hub's without the HTTP response that its constructor wants."""
-    error = kind.__new__(kind)
+    error: Any = kind.__new__(kind)
     Exception.__init__(error, text)
+    error.response = SimpleNamespace(status_code=status)
+    return error  # type: ignore[no-any-return]
+
+
+def answered(error: Exception, status: int) -> Exception:
+    """An error that came of an answer of the hub."""
+    error.__cause__ = bare(errors.HfHubHTTPError, "no", status)
     return error
 
 
@@ -180,6 +220,8 @@ def bare(kind: type[Exception], text: str = "") -> Exception:
         (bare(errors.RevisionNotFoundError), "has no revision 'v2'"),
         (errors.LocalEntryNotFoundError("no"), "HF_HUB_OFFLINE"),
         (errors.OfflineModeIsEnabled("no"), "HF_HUB_OFFLINE"),
+        (answered(errors.LocalEntryNotFoundError("no"), 429), "the hub answers 429"),
+        (bare(errors.HfHubHTTPError, "401", 401), "does not know the token"),
         (bare(errors.HfHubHTTPError, "503 Server Error\nbody"), "could not download .*503 Server"),
         (OSError(28, "No space left on device"), "No space left"),
         (RuntimeError(), "RuntimeError"),

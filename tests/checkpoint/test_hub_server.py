@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -75,6 +76,24 @@ def test_a_download_that_broke_off_goes_on(hub: Hub, tmp_path: Path) -> None:
     assert len(gets) == 2
     assert gets[1].startswith("bytes=")
     assert not gets[1].startswith("bytes=0-")
+
+
+def test_what_a_killed_process_left_is_continued(hub: Hub, tmp_path: Path) -> None:
+    """And begun anew where it is not what the hub has: a part of other bytes, one too long."""
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    blobs = tmp_path / "hub" / f"models--{REPO.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True)
+    part = blobs / f"{digest}.part"
+    hub.broken.add("model.safetensors")
+    part.write_bytes(b"x" * 1000)
+    assert "SHA-256" in str(resolve(tmp_path, hub.url, f"HF://{REPO}:v1"))
+    assert not part.exists()
+    part.write_bytes(WEIGHTS[:12345])
+    found = resolve(tmp_path, hub.url, f"HF://{REPO}:v1")
+    assert found == {"config.json": len(CONFIG), "model.safetensors": len(WEIGHTS)}
+    assert (blobs / digest).read_bytes() == WEIGHTS
+    ranges = [ranged for how, path, ranged in hub.asked if how == "GET" and "safetensors" in path]
+    assert ranges == ["bytes=1000-", "bytes=12345-"]
 
 
 def test_offline_what_is_here_is_used(hub: Hub, tmp_path: Path) -> None:

@@ -75,5 +75,8 @@ def test_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     real = huggingface_hub.scan_cache_dir
     monkeypatch.setattr(huggingface_hub, "scan_cache_dir", lambda: real(root))
     assert hub_cache.hub_models() == {"HF://a/b": 100}
-    assert hub_cache.remove_hub_model("HF://a/b") == 100
+    (repo / "blobs" / "y.part").write_bytes(b"y" * 10)
+    (repo / "blobs" / "z.1.incomplete").write_bytes(b"z")
+    assert hub_cache.hub_models() == {"HF://a/b": 111}
+    assert hub_cache.remove_hub_model("HF://a/b") == 111
     assert not repo.exists()

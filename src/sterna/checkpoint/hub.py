@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sterna.base.errors import CheckpointError, UsageError
 from sterna.checkpoint.beside import recover
+from sterna.checkpoint.hub_files import Listing, fetch_large, list_files
 from sterna.checkpoint.local_stores import LM_STUDIO, OLLAMA, find
 
 SCHEME = "HF://"
@@ -29,6 +30,9 @@ _UNWANTED = ["*/*", "consolidated*.safetensors", "adapter_*", "optimizer*"]
 _MODULES = "modules.json"  # of sentence-transformers, and a folder of it that says more
 _POOLING = "*_Pooling/config.json"
 _CONFIGS = ("config.json", "mlc-chat-config.json", ADAPTER_FILES[0])
+_PICKLES = (".bin", ".pt", ".pth")
+_NAMED = 12  # names of files in a sentence
+_UNAUTHORIZED = 401
 _SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 
 
@@ -56,7 +60,10 @@ def resolve(model: str) -> Path:
     """
     if model[: len(SCHEME)].upper() == SCHEME:
         name = parse_hub_name(model)
-        return _download(name, *_patterns(name.inside))
+        listing = list_files(name.repo, name.revision)
+        if listing is not None:
+            _check_choice(name, listing.names)
+        return _download(name, *_patterns(name.inside), listing)
     found = find(model)
     if found is not None:
         return found
@@ -83,7 +90,8 @@ def resolve_adapter(adapter: str) -> Path:
     if adapter[: len(SCHEME)].upper() == SCHEME:
         name = parse_hub_name(adapter)
         inside = f"{name.inside}/" if name.inside else ""
-        return _download(name, [f"{inside}{file}" for file in ADAPTER_FILES], [])
+        wanted = [f"{inside}{file}" for file in ADAPTER_FILES]
+        return _download(name, wanted, [], list_files(name.repo, name.revision))
     return Path(adapter).expanduser()
 
 
@@ -121,20 +129,17 @@ def _patterns(inside: str) -> tuple[list[str], list[str]]:
     )
 
 
-def _found(folder: Path, name: HubName) -> Path:
-    """What was asked for, in the folder that was downloaded."""
-    path = folder / name.inside
-    if not path.exists():
-        raise CheckpointError(f"{SCHEME}{name.repo} has no {name.inside} at that revision")
-    return path
-
-
-def _download(name: HubName, wanted: list[str], unwanted: list[str]) -> Path:
+def _download(
+    name: HubName, wanted: list[str], unwanted: list[str], listing: Listing | None
+) -> Path:
+    """Fetch the files of these patterns; the folder or file that was asked for."""
     repo, revision = name.repo, name.revision
     import huggingface_hub  # takes half a second, and most runs never need it
     from huggingface_hub import errors
 
     try:
+        if listing is not None:
+            fetch_large(listing, wanted, unwanted)
         folder = huggingface_hub.snapshot_download(
             repo, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted
         )
@@ -142,6 +147,8 @@ def _download(name: HubName, wanted: list[str], unwanted: list[str]) -> Path:
             pooling = f"{name.inside}/{_POOLING}".removeprefix("/")
             commit = Path(folder).name  # of the same files, should the branch have moved
             huggingface_hub.snapshot_download(repo, revision=commit, allow_patterns=[pooling])
+    except CheckpointError:
+        raise
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{SCHEME}{repo} asks for its licence to be accepted: do that on "
@@ -155,33 +162,82 @@ def _download(name: HubName, wanted: list[str], unwanted: list[str]) -> Path:
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{SCHEME}{repo} has no revision {revision!r}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise CheckpointError(
-            f"{SCHEME}{repo} is not in the local cache and the hub cannot be reached (or "
-            "HF_HUB_OFFLINE is set); connect, or give a local folder"
-        ) from error
+        raise CheckpointError(_not_here(repo, error.__cause__)) from error
     except Exception as error:  # whatever its HTTP library raises, the user reads a sentence
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"could not download {SCHEME}{repo}: {reason}") from error
-    if not name.inside and not any((Path(folder) / config).is_file() for config in _CONFIGS):
-        _refuse_choice(name, _files(name))
-    return _found(Path(folder), name)
+        raise CheckpointError(_not_given(repo, error)) from error
+    path = Path(folder) / name.inside
+    if not path.exists():
+        raise CheckpointError(
+            f"{SCHEME}{repo} has no {name.inside} at that revision, or it was never downloaded and "
+            "the hub cannot be asked"
+        )
+    return path
 
 
-def _files(name: HubName) -> list[str]:
-    """What a repository holds; nothing where the hub cannot be asked."""
-    import huggingface_hub
+def _not_here(repo: str, cause: BaseException | None) -> str:
+    """The hub was of no use, and the cache holds too little."""
+    answer = _status(cause)
+    if answer is not None:
+        return (
+            f"{SCHEME}{repo} is not in the local cache whole, and the hub answers {answer}: try "
+            "again later, or give a local folder"
+        )
+    return (
+        f"{SCHEME}{repo} is not in the local cache whole, and the hub cannot be reached (or "
+        "HF_HUB_OFFLINE is set); connect, or give a local folder"
+    )
 
-    try:
-        return list(huggingface_hub.list_repo_files(name.repo, revision=name.revision))
-    except Exception:  # only for a better sentence: whoever reads the folder has one too
-        return []
+
+def _not_given(repo: str, error: Exception) -> str:
+    if _status(error) == _UNAUTHORIZED:
+        return (
+            f"the hub does not know the token that it was asked for {SCHEME}{repo} with; log in "
+            "with `hf auth login`, or mend HF_TOKEN"
+        )
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"could not download {SCHEME}{repo}: {reason}"
 
 
-def _refuse_choice(name: HubName, files: list[str]) -> None:
-    """A repository of GGUF files alone holds several models."""
-    models = [file for file in files if file.endswith(".gguf")]
+def _status(error: BaseException | None) -> int | None:
+    """The number of an HTTP answer, where an error came of one."""
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _check_choice(name: HubName, names: list[str]) -> None:
+    """Refuse what is no model, before anything is fetched, and say what there is instead."""
+    here = f"{name.inside}/" if name.inside else ""
+    asked = f"{SCHEME}{name.repo}"
+    repo = [n.removeprefix(here) for n in names if n.startswith(here)]
+    if name.inside.endswith(".gguf"):
+        if name.inside not in names:
+            raise CheckpointError(f"{asked} has no {name.inside}; it has {_some(names, '.gguf')}")
+        return
+    if not repo:
+        raise CheckpointError(f"{asked} has no {name.inside or 'files'} at that revision")
+    files = [n for n in repo if "/" not in n]
+    weights = [n for n in files if n.endswith(".safetensors") or n.startswith("params_shard_")]
+    models = [here + n for n in repo if n.endswith(".gguf")]
+    pickles = [n for n in files if n.endswith(_PICKLES)]
+    folders = [here + n.rpartition("/")[0] for n in repo if n.endswith("/config.json")]
+    if any(config in files for config in _CONFIGS) and (weights or not (models or pickles)):
+        return
     if models:
         raise UsageError(
-            f"{SCHEME}{name.repo} holds GGUF files; name one of them, as in "
-            f"{SCHEME}{name.repo}/{models[0]}: {', '.join(models[:12])}"
+            f"{asked} holds GGUF files; name one of them, as in {asked}/{models[0]}: "
+            f"{_some(models, '.gguf')}"
         )
+    if pickles:
+        raise CheckpointError(
+            f"{asked} has its weights as {pickles[0]} alone, a pickle, which can run any code and "
+            "is never read; look for a revision or a repository with *.safetensors"
+        )
+    if folders:
+        raise UsageError(
+            f"{asked} has no model at its top; name one of its folders, as in "
+            f"{asked}/{folders[0]}: {_some(folders, '')}"
+        )
+    raise CheckpointError(f"{asked} has no config.json{here and f' in {name.inside}'}: no model")
+
+
+def _some(names: list[str], ending: str) -> str:
+    return ", ".join([n for n in names if n.endswith(ending)][:_NAMED]) or f"no *{ending}"

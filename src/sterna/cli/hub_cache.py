@@ -6,17 +6,28 @@ cache is huggingface_hub's, shared with every other program that uses it.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sterna.checkpoint.hub import SCHEME
+from sterna.checkpoint.hub_files import PART
+
+_THEIRS = ".incomplete"  # what huggingface_hub calls a file that is not whole
 
 
 def hub_models() -> dict[str, int]:
-    """Bytes on the disk of each repository that holds a model."""
+    """Bytes on the disk of each repository that holds a model, parts of files included."""
     cache = _scanned()
-    repos = cache.repos if cache is not None else ()
-    found = {f"{SCHEME}{r.repo_id}": int(r.size_on_disk) for r in repos if r.repo_type == "model"}
-    return dict(sorted(found.items()))
+    repos = [r for r in cache.repos if r.repo_type == "model"] if cache is not None else []
+    return {f"{SCHEME}{r.repo_id}": _room(r) for r in sorted(repos, key=lambda r: str(r.repo_id))}
+
+
+def _room(repo: Any) -> int:
+    """What a scan counts, which is whole files, and what broke off."""
+    blobs = repo.repo_path / "blobs"
+    parts: list[Path] = [p for p in blobs.glob("*") if p.suffix in (PART, _THEIRS)]
+    whole: int = repo.size_on_disk
+    return whole + sum(part.stat().st_size for part in parts)
 
 
 def remove_hub_model(name: str) -> int:
@@ -30,8 +41,9 @@ def remove_hub_model(name: str) -> int:
         for revision in repo.revisions
     ]
     strategy = cache.delete_revisions(*revisions)
+    room = hub_models()[name]
     strategy.execute()
-    return int(strategy.expected_freed_size)
+    return room
 
 
 def _scanned() -> Any:
