@@ -228,6 +228,7 @@ def compile_source(
         models.family(config).FUSED,
         code_bits=_code_bits(target, options, quantization.compute),
         adapters=_adapters(options, model, quantization.compute),
+        most_buffers=target.most_buffers or None,
     )
     module = run(module, passes, dump.phase)
     products = code_bits(module)

@@ -1,6 +1,7 @@
 """What each pass does, must leave alone and must refuse, on IR text."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -290,6 +291,22 @@ ATTEND = (
 )
 def test_rope_and_append_stay_apart(lines: list[str]) -> None:
     assert_left_alone(fuse_rope_append, module(STEP, *lines))
+
+
+def test_rope_and_append_stay_apart_where_one_kernel_would_bind_too_much() -> None:
+    lines = [QUERY, KEY, APPEND, ATTEND, "return out, cache"]
+    whole = module(STEP, *lines)  # ten operands and a result
+    assert_left_alone(partial(fuse_rope_append, most_buffers=10), whole)
+    for most in (11, None):
+        assert not equal(fuse_rope_append(whole, most_buffers=most), whole)
+    parts = [
+        f"{name}: f32[n, {size}] = slice(qkv, size={size}, start={start})"
+        for name, size, start in (("q", 8, 0), ("k", 4, 8), ("v", 4, 12))
+    ]
+    step = STEP.replace("q: f32[n, 8], k: f32[n, 4], v: f32[n, 4]", "qkv: f32[n, 16]")
+    stacked = module(step, *parts, *lines)  # of one buffer
+    assert_left_alone(partial(fuse_rope_append, most_buffers=8), stacked)
+    assert not equal(fuse_rope_append(stacked, most_buffers=9), stacked)
 
 
 def test_a_rotated_query_that_others_read_later_is_a_result_of_the_kernel() -> None:

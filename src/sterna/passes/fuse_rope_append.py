@@ -9,10 +9,14 @@ from dataclasses import dataclass, replace
 
 from sterna.ir.graph import Binding, Call, Function, IRModule, Value
 from sterna.passes.def_use import makers, readers
+from sterna.passes.fuse import MOVERS
 
 
-def fuse_rope_append(module: IRModule) -> IRModule:
+def fuse_rope_append(module: IRModule, most_buffers: int | None = None) -> IRModule:
     """Make rope(q), rope(k) and the kv_append of k one rope_append, which attention then reads.
+
+    They stay apart where the one kernel would bind more than `most_buffers`: queries and keys that
+    were normalized lie in buffers of their own.
 
     Before:
         n = dim(1, 64)
@@ -51,7 +55,7 @@ def fuse_rope_append(module: IRModule) -> IRModule:
 
         entry("layer")
     """
-    return module.map(_fused)
+    return module.map(lambda function: _fused(function, most_buffers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +74,30 @@ class _Match:
         return Binding(outs, Call("rope_append", args, self.query.call.attrs))
 
 
-def _fused(function: Function) -> Function:
+def _fused(function: Function, most_buffers: int | None) -> Function:
     found = [_match(function, b) for b in function.bindings if b.call.op == "kv_append"]
-    matches = {m.append: m for m in found if m is not None}
+    small = (m for m in found if m is not None and _fits(function, m.fused(), most_buffers))
+    matches = {m.append: m for m in small}
     gone = {b for m in matches.values() for b in (m.query, m.key)}
     bindings = (
         matches[b].fused() if b in matches else b for b in function.bindings if b not in gone
     )
     return replace(function, bindings=tuple(bindings))
+
+
+def _fits(function: Function, fused: Binding, most_buffers: int | None) -> bool:
+    """Whether a kernel may bind what the binding reads and makes; it changes the cache in place."""
+    made = makers(function)
+
+    def stored(value: Value) -> Value:
+        maker = made.get(value)
+        return stored(maker.call.args[0]) if maker and maker.call.op in MOVERS else value
+
+    made_anew = len(fused.outs) - 1
+    return (
+        most_buffers is None
+        or len({stored(value) for value in fused.call.args}) + made_anew <= most_buffers
+    )
 
 
 def _match(function: Function, append: Binding) -> _Match | None:

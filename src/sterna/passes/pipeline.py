@@ -33,11 +33,13 @@ def graph_passes(
     *,
     code_bits: int | None,
     adapters: tuple[AdapterRoom, DType] | None = None,
+    most_buffers: int | None = None,
 ) -> tuple[Pass, ...]:
     """The passes that come before fusion; `fused` is the family's FUSED table.
 
     `code_bits`: packed weights are multiplied as codes, with activations of so many bits; None:
     as floats. `adapters`: what room there is for them, and the dtype of their factors.
+    `most_buffers`: how many a kernel may bind, if there is a limit.
     """
     codes: tuple[Pass, ...] = ()
     low_rank: tuple[Pass, ...] = ()
@@ -54,7 +56,10 @@ def graph_passes(
             partial(combine_matmul, fused=fused),
         ),  # readers get slices of one matmul
         *codes,  # one product a stack, not one a part
-        ("fuse_rope_append", fuse_rope_append),  # rope reads those slices, not what they lie in
+        (
+            "fuse_rope_append",
+            partial(fuse_rope_append, most_buffers=most_buffers),
+        ),  # rope reads those slices, not what they lie in
         ("cleanup", cleanup),  # fusion counts readers, so equal and dead bindings must be gone
     )
 
