@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,23 +25,36 @@ from sterna.convert.forward import all_logits
 from sterna.engine.engine import Engine
 from sterna.engine.limits import draft_limits, plan
 from sterna.engine.options import EngineOptions
-from sterna.models import family
+from sterna.models import build, expert_weights, family
+from sterna.nn.decoder import Limits, trace_causal_lm
+from sterna.passes.pipeline import graph_passes
+from sterna.passes.pipeline import run as run_passes
+from sterna.quantize.scheme import scheme
 from sterna.runtime.executable import StepInput
 from sterna.text.tokenizer import Tokenizer
 
-VARIANT = "granitemoehybrid"
-CONFIG = tiny_families.VARIANTS[VARIANT]
-ELEMENTS = 3 * 128 + 96 * 8  # the convolution's last inputs, and a row of 8 for each channel
+GRANITE, QWEN = (tiny_families.VARIANTS[v] for v in ("granitemoehybrid", "qwen3-next"))
+# The convolution's last inputs, and a row of 8 for each channel of values.
+ELEMENTS = {"granitemoehybrid": 3 * 128 + 96 * 8, "qwen3-next": 3 * 80 + 48 * 8}
+ATTENDING = {"granitemoehybrid": 2, "qwen3-next": 1}  # layers
 SIZES = {"context_window_size": 128, "prefill_chunk_size": 32, "max_batch_size": 4}
 ASKED = {"max_tokens": 16, "ignore_eos": True, "seed": 5, "temperature": 1.0,
          "return_token_ids": True}  # fmt: skip
 PROMPTS = [[3 + (5 * s + i * i) % 60 for i in range(7 + 9 * s)] for s in range(6)]
 
 
+@pytest.fixture(
+    scope="module",
+    params=["granitemoehybrid", pytest.param("qwen3-next", marks=pytest.mark.slow)],
+)
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    root = tmp_path_factory.mktemp(VARIANT)
-    return build_drawn(root, CONFIG, weights(VARIANT), "q4f16_1", **SIZES)
+def compiled(variant: str, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    root, config = tmp_path_factory.mktemp(variant), tiny_families.VARIANTS[variant]
+    return build_drawn(root, config, weights(variant), "q4f16_1", **SIZES)
 
 
 def engine(made: Compiled, num_pages: int) -> Engine:
@@ -107,13 +121,14 @@ def test_a_slot_is_the_sequences_own(compiled: Compiled) -> None:
     model.close()
 
 
-def test_caches_have_the_layers_that_use_them(compiled: Compiled) -> None:
-    """M M A M A: attention is layers 2 and 4, and rows 0 and 1 of the cache."""
+def test_caches_have_the_layers_that_use_them(variant: str, compiled: Compiled) -> None:
+    """M M A M A: attention is layers 2 and 4, and rows 0 and 1 of the cache; and R R A R."""
+    attending = ATTENDING[variant]
     manifest = compiled.load(num_pages=1).manifest
     states = manifest.states
     assert states is not None
-    assert (states.slots, states.layers, states.elements) == (4, 3, ELEMENTS)
-    assert manifest.kv_cache.layers == 2
+    assert (states.slots, states.layers, states.elements) == (4, 3, ELEMENTS[variant])
+    assert manifest.kv_cache.layers == attending
     found: dict[str, set[int]] = {"kv_cache": set(), "states": set()}
     for step in manifest.entry("decode").steps:
         assert isinstance(step, Launch | Repeat)
@@ -123,14 +138,20 @@ def test_caches_have_the_layers_that_use_them(compiled: Compiled) -> None:
                 if row is None:
                     row, stride = step.first + launch.layer, step.stride
                 found[name] |= {row + stride * i for i in range(step.count)}
-    assert found == {"kv_cache": {0, 1}, "states": {0, 1, 2}}
+    assert found == {"kv_cache": set(range(attending)), "states": {0, 1, 2}}
 
 
-def test_inspection_speaks_of_both(compiled: Compiled, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspection_speaks_of_both(
+    variant: str, compiled: Compiled, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["inspect", str(compiled.library)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert f"3 layers of {ELEMENTS} numbers, f32, for each sequence" in shown
-    assert "2 layers of 2 heads of 12" in shown
+    assert f"3 layers of {ELEMENTS[variant]} numbers, f32, for each sequence" in shown
+    heads = {
+        "granitemoehybrid": "2 layers of 2 heads of 12",
+        "qwen3-next": "1 layers of 2 heads of 16",
+    }
+    assert heads[variant] in shown
 
 
 def test_what_would_go_back_is_refused(compiled: Compiled, tmp_path: Path) -> None:
@@ -143,29 +164,61 @@ def test_what_would_go_back_is_refused(compiled: Compiled, tmp_path: Path) -> No
         draft_limits(plan(EngineOptions(), manifest), manifest, 4)
 
 
-def test_the_forward_pass_in_numpy_is_that_of_transformers() -> None:
-    drawn, prompt = weights(VARIANT), tiny_families.PROMPT
-    model = family(CONFIG).build(CONFIG, F32)
-    found = all_logits(model, [prompt[:9], prompt], lambda name, _: drawn[name])
-    wanted = tiny_families.golden(VARIANT)[0]
+@pytest.mark.parametrize("name", ELEMENTS)
+def test_the_forward_pass_in_numpy_is_that_of_transformers(name: str) -> None:
+    drawn, prompt, config = weights(name), tiny_families.PROMPT, tiny_families.VARIANTS[name]
+    model = family(config).build(config, F32)
+    experts = expert_weights(config)
+
+    def read(path: str, _: object) -> Any:
+        return np.concatenate([drawn[p] for p in experts.get(path, (path,))])
+
+    found = all_logits(model, [prompt[:9], prompt], read)
+    wanted = tiny_families.golden(name)[0]
     assert np.abs(found[9:][list(tiny_families.POSITIONS)] - wanted).max() < 1e-4
 
 
+def test_published_sizes_of_qwen3_next() -> None:
+    """80B-A3B: as many parameters as transformers makes of the same config."""
+    config = QWEN | {
+        "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 16, "head_dim": 256,
+        "full_attention_interval": 4, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
+        "linear_key_head_dim": 128, "linear_value_head_dim": 128, "num_experts": 512,
+        "num_experts_per_tok": 10, "moe_intermediate_size": 512, "vocab_size": 151936,
+        "shared_expert_intermediate_size": 512, "max_position_embeddings": 262144,
+    }  # fmt: skip
+    model = family(config).build(config, F32)
+    assert sum(math.prod(p.shape) for _, p in model.parameters()) == 79_674_391_296
+    module = trace_causal_lm(build(config, scheme("q4f16_1")), Limits(8, 4, 16))
+    run_passes(module, graph_passes(family(config).FUSED, code_bits=None))
+
+
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("known", "changed", "told"),
     [
-        ({"mamba_n_heads": 5}, "heads must fill the width"),
-        ({"mamba_n_groups": 4}, "groups divide the heads"),
-        ({"num_local_experts": 8}, "num_local_experts"),
-        ({"layer_types": ["mamba"] * 5}, "5 of 5 layers"),
-        ({"layer_types": ["attention"] * 5}, "0 of 5 layers"),
-        ({"layer_types": ["mamba"]}, "kind of each of the 5 layers"),
-        ({"layer_types": ["mamba", "attention", "x", "mamba", "mamba"]}, "'x'"),
-        ({"position_embedding_type": "alibi"}, "position_embedding_type"),
-        ({"time_step_limit": [0.0, 0.5]}, "time_step_limit"),
+        (GRANITE, {"mamba_n_heads": 5}, "heads must fill the width"),
+        (GRANITE, {"mamba_n_groups": 4}, "groups divide the heads"),
+        (GRANITE, {"num_local_experts": 8}, "num_local_experts"),
+        (GRANITE, {"layer_types": ["mamba"] * 5}, "5 of 5 layers"),
+        (GRANITE, {"layer_types": ["attention"] * 5}, "0 of 5 layers"),
+        (GRANITE, {"layer_types": ["mamba"]}, "kind of each of the 5 layers"),
+        (GRANITE, {"layer_types": ["mamba", "attention", "x", "mamba", "mamba"]}, "'x'"),
+        (GRANITE, {"position_embedding_type": "alibi"}, "position_embedding_type"),
+        (GRANITE, {"time_step_limit": [0.0, 0.5]}, "time_step_limit"),
+        (QWEN, {"linear_num_value_heads": 5}, "5 linear value heads and 2 linear key heads"),
+        (QWEN, {"linear_key_head_dim": 0}, "linear_key_head_dim"),
+        (QWEN, {"linear_conv_kernel_dim": 10**9}, "linear_conv_kernel_dim"),
+        (QWEN, {"full_attention_interval": 1}, "0 of 4 layers"),
+        (QWEN, {"full_attention_interval": 9}, "4 of 4 layers"),
+        (QWEN, {"layer_types": ["linear_attention", "full_attention", "mamba", "x"]}, "'mamba'"),
+        (QWEN, {"hidden_act": "gelu"}, "hidden_act"),
+        (QWEN, {"mlp_only_layers": 3}, "mlp_only_layers"),
+        (QWEN, {"partial_rotary_factor": 1.5}, "partial_rotary_factor"),
     ],
 )
-def test_configs_that_lie_are_refused(changed: dict[str, Any], told: str) -> None:
-    config = {**CONFIG, **changed}
+def test_configs_that_lie_are_refused(
+    known: dict[str, Any], changed: dict[str, Any], told: str
+) -> None:
+    config = {**known, **changed}
     with pytest.raises(CheckpointError, match=told):
         family(config).build(config, F32)

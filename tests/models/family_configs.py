@@ -263,3 +263,30 @@ GRANITE_HYBRID = of(
     normalization_function="rmsnorm",
     max_position_embeddings=256,
 )
+
+# Heads of keys that serve two of values each, and of other sizes than those.
+QWEN3_NEXT = of(
+    "qwen3_next",
+    "Qwen3NextForCausalLM",
+    BASE,
+    num_hidden_layers=4,
+    head_dim=16,
+    full_attention_interval=3,
+    partial_rotary_factor=0.25,
+    rope_theta=10000000,
+    linear_conv_kernel_dim=4,
+    linear_key_head_dim=8,
+    linear_value_head_dim=12,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    decoder_sparse_step=1,
+    mlp_only_layers=[],
+    num_experts=6,
+    num_experts_per_tok=2,
+    moe_intermediate_size=32,
+    shared_expert_intermediate_size=40,
+    norm_topk_prob=True,
+    attention_bias=False,
+    use_sliding_window=False,
+    max_position_embeddings=256,
+)

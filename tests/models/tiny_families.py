@@ -26,6 +26,7 @@ from family_configs import (
     NO_EPS,
     QWEN2,
     QWEN3_MOE,
+    QWEN3_NEXT,
     RWKV7,
     of,
 )
@@ -351,6 +352,7 @@ VARIANTS: dict[str, dict[str, object]] = {
         "mamba_n_groups": 1,
         "tie_word_embeddings": True,
     },
+    "qwen3-next": QWEN3_NEXT,
 }
 
 

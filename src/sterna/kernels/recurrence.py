@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from math import gcd
 
 from sterna.base.dtype import F32
-from sterna.ir.expr import Buffer, Expr, Load, Unary, Var, cast, const_value, exp, maximum, wrap
+from sterna.ir.expr import Buffer, Expr, Load, Var, cast, const_value, exp, wrap
 from sterna.ir.loop import Alloc, If, PrimFunc, Stmt, seq, store
 from sterna.kernels.build import let, loop, parallel, vector
 from sterna.kernels.kv_cache import LAYER
+from sterna.ops.activation import softplus
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +170,7 @@ class Scan:
 
     def step(self, n: Expr, head: Expr) -> Expr:
         """softplus(dt), without overflow."""
-        raw = cast(F32, self.dt[n, head])
-        return maximum(raw, wrap(0.0)) + Unary("log", exp(-Unary("abs", raw)) + 1.0)
+        return softplus(cast(F32, self.dt[n, head]))
 
 
 def ssm_scan(name: str, scan: Scan, states: States, dims: tuple[Var, ...], lanes: int) -> PrimFunc:

@@ -16,6 +16,7 @@ from sterna.base.errors import CheckpointError, UnsupportedModel, UsageError
 from sterna.models.rope_options import rope_options
 from sterna.models.rope_scaling import DEFAULT_THETA, RopeOptions
 from sterna.nn.attention import Projections
+from sterna.nn.delta import DeltaOptions
 from sterna.nn.grid_vision import GridOptions
 from sterna.nn.latent import LatentOptions
 from sterna.nn.mamba import MambaOptions
@@ -118,10 +119,10 @@ class DecoderConfig:
     layers have attention and feed-forward layer side by side, with `two_norms` a norm for each;
     `head_norms` are of queries and keys;
     `interleaved`, `projections` and `temper` are of AttentionOptions; with `latent` sizes heads'
-    have keys and values from one small vector a token, with `mamba` or `rwkv` sizes layers have a
-    state and no attention. A model with `pooling` embeds texts and has no head; without `causal`
-    every token sees its whole sequence. `vision` is what looks at images; with `rope_sections` a
-    token has as many positions, and each turns so many pairs of dims.
+    have keys and values from one small vector a token, with `mamba`, `rwkv` or `delta` sizes layers
+    have a state and no attention. A model with `pooling` embeds texts and has no head; without
+    `causal` every token sees its whole sequence. `vision` is what looks at images; with
+    `rope_sections` a token has as many positions, and each turns so many pairs of dims.
     """
 
     hidden_size: int
@@ -159,6 +160,7 @@ class DecoderConfig:
     latent: LatentOptions | None = None
     mamba: MambaOptions | None = None
     rwkv: RwkvOptions | None = None
+    delta: DeltaOptions | None = None
     residual_scale: float = 1.0
     qkv_clip: float = 0.0
     head_norms: bool = False

@@ -5,6 +5,7 @@ The first two have an expert that all tokens share beside those that they choose
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from sterna.base.errors import CheckpointError
@@ -30,7 +31,8 @@ class Qwen2Moe(Qwen2):
     def read(cls, f: Fields) -> DecoderConfig:
         shared = f.positive("shared_expert_intermediate_size", 5632)
         options = replace(expert_options(f, 60, 4), shared_size=shared, gated=True)
-        return f.decoder(qkv_bias=f.flag("qkv_bias", True), kinds=sparse_layers(f), experts=options)
+        kinds = sparse_layers(f, qwen_windows(f))
+        return f.decoder(qkv_bias=f.flag("qkv_bias", True), kinds=kinds, experts=options)
 
 
 class Qwen3Moe(Qwen3):
@@ -45,22 +47,24 @@ class Qwen3Moe(Qwen3):
         f.refuse_unless("shared_expert_intermediate_size", [0, None])
         return f.decoder(
             attention_bias=f.flag("attention_bias"),
-            kinds=sparse_layers(f),
+            kinds=sparse_layers(f, qwen_windows(f)),
             experts=expert_options(f, 128, 8),
         )
 
 
-def expert_options(f: Fields, experts: int, chosen: int) -> ExpertOptions:
+def expert_options(
+    f: Fields, experts: int, chosen: int, *, over_chosen: bool = False
+) -> ExpertOptions:
     """The experts of a sparse layer; the numbers are what silence means."""
     return ExpertOptions(
         experts=f.positive("num_experts", experts),
         chosen=f.positive("num_experts_per_tok", chosen),
         intermediate_size=f.positive("moe_intermediate_size"),
-        over_chosen=f.flag("norm_topk_prob"),
+        over_chosen=f.flag("norm_topk_prob", over_chosen),
     )
 
 
-def sparse_layers(f: Fields) -> list[LayerKind]:
+def sparse_layers(f: Fields, kinds: Iterable[LayerKind]) -> list[LayerKind]:
     """Every `decoder_sparse_step`-th layer has experts, unless `mlp_only_layers` names it."""
     period = f.positive("decoder_sparse_step", 1)
     dense = f.config.get("mlp_only_layers") or []
@@ -68,5 +72,5 @@ def sparse_layers(f: Fields) -> list[LayerKind]:
         raise CheckpointError("mlp_only_layers in config.json must be a list of layers' numbers")
     return [
         replace(kind, experts=i not in dense and (i + 1) % period == 0)
-        for i, kind in enumerate(qwen_windows(f))
+        for i, kind in enumerate(kinds)
     ]

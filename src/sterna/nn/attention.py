@@ -84,7 +84,8 @@ class AttentionOptions:
     pairs neighbouring dims where others pair the halves of a head. `clip` bounds q, k and v.
     With `head_sinks` each head has learned a score for a token without a value that all see; with
     a `chunk` tokens see their own chunk of so many positions alone. `temper` (floor, scale)
-    multiplies a query at position p by 1 + scale * log(1 + (p + 1) // floor).
+    multiplies a query at position p by 1 + scale * log(1 + (p + 1) // floor). With an `output_gate`
+    q_proj gives each head twice its dims, and sigmoids of the second half weigh what it attends to.
     """
 
     hidden_size: int
@@ -105,6 +106,7 @@ class AttentionOptions:
     head_sinks: bool = False
     chunk: int = 0
     temper: tuple[float, float] | None = None
+    output_gate: bool = False
 
     @property
     def width(self) -> int:
@@ -133,7 +135,8 @@ class Attention(SelfAttention):
         self, o: AttentionOptions, q_norm: Norm | None = None, k_norm: Norm | None = None
     ) -> None:
         if o.projections == "apart":
-            self.q_proj = Linear(o.hidden_size, o.width, o.dtype, bias=o.qkv_bias)
+            rows = 2 * o.width if o.output_gate else o.width
+            self.q_proj = Linear(o.hidden_size, rows, o.dtype, bias=o.qkv_bias)
             self.k_proj = Linear(o.hidden_size, o.kv_width, o.dtype, bias=o.qkv_bias)
             self.v_proj = Linear(o.hidden_size, o.kv_width, o.dtype, bias=o.qkv_bias)
         else:
@@ -152,6 +155,7 @@ class Attention(SelfAttention):
         """[n, hidden] -> ([n, hidden], the cache with this layer's keys and values appended)."""
         o, emit = self.options, x.trace.emit
         q, k, v = (self._clipped(t) for t in self._project(x))
+        q, gate = self._halves(q) if o.output_gate else (q, None)
         q, k = self._normed("q_norm", q), self._normed("k_norm", k)
         q, k = self._rotated(q, step), self._rotated(k, step)
         if o.temper is not None:
@@ -172,6 +176,8 @@ class Attention(SelfAttention):
             **({"chunk": o.chunk} if o.chunk else {}),
             **({} if step.ends is None else {"causal": False}),
         )
+        if gate is not None:
+            attended = attended * emit("sigmoid", gate)
         return self.o_proj(attended), cache
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,6 +200,15 @@ class Attention(SelfAttention):
             for start, size in parts
         )
         return q, k, v
+
+    def _halves(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries, and what their heads' gates are made of."""
+        dim = self.options.head_dim
+        first, second = (
+            q.trace.emit("slice_groups", q, start=start, size=dim, stride=2 * dim)
+            for start in (0, dim)
+        )
+        return first, second
 
     def _clipped(self, x: Tensor) -> Tensor:
         limit = self.options.clip

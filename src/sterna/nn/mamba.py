@@ -52,10 +52,10 @@ class MambaOptions:
 class Convolution(Module):
     """The last `kernel` inputs of each channel, weighted; f32 in every scheme."""
 
-    def __init__(self, o: MambaOptions) -> None:
-        self.weight = Parameter((o.channels, 1, o.kernel), F32, "exact")
-        if o.conv_bias:
-            self.bias = Parameter((o.channels,), F32, "exact")
+    def __init__(self, channels: int, kernel: int, *, bias: bool) -> None:
+        self.weight = Parameter((channels, 1, kernel), F32, "exact")
+        if bias:
+            self.bias = Parameter((channels,), F32, "exact")
 
     def __call__(self, x: Tensor, cache: Tensor, index: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """[n, channels] and the cache -> both."""
@@ -82,7 +82,7 @@ class MambaMixer(SelfAttention):
         self.options = o
         rows = o.width + o.channels + o.heads
         self.in_proj = Linear(o.hidden_size, rows, dtype, bias=o.bias)
-        self.conv1d = Convolution(o)
+        self.conv1d = Convolution(o.channels, o.kernel, bias=o.conv_bias)
         self.dt_bias = Parameter((o.heads,), F32, "exact")
         self.A_log = Parameter((o.heads,), F32, "exact")
         self.D = Parameter((o.heads,), F32, "exact")

@@ -38,6 +38,7 @@ OPS: dict[str, Op] = {
         activation.TANH,
         activation.EXP,
         activation.SIGMOID,
+        activation.DECAY,
         activation.SOFTCAP,
         activation.SCALE,
         activation.CLIP,

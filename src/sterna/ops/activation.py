@@ -54,6 +54,16 @@ def sigmoid(x: Expr) -> Expr:
     return wrap(1.0) / (wrap(1.0) + exp(-x))
 
 
+def softplus(x: Expr) -> Expr:
+    """log(1 + exp(x)) of an f32, without overflow."""
+    return maximum(x, wrap(0.0)) + Unary("log", exp(-Unary("abs", x)) + 1.0)
+
+
+def _decay(x: Expr, a_log: Expr) -> Expr:
+    """What a step of softplus(x) leaves of a state: exp(-step * exp(a_log)), as Mamba has it."""
+    return cast(x.dtype, exp(-(softplus(cast(F32, x)) * exp(cast(F32, a_log)))))
+
+
 def _sigmoid(x: Expr) -> Expr:
     return cast(x.dtype, sigmoid(cast(F32, x)))
 
@@ -101,6 +111,7 @@ RELU_SQUARED = elementwise("relu_squared", _of_f32(_relu_squared))
 TANH = elementwise("tanh", _of_f32(tanh))
 EXP = elementwise("exp", _of_f32(exp))
 SIGMOID = elementwise("sigmoid", _sigmoid)
+DECAY = elementwise("decay", _decay)
 SOFTCAP = elementwise("softcap", _softcap)
 SCALE = elementwise("scale", _scale)
 CLIP = elementwise("clip", _clip)
