@@ -92,7 +92,7 @@ OPEN = """async ([peer, model, prompt]) => {
   const begin = performance.now();
   window.peer = await (await import(`/page/${peer}`)).open(model);
   const { first } = await window.peer.answer(prompt, 4);
-  return { first_token_s: (performance.now() - begin) / 1000, detail: window.peer.detail };
+  return (performance.now() - begin) / 1000;
 }"""
 
 
@@ -141,13 +141,11 @@ def measure(site: Site, chromium: str, candidate: Candidate, draw: random.Random
             page = context.new_page()
             page.goto(f"{site.url}/page/index.html")
             given = [candidate.peer, f"/models/{candidate.model}", prompt(WARM)]
-            opened = page.evaluate(OPEN, given)
-            found[f"{visit}_visit_s"] = opened["first_token_s"]
+            found[f"{visit}_visit_s"] = page.evaluate(OPEN, given)
             found[f"{visit}_visit_bytes"] = sum(site.sent.values())
             if visit == "first":
                 found["code"] = code_bytes(site)
                 page.close()
-        found["detail"] = opened["detail"]
         for length, count, metric in ((PROMPT, 1, "prefill"), (WARM, ANSWER, "decode")):
             told = page.evaluate("([p, n]) => window.peer.answer(p, n)", [prompt(length), count])
             if told["tokens"] != count:
@@ -156,6 +154,7 @@ def measure(site: Site, chromium: str, candidate: Candidate, draw: random.Random
             if metric == "decode":
                 tokens, seconds = count - 1, told["rest"]
             found[f"{metric}_tokens_per_s"] = tokens / seconds
+        found["detail"] = page.evaluate("window.peer.detail")
     return found
 
 

@@ -3,12 +3,22 @@
 export async function open(folder) {
   const { CreateEngine } = await import("/dist/index.js");
   const { Device } = await import("/dist/device.js");
-  const detail = {};
-  const compile = Device.prototype.compile;
+  const { Pace } = await import("/dist/pace.js");
+  const detail = { pipelines: 0, compile_s: 0, late_pipelines: 0, late_compile_s: 0, submissions: 0, longest_submission_ms: 0 };
+  const { compile } = Device.prototype;
+  const { took } = Pace.prototype;
   Device.prototype.compile = async function (...given) {
     const begin = performance.now();
     const made = await compile.apply(this, given);
-    return Object.assign(detail, { pipelines: new Set(made.values()).size, compile_s: (performance.now() - begin) / 1000 }) && made;
+    const kind = detail.pipelines === 0 ? "" : "late_"; // those of drawn tokens come last
+    detail[`${kind}pipelines`] = new Set(made.values()).size;
+    detail[`${kind}compile_s`] = (performance.now() - begin) / 1000;
+    return made;
+  };
+  Pace.prototype.took = function (launches, ms) {
+    detail.submissions++;
+    detail.longest_submission_ms = Math.max(detail.longest_submission_ms, ms);
+    return took.call(this, launches, ms);
   };
   const engine = await CreateEngine(folder);
   return {

@@ -14,7 +14,10 @@ PREPARE = """async (url) => {
   const { requestDevice } = GPUAdapter.prototype;
   const { submit } = GPUQueue.prototype;
   const { mapAsync } = GPUBuffer.prototype;
-  Object.assign(window, { devices: [], broken: false, submits: 0, maps: [] });
+  const { dispatchWorkgroups } = GPUComputePassEncoder.prototype;
+  Object.assign(window, { devices: [], broken: false, maps: [], launches: 0, submits: [] });
+  Object.assign(window, { time: 0, launch_ms: 0 });
+  performance.now = () => time;
   GPUAdapter.prototype.requestDevice = async function (...given) {
     const device = await requestDevice.apply(this, given);
     devices.push(device);
@@ -22,14 +25,21 @@ PREPARE = """async (url) => {
     return device;
   };
   GPUQueue.prototype.submit = function (...given) {
-    submits++;
+    submits.push(launches);
+    time += launch_ms * launches;
+    launches = 0;
     return submit.apply(this, given);
+  };
+  GPUComputePassEncoder.prototype.dispatchWorkgroups = function (...given) {
+    launches++;
+    return dispatchWorkgroups.apply(this, given);
   };
   GPUBuffer.prototype.mapAsync = function (mode, offset = 0, size = this.size - offset) {
     maps.push(size);
     return mapAsync.call(this, mode, offset, size);
   };
   window.engine = await sterna.CreateEngine(url);
+  await engine.completions.create({ prompt: "A device is met in small steps", max_tokens: 2 });
   const { sampler, model } = engine.loaded.runner.manifest;
   return { sampler: sampler !== null, vocabulary: model.vocab_size };
 }"""
@@ -41,7 +51,7 @@ ASK = """async (messages) => {
 }"""
 STREAM = """async ([count, at, act, temperature = 0]) => {
   const told = { text: "", pieces: 0, reason: null, error: null };
-  Object.assign(window, { submits: 0, maps: [] });
+  Object.assign(window, { submits: [], maps: [] });
   try {
     const stream = await engine.completions.create({
       prompt: "Once upon a time", max_tokens: count, temperature, seed: 5, ignore_eos: true,
@@ -63,7 +73,10 @@ COUNT = 16
 
 @pytest.fixture(scope="module")
 def page(browser: Any, site: FileServer, tern: WebModel) -> Iterator[Any]:
-    """A page with the demo model, which counts what the device is asked for."""
+    """A page with the demo model, which counts what the device is asked for.
+
+    Its clock stands still, or goes on by `launch_ms` a launch.
+    """
     site.forget()
     site.folders["tern"] = tern.folder
     made = opened(browser, site)
@@ -84,8 +97,20 @@ def test_a_token_is_one_read_back(page: Any, plain: Any, temperature: float) -> 
     assert page.program["sampler"]
     told = page.evaluate(STREAM, [COUNT, 0, "", temperature]) if temperature else plain
     assert told["reason"] == "length"
-    assert told["submits"] == told["pieces"] == COUNT
+    assert len(told["submits"]) == told["pieces"] == COUNT
     assert told["maps"] == [4] * COUNT
+
+
+def test_no_submission_holds_a_slow_device_for_long(page: Any, plain: Any) -> None:
+    """Steps are cut where that would take more than 50 ms; the answer is the same."""
+    page.evaluate("launch_ms = 5")
+    told = page.evaluate(STREAM, [COUNT, 0, ""])
+    page.evaluate("launch_ms = 0")
+    assert told["text"] == plain["text"]
+    assert told["maps"] == [4] * COUNT
+    assert sum(told["submits"]) == sum(plain["submits"])
+    settled = told["submits"][-COUNT:]  # once the device is known
+    assert 5 <= max(settled) <= 10, str(told["submits"])
 
 
 def test_a_turn_more_computes_what_is_new(page: Any) -> None:

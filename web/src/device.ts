@@ -182,6 +182,19 @@ export class Device {
     if (this.lost !== null) throw this.gone();
   }
 
+  /** How long a submission of nothing takes to be told: the best of a few. */
+  async emptyWait(clock: () => number): Promise<number> {
+    await this.done();
+    let best = Infinity;
+    for (let i = 0; i < 2; i++) {
+      const began = clock();
+      this.gpu.queue.submit([]);
+      await this.done();
+      best = Math.min(best, clock() - began);
+    }
+    return best;
+  }
+
   gone(): DeviceLost {
     return new DeviceLost(
       this.closed

@@ -19,6 +19,8 @@ export interface Call {
   readonly dims: readonly string[];
   readonly layer: number;
   readonly groups: Size;
+  /** Operations and bytes of its kernel. */
+  readonly work: Size;
 }
 
 /** All launches of an entry in order; ArtifactError for a kernel that is not there. */
@@ -35,7 +37,8 @@ export function expand(entry: Entry, manifest: Manifest): Call[] {
     if (kernel === undefined) {
       throw new ArtifactError(`the program launches a kernel ${launch.kernel} that it does not have; compile the model again`);
     }
-    return kernel.phases.map((phase) => call(kernel, phase, launch, layer, size(phase.groups)));
+    const work = size(`(${kernel.flops}) + (${kernel.bytes})`);
+    return kernel.phases.map((phase) => call(kernel, phase, launch, layer, size(phase.groups), work));
   };
   return entry.steps.flatMap((step) => {
     if (step.type === "launch") return calls(step, 0);
@@ -44,7 +47,7 @@ export function expand(entry: Entry, manifest: Manifest): Call[] {
   });
 }
 
-function call(kernel: Kernel, phase: Phase, launch: Launch, layer: number, groups: Size): Call {
+function call(kernel: Kernel, phase: Phase, launch: Launch, layer: number, groups: Size, work: Size): Call {
   const names = launch.args.map((arg) => arg.replaceAll("{i}", String(layer)));
   const buffers = phase.buffers.map((i) => {
     const name = names[i];
@@ -53,7 +56,7 @@ function call(kernel: Kernel, phase: Phase, launch: Launch, layer: number, group
     }
     return name;
   });
-  return { phase, buffers, dims: kernel.dims, layer, groups };
+  return { phase, buffers, dims: kernel.dims, layer, groups, work };
 }
 
 /** The numbers that a launch brings besides its buffers. */

@@ -126,11 +126,11 @@ async function openProgram(
   const tensors = matchParams(bundle.manifest, index.weights.tensors);
   const device = await Device.open(adapter, offer, choice);
   try {
-    const program = await Program.open(device, bundle, pages(bundle.manifest, options));
+    const { program, compiled } = await Program.open(device, bundle, pages(bundle.manifest, options));
     const shards = [...new Set([...tensors.keys()].map((t) => t.file))];
     let coming = files.ahead(shards[0]);
     for (const [i, shard] of shards.entries()) {
-      const data = await coming;
+      const data = await soonest(coming, compiled);
       coming = files.ahead(shards[i + 1]);
       await device.checked("the model's weights", async () => {
         for (const [tensor, param] of tensors) {
@@ -140,12 +140,21 @@ async function openProgram(
       });
       if (signal.aborted) throw new Interrupted("the load was interrupted");
     }
+    await compiled;
     await program.finish();
     return program;
   } catch (error) {
     device.close();
     throw error;
   }
+}
+
+/** What comes, unless the other fails before. */
+function soonest<T>(coming: Promise<T>, other: Promise<unknown>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    coming.then(resolve, reject);
+    other.catch(reject);
+  });
 }
 
 /** Pages for one sequence as long as the window that was asked for. */

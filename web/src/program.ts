@@ -1,35 +1,44 @@
 /**
- * A program on the device: the manifest's launches, every step one submission.
+ * A program on the device: the manifest's launches, every step one submission, or a few short ones.
  *
  * All memory is taken at load: a buffer for each weight, the cache, inputs and outputs, and one
  * arena that intermediate tensors are views of. Bind groups are made once. A step writes what has
- * changed of its inputs and sizes, launches everything in order, and reads back the token.
- * As runtime/work_groups.py.
+ * changed of its inputs and sizes, launches everything in order, and reads back the token. Kernels
+ * that only drawn tokens need are compiled last, while others work. As runtime/work_groups.py.
  */
 
 import { KV_CACHE, dtypeBytes, largestBytes } from "./artifact.js";
-import type { Bundle, Entry, Manifest, Param } from "./artifact.js";
+import type { Bundle, Entry, Manifest, Param, Phase } from "./artifact.js";
 import { choose, prepare } from "./batch.js";
 import type { StepInput } from "./batch.js";
 import { MOST_GROUPS, USAGE } from "./device.js";
 import type { Device, View } from "./device.js";
 import { ArtifactError, RequestError } from "./errors.js";
-import type { Executable } from "./executable.js";
+import type { Clock, Executable } from "./executable.js";
 import { dimValues, expand } from "./expand.js";
 import type { Call } from "./expand.js";
+import { Pace } from "./pace.js";
+import type { Costly } from "./pace.js";
 import { pack, packedBytes } from "./params.js";
 import { sampleRows } from "./sampling.js";
 import type { SampleInput } from "./sampling.js";
-import type { Dims } from "./sizes.js";
+import type { Dims, Size } from "./sizes.js";
 import type { Tensor } from "./web_index.js";
 
 const SLOT = 256; // bytes between the sizes of launches: every device can bind there
 const SAMPLED = "sampled";
+const GROWING = new Set(["n", "t"]); // dims that are more where a step has more tokens
 
 interface Prepared {
   readonly call: Call;
   readonly pipeline: GPUComputePipeline;
   readonly bindings: GPUBindGroup;
+}
+
+/** A launch of a step, sized. */
+interface Sized extends Costly {
+  readonly prepared: Prepared;
+  readonly count: number; // groups
 }
 
 /** An entry with its bind groups. `slots`: where in `sizes` each distinct list of dims lies. */
@@ -43,43 +52,52 @@ interface Ready {
 
 export class Program implements Executable {
   readonly manifest: Manifest;
+  longest = 0;
   private readonly places = new Map<string, View>();
   private readonly weightBytes = new Map<string, number>();
   private readonly inputs = new Map<string, Int32Array | Uint32Array | Float32Array>(); // as last written
-  private readonly functions: Map<string, GPUComputePipeline>;
+  private readonly functions = new Map<string, GPUComputePipeline>();
   private readonly staging: GPUBuffer;
   private ready = new Map<Entry, Ready>();
   private rows = 0; // logit rows of the last step
+  private pace = new Pace(0);
+  private readonly late: ReadonlySet<string>; // symbols of kernels that only drawn tokens need
+  private drawing = Promise.resolve(); // until these are there
 
   private constructor(
     private readonly device: Device,
     bundle: Bundle,
     readonly numPages: number,
-    functions: Map<string, GPUComputePipeline>,
+    private readonly clock: Clock,
   ) {
     this.manifest = bundle.manifest;
-    this.functions = functions;
+    this.late = drawingOnly(this.manifest);
     this.staging = device.buffer({ size: SLOT, usage: USAGE.mapRead | USAGE.copyDst });
   }
 
   /**
-   * Compile the kernels and take all memory but the weights', which `upload` brings one by one;
-   * `finish` ends the load.
+   * Take all memory but the weights', which `upload` brings one by one, and begin to compile the
+   * kernels; `finish` ends the load. `compiled` fails as soon as a kernel is refused.
    */
-  static async open(device: Device, bundle: Bundle, numPages: number): Promise<Program> {
+  static async open(
+    device: Device,
+    bundle: Bundle,
+    numPages: number,
+    clock: Clock = () => performance.now(),
+  ): Promise<{ program: Program; compiled: Promise<void> }> {
     const { manifest } = bundle;
-    const phases = manifest.kernels.flatMap((k) => k.phases);
-    const functions = await device.compile(bundle.code, phases);
-    const made = new Program(device, bundle, numPages, functions);
+    const program = new Program(device, bundle, numPages, clock);
+    const compiled = program.compile(bundle.code);
+    compiled.catch(() => undefined); // told to who waits for it
     const cache = numPages * manifest.kv_cache.page_bytes;
     await device.checked(`the model's cache and working memory`, async () => {
-      made.places.set(KV_CACHE, device.allocate(cache));
+      program.places.set(KV_CACHE, device.allocate(cache));
       for (const [name, bytes] of bundle.constants) {
-        made.places.set(name, device.allocate(bytes.length, (memory) => memory.set(bytes)));
+        program.places.set(name, device.allocate(bytes.length, (memory) => memory.set(bytes)));
       }
-      for (const [name, size] of ioBytes(manifest)) made.places.set(name, device.allocate(size));
+      for (const [name, size] of ioBytes(manifest)) program.places.set(name, device.allocate(size));
     });
-    return made;
+    return { program, compiled };
   }
 
   /** Copy a weight to the device, laid out as its kernels read it. */
@@ -89,40 +107,33 @@ export class Program implements Executable {
     this.weightBytes.set(param.name, packedBytes(param));
   }
 
-  /** Make the bind groups, once every weight is there. */
+  /** Make the bind groups, once every weight and every kernel is there. */
   async finish(): Promise<void> {
     const { entries, sampler } = this.manifest;
-    const programs = sampler === null ? entries : [...entries, sampler];
-    await this.device.checked("the model's launches", async () => {
-      const arena = this.device.allocate(Math.max(...programs.map((e) => e.arena_bytes)));
-      for (const entry of programs) {
-        this.ready.set(entry, this.prepare(entry, arena));
-      }
-    });
+    const launched = sampler === null ? entries : [...entries, sampler];
+    const bytes = Math.max(...launched.map((e) => e.arena_bytes));
+    const arena = await this.device.checked("the model's working memory", async () => this.device.allocate(bytes));
+    await this.bind(launched, arena, this.late);
+    this.drawing = this.drawing.then(() => this.bind(sampler === null ? [] : [sampler], arena, new Set()));
+    this.drawing.catch(() => undefined); // told to who draws
+    this.pace = new Pace(await this.device.emptyWait(this.clock));
   }
 
   async step(batch: StepInput, sample: SampleInput | null): Promise<Int32Array | null> {
     const { inputs, dims } = prepare(batch, this.manifest, this.numPages);
-    const encoder = this.device.gpu.createCommandEncoder();
     this.rows = dims["r"] ?? 0;
-    this.encode(encoder, choose(this.manifest.entries, dims), inputs, dims);
     const { sampler } = this.manifest;
-    const chosen = sample !== null && sampler !== null;
-    if (chosen) {
-      const { vocabulary, ...given } = sample;
-      const drawn = sample.inverse_temperature.some((t) => t !== 0) ? 1 : 0;
-      const own = { r: sample.rows.length, e: sample.edit_ids.length, v: vocabulary, d: drawn };
-      this.encode(encoder, sampler, given, own);
-      const from = this.place(SAMPLED);
-      encoder.copyBufferToBuffer(from.buffer, from.offset, this.staging, 0, 4 * own.r);
+    const drawn = sample?.inverse_temperature.some((t) => t !== 0) === true;
+    if (drawn) await this.drawing;
+    const context = (dims["p"] ?? 0) * this.manifest.kv_cache.page_size;
+    const launches = this.sized(choose(this.manifest.entries, dims), inputs, { ...dims, context });
+    if (sample === null || sampler === null) {
+      await this.run(sample === null ? upToCache(launches) : launches, 0);
+      return sample && sampleRows(await this.logits(), this.manifest.model.vocab_size, sample);
     }
-    this.device.gpu.queue.submit([encoder.finish()]);
-    if (sample === null) {
-      await this.device.done();
-      return null;
-    }
-    if (chosen) return new Int32Array(await this.device.read(this.staging, 4 * sample.rows.length));
-    return sampleRows(await this.logits(), this.manifest.model.vocab_size, sample);
+    const { vocabulary, ...given } = sample;
+    const own = { r: sample.rows.length, e: sample.edit_ids.length, v: vocabulary, d: drawn ? 1 : 0 };
+    return this.run([...launches, ...this.sized(sampler, given, own)], own.r);
   }
 
   async logits(): Promise<Float32Array> {
@@ -144,12 +155,30 @@ export class Program implements Executable {
     this.device.close();
   }
 
-  private encode(
-    encoder: GPUCommandEncoder,
+  /** Compile all kernels but those that only drawn tokens need; these are begun with, and not waited for. */
+  private async compile(code: string): Promise<void> {
+    const phases = this.manifest.kernels.flatMap((k) => k.phases);
+    const add = async (wanted: readonly Phase[]): Promise<void> => {
+      for (const [symbol, made] of await this.device.compile(code, wanted)) this.functions.set(symbol, made);
+    };
+    await add(phases.filter(({ symbol }) => !this.late.has(symbol)));
+    this.drawing = add(phases.filter(({ symbol }) => this.late.has(symbol)));
+    this.drawing.catch(() => undefined); // told to who draws
+  }
+
+  /** Bind groups for the launches of entries, but for those of some symbols. */
+  private bind(entries: readonly Entry[], arena: View, without: ReadonlySet<string>): Promise<void> {
+    return this.device.checked("the model's launches", async () => {
+      for (const entry of entries) this.ready.set(entry, this.prepare(entry, arena, without));
+    });
+  }
+
+  /** The launches of an entry at this step's sizes, its inputs written. */
+  private sized(
     entry: Entry,
     inputs: Readonly<Record<string, Int32Array | Uint32Array | Float32Array>>,
     dims: Dims,
-  ): void {
+  ): Sized[] {
     const ready = this.ready.get(entry);
     if (ready === undefined) throw new ArtifactError("the model was not loaded to its end");
     for (const { name } of entry.inputs) {
@@ -157,18 +186,53 @@ export class Program implements Executable {
       if (values !== undefined) this.write(name, values);
     }
     this.writeSizes(ready, dims);
+    const known = new Map<Size, number>(); // layers have the same sizes
+    const at = (size: Size): number => {
+      const value = known.get(size) ?? size(dims);
+      known.set(size, value);
+      return value;
+    };
+    const all = ready.launches.map((prepared): Sized => {
+      const { phase, groups, work } = prepared.call;
+      return { prepared, kernel: phase.symbol, count: at(groups), work: at(work) };
+    });
+    return all.filter(({ count }) => count > 0);
+  }
+
+  /** Launch everything in order, as few submissions as the pace allows; `rows` tokens of the last. */
+  private async run(launches: readonly Sized[], rows: number): Promise<Int32Array | null> {
+    let tokens: Int32Array | null = null;
+    for (let from = 0, to = 0; from < launches.length; from = to) {
+      to = this.pace.cut(launches, from);
+      const part = launches.slice(from, to);
+      const reads = rows > 0 && to === launches.length;
+      const began = this.clock();
+      this.submit(part, reads ? 4 * rows : 0);
+      if (reads) tokens = new Int32Array(await this.device.read(this.staging, 4 * rows));
+      else await this.device.done();
+      this.pace.took(part, this.clock() - began);
+    }
+    const growing = launches.filter(({ prepared }) => prepared.call.dims.some((dim) => GROWING.has(dim)));
+    this.longest = growing.reduce((most, launch) => Math.max(most, this.pace.expected(launch)), 0);
+    return tokens;
+  }
+
+  /** One submission; `bytes` of the chosen tokens are copied to where they can be read. */
+  private submit(launches: readonly Sized[], bytes: number): void {
+    const encoder = this.device.gpu.createCommandEncoder();
     const pass = encoder.beginComputePass();
-    const groups = new Map<unknown, number>();
-    for (const { call, pipeline, bindings } of ready.launches) {
-      const count = groups.get(call.groups) ?? call.groups(dims);
-      groups.set(call.groups, count);
-      if (count <= 0) continue;
-      pass.setPipeline(pipeline);
-      pass.setBindGroup(0, bindings);
+    for (const { prepared, count } of launches) {
+      pass.setPipeline(prepared.pipeline);
+      pass.setBindGroup(0, prepared.bindings);
       // More than fit side by side become a grid, which kernels number row by row.
       pass.dispatchWorkgroups(Math.min(count, MOST_GROUPS), Math.ceil(count / MOST_GROUPS));
     }
     pass.end();
+    if (bytes > 0) {
+      const from = this.place(SAMPLED);
+      encoder.copyBufferToBuffer(from.buffer, from.offset, this.staging, 0, bytes);
+    }
+    this.device.gpu.queue.submit([encoder.finish()]);
   }
 
   /** Write an input unless it is there already, as most are from token to token. */
@@ -191,11 +255,11 @@ export class Program implements Executable {
     ready.written.set(values);
   }
 
-  private prepare(entry: Entry, arena: View): Ready {
+  private prepare(entry: Entry, arena: View, without: ReadonlySet<string>): Ready {
     const own = new Map(
       entry.arena.map((b) => [b.name, this.device.view(arena, b.offset, largestBytes(b, entry))]),
     );
-    const calls = expand(entry, this.manifest);
+    const calls = expand(entry, this.manifest).filter((call) => !without.has(call.phase.symbol));
     const slots = new Map<string, { at: number; call: Call }>();
     for (const call of calls) {
       const key = sizesKey(call);
@@ -240,6 +304,20 @@ export class Program implements Executable {
     if (found === undefined) throw new ArtifactError(`the program reads ${name}, which nothing holds; compile the model again`);
     return found;
   }
+}
+
+/** Without what comes after the last keys and values are written: who reads no logits needs none. */
+function upToCache(launches: readonly Sized[]): readonly Sized[] {
+  const writes = ({ phase, buffers }: Call): boolean => phase.writes.some((i) => buffers[i] === KV_CACHE);
+  return launches.slice(0, launches.findLastIndex(({ prepared }) => writes(prepared.call)) + 1);
+}
+
+/** Symbols of what is launched for drawn tokens only. */
+function drawingOnly({ sampler, ...manifest }: Manifest): Set<string> {
+  if (sampler === null) return new Set();
+  const largest = { r: 1, e: 1, v: 1, d: 0 };
+  const calls = expand(sampler, { ...manifest, sampler });
+  return new Set(calls.filter((call) => call.groups(largest) === 0).map((call) => call.phase.symbol));
 }
 
 /** Bytes of each input and output at the largest dims; entries share those of equal name. */

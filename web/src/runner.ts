@@ -8,7 +8,7 @@
 import { Chunks } from "./chunks.js";
 import { Conversation } from "./conversation.js";
 import { DeviceError, DeviceLost } from "./errors.js";
-import type { Executable } from "./executable.js";
+import type { Clock, Executable } from "./executable.js";
 import { Pages } from "./pages.js";
 import { NONE } from "./sampling.js";
 import type { SampleInput } from "./sampling.js";
@@ -23,6 +23,7 @@ export class Runner {
   constructor(
     private executable: Executable,
     private readonly recover: Recover,
+    private readonly clock: Clock = () => performance.now(),
   ) {
     this.conversation = emptyFor(executable);
     this.chunks = new Chunks(mostTokens(executable));
@@ -87,10 +88,10 @@ export class Runner {
       const left = tokens.slice(this.conversation.length);
       const part = left.slice(0, left.length === 1 ? 1 : this.chunks.next(left.length));
       const last = part.length === left.length;
-      const began = performance.now();
+      const began = this.clock();
       const chosen = await this.executable.step(this.conversation.batch(part), last ? sample : null);
       this.conversation.computed(part);
-      this.chunks.took(part.length, performance.now() - began);
+      this.chunks.took(part.length, this.clock() - began, this.executable.longest);
       if (!last) continue;
       const token = chosen?.[0] ?? NONE;
       if (token !== NONE) return token;

@@ -24,6 +24,7 @@ export function nextToken(tokens) {
 
 export class NullExecutable {
   manifest = manifest;
+  longest = 0; // ms
   steps = []; // tokens that each computed
   loseAt = Infinity; // the step at which the device is lost
   closed = false;

@@ -36,12 +36,16 @@ async function answer(runner, asked, interrupted = () => false) {
 }
 
 test("an answer is what the model says, whatever the chunks", async () => {
-  const runner = new Runner(new NullExecutable(), never);
-  const { tokens, finish, progress } = await answer(runner, ask(PROMPT, { max_tokens: 9 }));
-  assert.deepEqual(tokens, continued(PROMPT, 9));
-  assert.equal(finish, "length");
-  const { prompt_tokens, completion_tokens, total_tokens } = progress.usage();
-  assert.deepEqual([prompt_tokens, completion_tokens, total_tokens], [45, 9, 54]);
+  for (const [longest, chunks] of [[0, [8, 16, 21]], [30, [8, 8, 8, 8, 8, 5]]]) {
+    const device = Object.assign(new NullExecutable(), { longest });
+    const runner = new Runner(device, never, () => 0);
+    const { tokens, finish, progress } = await answer(runner, ask(PROMPT, { max_tokens: 9 }));
+    assert.deepEqual(tokens, continued(PROMPT, 9));
+    assert.equal(finish, "length");
+    const { prompt_tokens, completion_tokens, total_tokens } = progress.usage();
+    assert.deepEqual([prompt_tokens, completion_tokens, total_tokens], [45, 9, 54]);
+    assert.deepEqual(device.steps.slice(0, -8).map((step) => step.length), chunks);
+  }
 });
 
 test("a turn more computes only what is new", async () => {
@@ -147,34 +151,38 @@ test("log probabilities are the model's own", async () => {
   assert.deepEqual(sample.top.map(([id]) => id), [tokens[0], tokens[0] === 0 ? 1 : 0]);
 });
 
-test("chunks grow while they are fast, and shrink at once when they are not", () => {
+test("chunks grow while their longest launch is short, and shrink at once when it is not", () => {
   const chunks = new Chunks(512);
   const sizes = [];
   for (let i = 0; i < 8; i++) {
     const size = chunks.next(10_000);
     sizes.push(size);
-    chunks.took(size, size * 0.5); // 0.5 ms a token: 70 tokens in 35 ms
+    chunks.took(size, size, size * 0.5); // 0.5 ms a token: 80 tokens in 40 ms
   }
-  assert.deepEqual(sizes.slice(0, 4), [16, 32, 64, 70]);
-  assert.ok(sizes.slice(3).every((size) => size === 70));
-  chunks.took(70, 700);
-  assert.equal(chunks.next(10_000), 3);
-  chunks.took(3, 10_000);
-  assert.equal(chunks.next(10_000), 1);
+  assert.deepEqual(sizes, [8, 16, 32, 64, 80, 80, 80, 80]);
+  chunks.took(5, 50, 20); // the rest of a prompt
+  assert.equal(chunks.next(10_000), 80);
+  chunks.took(80, 900, 300);
+  assert.equal(chunks.next(10_000), 8); // 10 would cost what 16 do
+  chunks.took(8, 10_000, 5000);
+  assert.equal(chunks.next(10_000), 8); // fewer take as long
+  assert.equal(chunks.next(5), 5);
   assert.equal(chunks.next(0), 0);
 });
 
-test("where one token takes too long by itself, chunks stay at a size that is worth it", () => {
+test("a chunk ends before who interrupts gets impatient", () => {
   const chunks = new Chunks(512);
-  const clock = (tokens) => 90 + 30 * tokens; // ms: a processor that imitates a GPU
   const sizes = [];
   for (let i = 0; i < 5; i++) {
     const size = chunks.next(10_000);
     sizes.push(size);
-    chunks.took(size, clock(size));
+    chunks.took(size, 10 * size, 1); // many short launches
   }
-  assert.deepEqual(sizes, [16, 1, 64, 64, 64]);
-  assert.equal(chunks.next(5), 5);
-  chunks.took(1, 10); // something else had the device
-  assert.equal(chunks.next(10_000), 2);
+  assert.deepEqual(sizes, [8, 16, 32, 48, 48]);
+});
+
+test("a program that takes fewer tokens than kernels do has them all", () => {
+  const chunks = new Chunks(4);
+  chunks.took(4, 1, 0);
+  assert.equal(chunks.next(100), 4);
 });
