@@ -15,7 +15,7 @@ from traffic import Traffic, traffic_of
 
 from sterna.base.target import Target, parse_target
 from sterna.checkpoint.model_folder import ModelFolder
-from sterna.compiler import CompileOptions, compile_source
+from sterna.compiler import CompileOptions, Source, compile_source
 from sterna.program import Compiled
 
 CONFIG = USUAL | {
@@ -32,6 +32,10 @@ class Decode:
 
     target: Target
     kernels: dict[str, Compiled]
+    batch: dict[str, Compiled]  # of a verify step
+
+    def batch_product(self) -> Compiled:
+        return next(k for k in self.batch.values() if k.op in PRODUCTS)
 
     def of(self, *ops: str) -> list[Compiled]:
         return [k for k in self.kernels.values() if k.op in ops]
@@ -45,9 +49,15 @@ def decode(request: pytest.FixtureRequest) -> Decode:
     target = parse_target(request.param)
     folder = ModelFolder(Path(), dict(CHAT), dict(CONFIG), "llama", "q4f16_1", "q4f16_1", {})
     source = compile_source(folder, target, CompileOptions())
-    step = next(p.entry for p in source.entries if p.entry.name == "decode")
+    own, batch = (_launched(source, name) for name in ("decode", "verify"))
+    return Decode(target, own, batch)
+
+
+def _launched(source: Source, name: str) -> dict[str, Compiled]:
+    """The kernels of an entry point."""
+    step = next(p.entry for p in source.entries if p.entry.name == name)
     launched = {launch.kernel for s in step.steps for launch in getattr(s, "body", (s,))}
-    return Decode(target, {k: v for k, v in source.table.kernels.items() if k in launched})
+    return {k: v for k, v in source.table.kernels.items() if k in launched}
 
 
 def counted(kernel: Compiled, tokens: int) -> tuple[Traffic, dict[str, int]]:
@@ -70,12 +80,14 @@ def test_a_product_reads_each_byte_of_a_weight_once(decode: Decode) -> None:
     assert found == 2
 
 
-@pytest.mark.parametrize("decode", [VECTORS], indirect=True)
+@pytest.mark.parametrize("decode", [VECTORS, GROUPS], indirect=True)
 def test_a_batch_reads_the_weights_once(decode: Decode) -> None:
-    """Of CPUs: work groups have a row of x each, and share weights through the device's cache."""
-    kernel = decode.of("quantized_matmul")[0]
-    traffic, sizes = counted(kernel, 3)
-    for name in (n for n in sizes if n.endswith(("_q_weight", "_q_scale"))):
+    """Eight sequences that decode together are a verify step: one pass serves them all."""
+    kernel = decode.batch_product()
+    traffic, sizes = counted(kernel, 8)
+    weights = [n for n in sizes if n.endswith(("_q_weight", "_q_scale"))]
+    assert len(weights) == 2
+    for name in weights:
         assert traffic.read[name] == sizes[name]
 
 
