@@ -13,8 +13,10 @@ from math import ceil, prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from msgspec import structs
+
 from sterna import models
-from sterna.base.artifact import Manifest
+from sterna.base.artifact import Entry, Manifest
 from sterna.base.dtype import dtype
 from sterna.base.errors import UsageError
 from sterna.base.target import Target, parse_target
@@ -36,9 +38,11 @@ from sterna.checkpoint.model_folder import ModelFolder, open_model
 from sterna.checkpoint.tensor import TensorRef
 from sterna.compiler import CompileOptions, Progress, compile_model
 from sterna.runtime.library import read_manifest
-from sterna.runtime.memory import io_bytes, memory_plan, packed_bytes
+from sterna.runtime.memory import io_bytes, largest_shape, memory_plan, packed_bytes
 from sterna.runtime.web_folder import is_web_folder, read_index
 from sterna.schedule.choose import Plan
+
+_BINDABLE = 256  # bytes: where every WebGPU device can bind
 
 
 def compile_folder(
@@ -168,15 +172,40 @@ def _tensor(ref: TensorRef) -> Tensor:
 def _program(target: Target, file: str, manifest: Manifest) -> Program:
     cache = manifest.kv_cache
     pages = ceil(manifest.model.context_window_size / cache.page_size)
-    plan = memory_plan(manifest, pages, 1)
+    own = alone(manifest)
+    plan = memory_plan(own, pages, 1)
     return Program(
         file=file,
         target=target.spec,
         features=manifest.features,
         barriers=target.barriers,
-        limits=_limits(manifest, pages * cache.page_bytes),
+        limits=_limits(own, pages * cache.page_bytes),
         memory=Memory(weights=plan.weights, kv_cache=plan.kv_cache, arena=plan.arena, io=plan.io),
     )
+
+
+def alone(manifest: Manifest) -> Manifest:
+    """The program as browsers run it: one sequence, and logits of one of its tokens.
+
+    What the sampler keeps between its launches lies as close as that allows; nothing of it shares
+    a place. See `alone` in web/src/alone.ts.
+    """
+    sampler = manifest.sampler and _bounded(manifest.sampler)
+    if sampler is not None:
+        arena, end = [], 0
+        for buffer in sampler.arena:
+            arena.append(structs.replace(buffer, offset=end))
+            size = prod(largest_shape(buffer, sampler)) * dtype(buffer.dtype).bytes
+            end += ceil(size / _BINDABLE) * _BINDABLE
+        sampler = structs.replace(sampler, arena=tuple(arena), arena_bytes=end)
+    entries = tuple(map(_bounded, manifest.entries))
+    return structs.replace(manifest, entries=entries, sampler=sampler)
+
+
+def _bounded(entry: Entry) -> Entry:
+    one = {"b": 1, "r": 1}
+    dims = (structs.replace(d, hi=min(d.hi, one.get(d.name, d.hi))) for d in entry.dims)
+    return structs.replace(entry, dims=tuple(dims))
 
 
 def _limits(manifest: Manifest, cache: int) -> dict[str, int]:

@@ -62,6 +62,7 @@ def test_the_folder_is_what_its_index_says(model: Compiled, written: tuple[Path,
         }
         plan = memory_plan(manifest, -(-64 // manifest.kv_cache.page_size), 1)
         assert program.memory.kv_cache == plan.kv_cache
+        assert program.memory.io < plan.io  # of one sequence
         assert program.limits["maxStorageBuffersPerShaderStage"] <= TARGET.most_buffers
 
 

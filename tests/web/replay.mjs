@@ -16,6 +16,7 @@ const { drawBits } = await load("philox");
 const { Pages } = await load("pages");
 const { choose, prepare } = await load("batch");
 const { largestBytes, readBundle } = await load("artifact");
+const { alone, ioBytes } = await load("alone");
 const { dimValues, expand } = await load("expand");
 const { NONE, sampleRows } = await load("sampling");
 const { sampleInput, withLogprobs } = await load("sampler");
@@ -117,6 +118,11 @@ const replays = {
       const { dims } = prepare(batchOf(fields), manifest, given.num_pages);
       assert.deepEqual(launchesOf(choose(manifest.entries, dims), dims), wanted);
     }
+  },
+  memory(cases) {
+    const own = alone(manifest);
+    const arena = own.sampler.arena.map((buffer) => buffer.offset);
+    assert.deepEqual(cases, [[Object.fromEntries(ioBytes(own)), arena, own.sampler.arena_bytes]]);
   },
   choices(cases) {
     for (const [dims, wanted] of cases) assert.deepEqual(launchesOf(manifest.sampler, dims), wanted);

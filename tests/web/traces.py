@@ -17,10 +17,11 @@ from sterna.engine.pages import Pages
 from sterna.engine.sampler import History, Wanted, orders, sample_input, told
 from sterna.runtime.batch import choose, prepare
 from sterna.runtime.executable import StepInput
-from sterna.runtime.memory import pack, packed_shape
+from sterna.runtime.memory import io_bytes, pack, packed_shape
 from sterna.runtime.philox import draw_bits
 from sterna.runtime.sampling import NONE, sample_rows
 from sterna.runtime.work_groups import GroupExecutable, Limits
+from sterna.web_folder import alone
 
 Json = Any
 HOSTILE_SIZES = (
@@ -271,3 +272,11 @@ def _named(executable: GroupExecutable, device: Recorder) -> Json:
         [symbol, [b if isinstance(b, str) else names[id(b)] for b in buffers], groups, [*values]]
         for (symbol, buffers), groups, values in device.launches
     ]
+
+
+def memory(manifest: Manifest) -> Json:
+    """What a browser takes of inputs and outputs, and where the sampler keeps what it needs."""
+    own = alone(manifest)
+    assert own.sampler is not None
+    arena = [buffer.offset for buffer in own.sampler.arena]
+    return [io_bytes(own.launched), arena, own.sampler.arena_bytes]

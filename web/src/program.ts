@@ -7,6 +7,7 @@
  * that only drawn tokens need are compiled last, while others work. As runtime/work_groups.py.
  */
 
+import { BINDABLE, alone, ioBytes } from "./alone.js";
 import { KV_CACHE, dtypeBytes, largestBytes } from "./artifact.js";
 import type { Bundle, Entry, Manifest, Param, Phase } from "./artifact.js";
 import { choose, prepare } from "./batch.js";
@@ -25,7 +26,7 @@ import type { SampleInput } from "./sampling.js";
 import type { Dims, Size } from "./sizes.js";
 import type { Tensor } from "./web_index.js";
 
-const SLOT = 256; // bytes between the sizes of launches: every device can bind there
+const SLOT = BINDABLE; // bytes between the sizes of launches
 const SAMPLED = "sampled";
 const GROWING = new Set(["n", "t"]); // dims that are more where a step has more tokens
 
@@ -70,7 +71,7 @@ export class Program implements Executable {
     readonly numPages: number,
     private readonly clock: Clock,
   ) {
-    this.manifest = bundle.manifest;
+    this.manifest = alone(bundle.manifest);
     this.late = drawingOnly(this.manifest);
     this.staging = device.buffer({ size: SLOT, usage: USAGE.mapRead | USAGE.copyDst });
   }
@@ -85,8 +86,8 @@ export class Program implements Executable {
     numPages: number,
     clock: Clock = () => performance.now(),
   ): Promise<{ program: Program; compiled: Promise<void> }> {
-    const { manifest } = bundle;
     const program = new Program(device, bundle, numPages, clock);
+    const { manifest } = program;
     const compiled = program.compile(bundle.code);
     compiled.catch(() => undefined); // told to who waits for it
     const cache = numPages * manifest.kv_cache.page_bytes;
@@ -318,25 +319,6 @@ function drawingOnly({ sampler, ...manifest }: Manifest): Set<string> {
   const largest = { r: 1, e: 1, v: 1, d: 0 };
   const calls = expand(sampler, { ...manifest, sampler });
   return new Set(calls.filter((call) => call.groups(largest) === 0).map((call) => call.phase.symbol));
-}
-
-/** Bytes of each input and output at the largest dims; entries share those of equal name. */
-function ioBytes(manifest: Manifest): Map<string, number> {
-  const found = new Map<string, number>();
-  const entries = manifest.sampler === null ? manifest.entries : [...manifest.entries, oneRow(manifest.sampler)];
-  for (const entry of entries) {
-    for (const buffer of [...entry.inputs, ...entry.outputs]) {
-      found.set(buffer.name, Math.max(largestBytes(buffer, entry), found.get(buffer.name) ?? 0));
-    }
-  }
-  return found;
-}
-
-/** The sampler as this runtime asks it: one row, whose list of edits names no token twice. */
-function oneRow(sampler: Entry): Entry {
-  const most = new Map(sampler.dims.map((d) => [d.name, d.hi]));
-  const bounds: Record<string, number> = { r: 1, e: most.get("v") ?? 1 };
-  return { ...sampler, dims: sampler.dims.map((d) => ({ ...d, hi: Math.min(d.hi, bounds[d.name] ?? d.hi) })) };
 }
 
 function sizesKey(call: Call): string {

@@ -13,8 +13,8 @@ const FAST = { embed: 0.01, append: 0.01, product: 0.3, head: 0.1, largest: 0.01
 const SLOW = { embed: 1, append: 2, product: 30, head: 25, largest: 3, draw: 1 };
 const TOKEN = ["embed", "append", "product", "append", "product", "head", "largest"];
 
-async function loaded(device) {
-  const bundle = { manifest, code: "", constants: new Map() };
+async function loaded(device, made = manifest) {
+  const bundle = { manifest: made, code: "", constants: new Map() };
   const { program, compiled } = await Program.open(device, bundle, 64, device.clock);
   await compiled;
   await program.finish();
@@ -147,4 +147,23 @@ test("another kernel that is refused ends the load", async () => {
   const device = new FakeDevice(FAST);
   device.refused = "product";
   await assert.rejects(loaded(device), /product was refused/);
+});
+
+test("memory is taken for one sequence and one row, however many were compiled for", async () => {
+  const device = new FakeDevice(FAST);
+  const sizes = [];
+  device.allocate = (size) => (sizes.push(size), { buffer: {}, offset: 0, size });
+  const views = [];
+  device.view = (of, offset, size) => (views.push([offset, size]), { ...of, offset, size });
+  const many = (dims) => dims.map((d) => (d.name === "r" || d.name === "b" ? { ...d, hi: 32 } : d));
+  const arena = (...shapes) => shapes.map((shape, i) => ({ name: `s${i}`, dtype: "f32", shape, offset: 100_000 * i }));
+  const sampler = {
+    ...manifest.sampler, dims: many(manifest.sampler.dims), arena: arena(["r", "50"], ["r", "100"]), arena_bytes: 1e6,
+  };
+  const entries = manifest.entries.map((e) => ({ ...e, dims: many(e.dims) }));
+  const step = steps(await loaded(device, { ...manifest, entries, sampler }));
+  assert.deepEqual([...(await step(1, sample()))], [3]);
+  assert.ok(sizes.includes(4 * 50) && !sizes.includes(32 * 4 * 50)); // logits
+  assert.deepEqual(views.slice(-2), [[0, 200], [256, 400]]);
+  assert.equal(sizes.at(-1), 256 + 512); // the arena
 });
