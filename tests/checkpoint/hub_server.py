@@ -69,6 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.owner.asked.append((self.command, self.path, self.headers.get("range", "")))
         if self.headers.get("authorization") != f"Bearer {TOKEN}":
             self.answer(401, b"", {"x-error-code": "RepoNotFound"})
+        elif self.path.split("?")[0] == f"/api/models/{REPO}":
+            self.tell("main")
         elif self.path.startswith(f"/api/models/{REPO}/revision/"):
             self.tell(self.path.rsplit("/", 1)[1].split("?")[0])
         elif self.path.startswith(f"/api/models/{REPO}/tree/"):
