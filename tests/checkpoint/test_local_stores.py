@@ -27,7 +27,7 @@ def ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(root: Path, name: str, layers: list[Any]) -> None:
-    path = root / "manifests" / "registry.ollama.ai" / name
+    path = root / "manifests" / ("" if name.count("/") > 2 else "registry.ollama.ai") / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"schemaVersion": 2, "layers": layers}))
 
@@ -35,14 +35,17 @@ def write(root: Path, name: str, layers: list[Any]) -> None:
 def test_ollama(ollama: Path) -> None:
     write(ollama, "library/llama3.2/1b", [MODEL, {"mediaType": "text", "digest": "x"}])
     write(ollama, "someone/tuned/latest", [MODEL])
+    write(ollama, "hf.co/user/M-GGUF/Q8_0", [MODEL])
     blob = ollama / "blobs" / DIGEST.replace(":", "-")
     assert resolve("ollama:llama3.2:1b") == blob
     assert resolve("ollama:someone/tuned") == blob
+    assert resolve("ollama:hf.co/user/M-GGUF:Q8_0") == blob
     assert title("ollama:llama3.2:1b") == "llama3.2:1b"
     assert [(m.name, m.bytes) for m in local_models()] == [
-        ("ollama:llama3.2:1b", 4), ("ollama:someone/tuned:latest", 4),
+        ("ollama:hf.co/user/M-GGUF:Q8_0", 4), ("ollama:llama3.2:1b", 4),
+        ("ollama:someone/tuned:latest", 4),
     ]  # fmt: skip
-    with pytest.raises(UsageError, match=r"it has: ollama:llama3\.2:1b"):
+    with pytest.raises(UsageError, match=r"it has: .*ollama:llama3\.2:1b"):
         resolve("ollama:llama3.2")
 
 
@@ -76,6 +79,7 @@ DAMAGED: dict[str, tuple[list[Any], type[Error], str]] = {
         UnsupportedModel,
         "adapter",
     ),
+    "two models": ([MODEL, MODEL], UnsupportedModel, "in 2 files"),
     "layers": ([3], CheckpointError, "JSON object"),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sterna.base.cache import cache_dir
+from sterna.checkpoint.local_stores import LocalModel
 from sterna.cli import hub_cache, list_models, rm
 from sterna.cli.main import main
 
@@ -33,6 +34,15 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         ["lmstudio", "2.0", "KiB", "lmstudio:publisher/M"],
         ["7.0", "KiB", "in", "3", "models"],
     ]
+
+
+def test_a_file_of_two_names_counts_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    twice = [LocalModel(name, tmp_path / "blob", 2048) for name in ("ollama:a:1", "ollama:b:1")]
+    monkeypatch.setattr(list_models, "local_models", lambda: twice)
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "7.0 KiB in 4 models"
 
 
 def test_rm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,10 @@
 """Models that Ollama and LM Studio have downloaded already, found and used where they lie.
 
-In: a name as those programs know it. Out: a GGUF file, or a folder that holds one. Nothing is
-copied, changed or removed: the files are not ours. Ollama keeps a manifest a model and blobs named
-by their digests (below $OLLAMA_MODELS, else ~/.ollama/models); LM Studio keeps folders
-publisher/repo (below $LMSTUDIO_MODELS, else ~/.lmstudio/models or ~/.cache/lm-studio/models).
+In: a name as those programs know it. Out: a GGUF file, or a folder of one or of safetensors. Nothing
+is copied, changed or removed: the files are not ours. Ollama keeps a manifest a model and blobs named
+by their digests (below $OLLAMA_MODELS, else ~/.ollama/models or where its service keeps them); LM
+Studio keeps folders publisher/repo (below $LMSTUDIO_MODELS, else ~/.lmstudio/models or
+~/.cache/lm-studio/models). Ollama's own templates, system texts and options are not read.
 """
 
 from __future__ import annotations
@@ -54,8 +55,10 @@ def local_models() -> list[LocalModel]:
     return sorted([*_ollama_models(), *_lm_studio_models()], key=lambda model: model.name)
 
 
-def _ollama_root() -> Path:
-    return Path(os.environ.get("OLLAMA_MODELS") or "~/.ollama/models").expanduser()
+def _ollama_roots() -> list[Path]:
+    own = os.environ.get("OLLAMA_MODELS")
+    places = [own] if own else ["~/.ollama/models", "/usr/share/ollama/.ollama/models"]
+    return [Path(place).expanduser() for place in places]
 
 
 def _lm_studio_roots() -> list[Path]:
@@ -65,56 +68,66 @@ def _lm_studio_roots() -> list[Path]:
 
 
 def _ollama_file(name: str) -> Path:
-    """The blob of "llama3.2", "llama3.2:1b" or "user/model:tag"."""
+    """The blob of "llama3.2", "llama3.2:1b", "user/model:tag" or "hf.co/user/repo:tag"."""
     model, _, tag = name.partition(":")
     words = model.split("/")
     if len(words) == 1:
         words = [_OWN, *words]
+    if len(words) == 2:
+        words = [_REGISTRY, *words]
     words.append(tag or "latest")
-    if len(words) != 3 or not all(_WORD.fullmatch(word) for word in words):
+    plain = len(words) == 4 and all(_WORD.fullmatch(word) for word in words)
+    if not plain or "." not in words[0]:
         raise UsageError(f"{OLLAMA}{name} is not of the form {OLLAMA}model, or with :tag after it")
-    manifest = _ollama_root().joinpath("manifests", _REGISTRY, *words)
-    if not manifest.is_file():
-        known = ", ".join(model.name for model in _ollama_models()) or "none"
-        raise UsageError(
-            f"Ollama has no model {name} in {_ollama_root()}; it has: {known} "
-            f"(`ollama pull {name}` downloads it)"
-        )
-    return _blob(manifest)
+    roots = _ollama_roots()
+    for root in roots:
+        manifest = root.joinpath("manifests", *words)
+        if manifest.is_file():
+            return _blob(root, manifest)
+    known = ", ".join(model.name for model in _ollama_models()) or "none"
+    raise UsageError(
+        f"Ollama has no model {name} in {roots[0]}; it has: {known} "
+        f"(`ollama pull {name}` downloads it)"
+    )
 
 
-def _blob(manifest: Path) -> Path:
+def _blob(root: Path, manifest: Path) -> Path:
     found = read_json(manifest, _MANIFEST_BYTES)
     layers = field(found, "layers", list, str(manifest))
-    kinds = {field(layer, "mediaType", str, str(manifest)): layer for layer in layers}
+    kinds = [field(layer, "mediaType", str, str(manifest)) for layer in layers]
     for kind in _MORE:
         if kind in kinds:
             what = kind.rpartition(".")[2]
             raise UnsupportedModel(f"{manifest} is a model with a separate {what}, not read yet")
     if _MODEL not in kinds:
         raise CheckpointError(f"{manifest} names no model; pull it again with Ollama")
-    digest = field(kinds[_MODEL], "digest", str, str(manifest))
+    if kinds.count(_MODEL) > 1:
+        raise UnsupportedModel(
+            f"{manifest} is a model in {kinds.count(_MODEL)} files, not read yet"
+        )
+    digest = field(layers[kinds.index(_MODEL)], "digest", str, str(manifest))
     match = _DIGEST.fullmatch(digest)
     if match is None:
         raise CheckpointError(f"{manifest} names the blob {digest[:80]!r}, which is no digest")
-    path = _ollama_root() / "blobs" / f"sha256-{match[1]}"
+    path = root / "blobs" / f"sha256-{match[1]}"
     if not path.is_file():
-        raise CheckpointError(f"{path}, the weights of {manifest.name}, is gone; pull it again")
+        raise CheckpointError(f"{path}, the weights that {manifest} names, is gone; pull it again")
     return path
 
 
 def _ollama_models() -> Iterator[LocalModel]:
-    root = _ollama_root() / "manifests" / _REGISTRY
-    for manifest in sorted(root.glob("*/*/*")) if root.is_dir() else ():
-        if not manifest.is_file():
-            continue
-        user, model, tag = manifest.parts[-3:]
-        try:
-            path = _blob(manifest)
-        except CheckpointError:
-            continue  # asked for by name, it says what is wrong
-        short = model if user == _OWN else f"{user}/{model}"
-        yield LocalModel(f"{OLLAMA}{short}:{tag}", path, path.stat().st_size)
+    for root in _ollama_roots():
+        for manifest in sorted((root / "manifests").glob("*/*/*/*")):
+            registry, user, model, tag = manifest.parts[-4:]
+            short = model if user == _OWN else f"{user}/{model}"
+            place = "" if registry == _REGISTRY else f"{registry}/"
+            try:
+                path = _blob(root, manifest) if manifest.is_file() else None
+            except CheckpointError:
+                continue  # asked for by name, it says what is wrong
+            if path is not None:
+                name = f"{OLLAMA}{place}{short}:{tag}"
+                yield LocalModel(name, path, path.stat().st_size)
 
 
 def _lm_studio_path(name: str) -> Path:

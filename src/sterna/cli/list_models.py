@@ -25,11 +25,13 @@ def add(verbs: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    local = local_models()
     rows = [("downloaded", name, room) for name, room in hub_models().items()]
     rows += [("converted", e.path.name, e.bytes) for e in entries() if e.kind == "models"]
-    rows += [(m.name.partition(":")[0], m.name, m.bytes) for m in local_models()]
+    total = sum(room for _, _, room in rows)
+    total += sum({m.path: m.bytes for m in local}.values())  # Ollama's names may share a file
+    rows += [(m.name.partition(":")[0], m.name, m.bytes) for m in local]
     for kind, name, room in rows:
         print(f"{kind:10} {size(room):>10}  {one_line(name)}")
-    total = size(sum(room for _, _, room in rows))
-    print(f"{total} in {len(rows)} models")
+    print(f"{size(total)} in {len(rows)} models")
     return 0
