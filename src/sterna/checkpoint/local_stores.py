@@ -1,9 +1,9 @@
 """Models that Ollama and LM Studio have downloaded already, found and used where they lie.
 
-In: a name as those programs know it. Out: a GGUF file, or a folder of one or of safetensors. Nothing
-is copied, changed or removed: the files are not ours. Ollama keeps a manifest a model and blobs named
-by their digests (below $OLLAMA_MODELS, else ~/.ollama/models or where its service keeps them); LM
-Studio keeps folders publisher/repo (below $LMSTUDIO_MODELS, else ~/.lmstudio/models or
+In: a name as those programs know it. Out: a GGUF file, or a folder of one or of safetensors.
+Nothing is copied, changed or removed: the files are not ours. Ollama keeps a manifest a model and
+blobs named by their digests (below $OLLAMA_MODELS, else ~/.ollama/models or where its service keeps
+them); LM Studio keeps folders publisher/repo (below $LMSTUDIO_MODELS, else ~/.lmstudio/models or
 ~/.cache/lm-studio/models). Ollama's own templates, system texts and options are not read.
 """
 

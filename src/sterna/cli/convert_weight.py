@@ -34,7 +34,9 @@ def add(verbs: Subparsers) -> None:
         type=float,
         help="mix schemes so that linear weights take this many bits on average, such as 4.25",
     )
-    parser.add_argument("--lora", metavar="FOLDER", help="merge this PEFT LoRA adapter")
+    parser.add_argument(
+        "--lora", metavar="ADAPTER", help="merge this PEFT LoRA adapter, a folder or HF://user/repo"
+    )
     parser.add_argument(
         "--measure",
         action=argparse.BooleanOptionalAction,
@@ -45,7 +47,7 @@ def add(verbs: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     named, output = source_of(args), output_of(args)
-    from sterna.checkpoint.hub import resolve
+    from sterna.checkpoint.hub import resolve, resolve_adapter
     from sterna.convert import ConvertOptions, convert_weight, format_receipt
 
     source = resolve(named)
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             options=ConvertOptions(
                 calibrate=Path(args.calibrate).expanduser() if args.calibrate else None,
                 budget_bits=args.budget_bits,
-                lora=Path(args.lora).expanduser() if args.lora else None,
+                lora=resolve_adapter(args.lora) if args.lora else None,
                 measure=args.measure,
             ),
             progress=step,

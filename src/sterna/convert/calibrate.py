@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from types import MappingProxyType
 from typing import Any
 
@@ -25,7 +25,7 @@ from sterna.convert.stored import StoredTensor
 from sterna.convert.tensors import Plan
 from sterna.models.params import StoredWeight
 from sterna.quantize.corrected import energy, quantize_corrected
-from sterna.quantize.pack import dequantize, quantize
+from sterna.quantize.pack import dequantize, packed_spec, quantize
 from sterna.quantize.recipe import Recipe
 from sterna.quantize.scheme import SCHEMES, Scheme
 
@@ -39,10 +39,11 @@ LINEAR = ("linear", "head")
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Weights that are stacked, so that they share a scheme: bytes and harm of each candidate."""
+    """Weights that are stacked, so that they share a scheme: bits and harm of each candidate."""
 
     names: tuple[str, ...]
     weights: int
+    bits: tuple[int, ...]
     harm: tuple[float, ...]
 
 
@@ -161,7 +162,7 @@ def within_budget(
         models.build(source.effective, SCHEMES["q0f32"]), documents, with_experts(plan, weight_of)
     )
     groups = [_group(weight, harm) for weight in linear if set(weight.sources) <= set(harm)]
-    chosen = _chosen(groups, [scheme.bits_per_weight for scheme in candidates], bits)
+    chosen = _chosen(groups, bits)
     own = {
         name: candidates[index]
         for group, index in zip(groups, chosen, strict=True)
@@ -180,28 +181,39 @@ def _harm(weight: Array, inputs: NDArray[np.float64], scheme: Scheme) -> float:
 
 def _group(weight: StoredWeight, harm: Mapping[str, tuple[float, ...]]) -> _Group:
     rows = [harm[name] for name in weight.sources]
-    return _Group(weight.sources, prod(weight.shape), tuple(map(sum, zip(*rows, strict=True))))
+    bits = tuple(_bits(weight.shape, SCHEMES[name]) for name in CANDIDATES)
+    return _Group(
+        weight.sources, prod(weight.shape), bits, tuple(map(sum, zip(*rows, strict=True)))
+    )
 
 
-def _chosen(groups: Sequence[_Group], bits: Sequence[float], budget: float) -> list[int]:
+def _bits(shape: tuple[int, ...], scheme: Scheme) -> int:
+    """What a weight takes, with what fills up the last group of each row."""
+    parts = packed_spec(shape, scheme).values()
+    return sum(dtype.bits * prod(part) for part, dtype in parts)
+
+
+def _chosen(groups: Sequence[_Group], budget: float) -> list[int]:
     """A candidate for each group: from the smallest up, the best step for its bits each time."""
     total = sum(group.weights for group in groups)
-    room = budget * total - bits[0] * total
-    if room < 0:
+    least = sum(group.bits[0] for group in groups)
+    if not least <= budget * total < inf:
         raise UsageError(
-            f"a budget of {budget:g} bits is below the smallest scheme's {bits[0]:g}; give more"
+            f"a budget of {budget:g} bits is not what linear weights of this model can take: the "
+            f"smallest scheme takes {least / total:.4g}; give that or more"
         )
+    room = budget * total - least
     chosen = [0] * len(groups)
     while True:
         best: tuple[float, int, int] | None = None
         for i, group in enumerate(groups):
-            for step in range(chosen[i] + 1, len(bits)):
-                price = (bits[step] - bits[chosen[i]]) * group.weights
+            for step in range(chosen[i] + 1, len(group.bits)):
+                price = group.bits[step] - group.bits[chosen[i]]
                 gain = (group.harm[chosen[i]] - group.harm[step]) / price
                 if price <= room and gain > 0 and (best is None or gain > best[0]):
                     best = gain, i, step
         if best is None:
             return chosen
         _, i, step = best
-        room -= (bits[step] - bits[chosen[i]]) * groups[i].weights
+        room -= groups[i].bits[step] - groups[i].bits[chosen[i]]
         chosen[i] = step
