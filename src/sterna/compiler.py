@@ -78,7 +78,7 @@ EMBED = "embed"  # the only one of an embedding model
 Progress = Callable[[str], None]
 
 # How products with packed weights see their other factor: as codes of 16 or 8 bits, or as it is.
-# Without a word it is 16 bits where the scheme computes in 16, and f32 where it computes in f32.
+# Without a word it is 16 bits on CPUs where the scheme computes in 16, and f32 elsewhere.
 Activations = Literal["i16", "i8", "f32"]
 _CODE_BITS: Mapping[str, int] = {"i16": 16, "i8": 8}
 
@@ -262,14 +262,9 @@ def compile_source(
 
 
 def _code_bits(target: Target, options: CompileOptions, compute: DType) -> int | None:
-    """Bits of the codes that activations become, by default where the scheme asks for 16."""
-    if options.activations in _CODE_BITS and not target.pair_products:
-        raise UsageError(
-            f"activations {options.activations} were asked for, but {target.spec} does not "
-            "multiply pairs of 16-bit numbers; leave the option out, or ask for f32"
-        )
-    default = "i16" if compute.bits == 16 else "f32"
-    return _CODE_BITS.get(options.activations or default) if target.pair_products else None
+    """Bits of the codes that activations become, by default where scheme and target ask for 16."""
+    default = "i16" if compute.bits == 16 and target.pair_products else "f32"
+    return _CODE_BITS.get(options.activations or default)
 
 
 def _adapters(

@@ -37,8 +37,7 @@ from sterna.passes.cost import Cost, attention_cost, group_cost, moving_cost
 from sterna.passes.lower import lower
 from sterna.passes.lower_opaque import Setting, is_opaque, lower_opaque
 from sterna.passes.plan_memory import MemoryPlan, Place, Run, Use, plan_memory
-from sterna.schedule.apply import apply
-from sterna.schedule.choose import Plan, plan_of, schedule
+from sterna.schedule.choose import Plan, plan_of, planned
 from sterna.schedule.steps import Schedule
 from sterna.schedule.steps import to_text as schedule_text
 
@@ -94,8 +93,7 @@ class KernelTable:
         """The steps and loops of a Group; ScheduleError naming a tuned plan that does not fit."""
         plan = self.plan(group)
         try:
-            steps = schedule(group, plan)
-            return steps, apply(group, steps)
+            return planned(group, plan)
         except ScheduleError as error:
             if not self.tuned:
                 raise

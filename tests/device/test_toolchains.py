@@ -133,12 +133,9 @@ def nvrtc() -> ctypes.CDLL:
     return ctypes.CDLL(str(min(found, key=lambda f: len(f.name))))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["compute_75", "compute_90"])
-def test_nvrtc_makes_ptx(architecture: str, parts: LibraryParts) -> None:
-    library, target = nvrtc(), target_named("cuda:source")
-    text = renderer_of(target).library_source(parts)
-    program = c_void_p()
+def compiled_by_nvrtc(text: str, architecture: str) -> str:
+    """The PTX that NVRTC makes of source."""
+    library, program = nvrtc(), c_void_p()
     code = c_char_p(text.encode())
     assert library.nvrtcCreateProgram(byref(program), code, b"kernels.cu", 0, None, None) == 0
     options = (c_char_p * 2)(f"-arch={architecture}".encode(), b"-fmad=false")
@@ -151,5 +148,13 @@ def test_nvrtc_makes_ptx(architecture: str, parts: LibraryParts) -> None:
     library.nvrtcGetPTXSize(program, byref(size))
     ptx = ctypes.create_string_buffer(size.value)
     library.nvrtcGetPTX(program, ptx)
-    assert ptx.value.decode().count(".visible .entry") == launches(parts)
-    assert "fma.rn.f32" in ptx.value.decode()
+    return ptx.value.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["compute_75", "compute_90"])
+def test_nvrtc_makes_ptx(architecture: str, parts: LibraryParts) -> None:
+    source = renderer_of(target_named("cuda:source")).library_source(parts)
+    ptx = compiled_by_nvrtc(source, architecture)
+    assert ptx.count(".visible .entry") == launches(parts)
+    assert "fma.rn.f32" in ptx

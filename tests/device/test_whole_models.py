@@ -33,7 +33,7 @@ from sterna.base.dtype import dtype
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, RequestError, UsageError
 from sterna.base.target import host_target, parse_target
 from sterna.checkpoint.mlc import read_mlc_folder
-from sterna.compiler import CompileOptions, compile_model
+from sterna.compiler import Activations, CompileOptions, compile_model
 from sterna.engine.options import SamplingOptions
 from sterna.engine.sampler import History, Wanted, orders, sample_input
 from sterna.runtime.executable import Executable
@@ -138,6 +138,42 @@ def test_the_cpus_logits(
     np.testing.assert_array_equal(pairs[-1][0], pairs[-2][0])
     check_reading(ours, device)
     ours.close()
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "activations"),
+    [
+        ("cuda:sm_80", "i16"),
+        pytest.param("rocm:gfx1100", "i8", marks=pytest.mark.slow),
+        pytest.param("metal:apple7", "i16", marks=pytest.mark.slow),
+        pytest.param("opencl", "i16", marks=pytest.mark.slow),
+        pytest.param("vulkan", "i8", marks=pytest.mark.slow),
+    ],
+)
+def test_activations_as_codes(
+    name: str, activations: Activations, models: dict[str, Path], tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    """Products of integers: the CPU's own way, and matrix units where the target has them."""
+    target = parse_target(name)
+    device: Device = SimtDevice() if target.unit else TARGETS[name]()
+    target = replace(target, architectures=())
+    folder = model(models, "q4f16_1", tmp_path_factory.getbasetemp())
+    options = CompileOptions(**OPTIONS, activations=activations)
+    plain, library = tmp_path / "plain.so", tmp_path / f"model{target.suffix}"
+    compile_model(folder, parse_target("cpu"), plain, options=options)
+    compile_model(folder, target, library, options=options, cached=False)
+    ours = load_on(device, library, read_mlc_folder(folder).tensors, num_pages=PAGES)
+    theirs = Compiled(folder, plain).load(num_pages=PAGES)
+    for got, wanted in zip(some_steps(ours), some_steps(theirs), strict=True):
+        if target.fma:
+            np.testing.assert_array_equal(got.view(np.uint32), wanted.view(np.uint32))
+        else:
+            check_close(got, wanted, ours.manifest.kv_cache.dtype)
+    multiplies = [p for k in ours.manifest.kernels for p in k.phases if "tensorize" in k.schedule]
+    assert bool(multiplies) == (target.unit is not None)
     ours.close()
     theirs.close()
 

@@ -110,3 +110,12 @@ def test_devices_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metal, "_found", lambda: (runtime, []))
     with pytest.raises(Unavailable, match="offers no GPU to Metal"):
         metal.open_device()
+
+
+def test_a_library_for_newer_gpus() -> None:
+    runtime: Any = FakeMetal()
+    metal.check_features(runtime, c_void_p(1), ["apple7"])
+    runtime = FakeMetal("supportsFamily:")
+    metal.check_features(runtime, c_void_p(1), [])
+    with pytest.raises(Unavailable, match="family apple7, which Imagined M9 is not; compile"):
+        metal.check_features(runtime, c_void_p(1), ["apple7"])

@@ -113,6 +113,9 @@ class FakeMetal:
     def maxBufferLength(self, at: int, found: Any) -> int:  # noqa: N802
         return 1 << 30
 
+    def supportsFamily(self, at: int, found: Any, family: Any) -> bool:  # noqa: N802
+        return _number(family) <= 1009
+
     def maxThreadgroupMemoryLength(self, at: int, found: Any) -> int:  # noqa: N802
         return 32768
 

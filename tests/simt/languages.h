@@ -1,6 +1,7 @@
 // What each language of kernels means on the simulator of simt.h.
 #pragma once
 #include "simt.h"
+#include <initializer_list>
 
 inline float bits_f32(unsigned x) { float r; memcpy(&r, &x, 4); return r; }
 inline unsigned bits_u32(float x) { unsigned r; memcpy(&r, &x, 4); return r; }
@@ -15,6 +16,80 @@ inline unsigned short f16_from_f32(float x) {
 }
 
 #define swap_f32(x, distance, ...) simt::swap(__COUNTER__ + 1, x, distance)
+
+// Matrix units, as the makers' manuals say which element of a fragment a thread brings: each thread
+// computes what it keeps of c from what the others show. They add from the last product to the
+// first, for no manual says in which order they do.
+typedef unsigned __attribute__((may_alias)) halves;
+
+inline float half_of(const unsigned *words, unsigned i) {
+    return f32_from_f16((unsigned short)(words[i / 2] >> i % 2 * 16));
+}
+
+template <class A, class B> float added(float c, int depth, A a, B b) {
+    for (int k = depth - 1; k >= 0; k--) c += a(k) * b(k);
+    return c;
+}
+
+// PTX ISA 9.7.14, mma.m16n8k16 with f16: groupID = lane / 4, threadID_in_group = lane % 4.
+inline void mma_16x8x16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    simt::show(-1, {a[0], a[1], a[2], a[3], b[0], b[1]});
+    for (int i = 0; i < 4; i++) {
+        int row = simt::lane() / 4 + (i < 2 ? 0 : 8), column = simt::lane() % 4 * 2 + i % 2;
+        c[i] = added(c[i], 16,
+            [&](int k) { // a0, a1: rows 0..7; a2, a3: 8..15; then the same with k from 8 on
+                return half_of(simt::shown(row % 8 * 4 + k % 8 / 2), k / 8 * 4 + row / 8 * 2 + k % 2);
+            },
+            [&](int k) { return half_of(simt::shown(column * 4 + k % 8 / 2) + 4, k / 8 * 2 + k % 2); });
+    }
+}
+
+// CDNA 2 ISA, V_MFMA_F32_16X16X16F16: lane l brings row l % 16 of a and column l % 16 of b at k
+// from l / 16 * 4 on, and keeps column l % 16 of c at rows from l / 16 * 4 on.
+inline void mfma_16x16x16(float (&c)[4], const unsigned (&a)[2], const unsigned (&b)[2]) {
+    simt::show(-2, {a[0], a[1], b[0], b[1]});
+    for (int i = 0; i < 4; i++) {
+        int row = simt::lane() / 16 * 4 + i, column = simt::lane() % 16;
+        c[i] = added(c[i], 16,
+            [&](int k) { return half_of(simt::shown(k / 4 * 16 + row), k % 4); },
+            [&](int k) { return half_of(simt::shown(k / 4 * 16 + column) + 2, k % 4); });
+    }
+}
+
+// RDNA 3 ISA 7.9, V_WMMA_F32_16X16X16_F16 in wave32: lanes 0..15 and 16..31 bring the same; here
+// the first half of k is taken from the ones and the rest from the others. Lane l keeps column
+// l % 16 of c, the even rows below 16 and the odd ones above.
+inline void wmma_16x16x16(float (&c)[8], const unsigned (&a)[8], const unsigned (&b)[8]) {
+    unsigned both[16];
+    memcpy(both, a, sizeof a);
+    memcpy(both + 8, b, sizeof b);
+    simt::show(-3, both);
+    for (int i = 0; i < 8; i++) {
+        int row = 2 * i + simt::lane() / 16, column = simt::lane() % 16;
+        c[i] = added(c[i], 16,
+            [&](int k) { return half_of(simt::shown(k / 8 * 16 + row), k); },
+            [&](int k) { return half_of(simt::shown(k / 8 * 16 + column) + 8, k); });
+    }
+}
+
+// Metal's simdgroup_float8x8, with the elements where Apple's GPUs keep them. All threads name the
+// same places; what they showed of them has to be equal.
+inline void multiply_8x8x8(float &c0, float &c1, const unsigned short *a, int a_row,
+                           const unsigned short *b, int b_row) {
+    unsigned places[4];
+    memcpy(places, &a, sizeof a);
+    memcpy(places + 2, &b, sizeof b);
+    simt::show(-4, places);
+    for (unsigned i = 0; i < 32; i++)
+        if (memcmp(simt::shown(i), places, sizeof places) != 0) abort();
+    int quad = simt::lane() / 4;
+    int row = (quad & 4) + simt::lane() / 2 % 4, column = (quad & 2) * 2 + simt::lane() % 2 * 2;
+    for (float *c : {&c0, &c1}) {
+        *c = added(*c, 8, [&](int k) { return f32_from_f16(a[row * a_row + k]); },
+                   [&](int k) { return f32_from_f16(b[column * b_row + k]); });
+        column++;
+    }
+}
 
 // CUDA and HIP.
 #define __global__

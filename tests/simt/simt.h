@@ -22,7 +22,11 @@
 namespace simt {
 
 constexpr size_t STACK = 128 * 1024;
-constexpr unsigned SUBGROUP = 32;
+#ifndef SIMT_SUBGROUP
+#define SIMT_SUBGROUP 32
+#endif
+constexpr unsigned SUBGROUP = SIMT_SUBGROUP;
+constexpr unsigned SHOWN = 20;
 enum class At { nothing, barrier, swap, end };
 
 struct Fiber {
@@ -36,6 +40,7 @@ struct Fiber {
     int site = 0; // of the barrier or swap that it waits at
     bool odd = false; // which of its places for swapped values was used last
     float swapped[2] = {};
+    unsigned shown[2][SHOWN] = {};
 };
 
 struct Group {
@@ -105,6 +110,21 @@ inline float swap(int site, float x, unsigned distance) {
     bool here = other < now.threads && other / SUBGROUP == now.thread / SUBGROUP;
     return here ? now.fibers[other].swapped[self.odd] : NAN;
 }
+
+// Words that a thread shows to its subgroup, and those that another one showed.
+template <size_t n> void show(int site, const unsigned (&words)[n]) {
+    static_assert(n <= SHOWN);
+    Fiber &self = now.fibers[now.thread];
+    self.odd = !self.odd;
+    memcpy(self.shown[self.odd], words, sizeof words);
+    wait(At::swap, site);
+}
+inline const unsigned *shown(unsigned lane) {
+    unsigned other = now.thread / SUBGROUP * SUBGROUP + lane;
+    if (other >= now.threads) abort();
+    return now.fibers[other].shown[now.fibers[now.thread].odd];
+}
+inline unsigned lane() { return now.thread % SUBGROUP; }
 
 // Whether fibers `begin` to `end` all wait at one place, or have all ended.
 inline bool together(unsigned begin, unsigned end) {

@@ -27,13 +27,14 @@ HERE = Path(__file__).parent
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-w", "-march=native")
 
 
-def compiled(text: str) -> ctypes.CDLL:
-    """C++ as a library of this process."""
+def compiled(text: str, lanes: int = 32) -> ctypes.CDLL:
+    """C++ as a library of this process, with subgroups of `lanes` threads."""
     if shutil.which("g++") is None:
         pytest.skip("needs g++ to run kernels on the CPU")
     with tempfile.TemporaryDirectory() as name:
         library = Path(name) / "kernels.so"
-        line = ["g++", *FLAGS, f"-I{HERE}", "-x", "c++", "-", "-o", str(library)]
+        given = [f"-I{HERE}", f"-DSIMT_SUBGROUP={lanes}", "-x", "c++", "-"]
+        line = ["g++", *FLAGS, *given, "-o", str(library)]
         done = subprocess.run(line, input=text, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[:3000]
         return ctypes.CDLL(str(library))
@@ -60,7 +61,7 @@ class SimtDevice:
     )  # fmt: skip
 
     def compile(self, code: bytes, phases: Sequence[Phase]) -> dict[str, Any]:
-        loaded = compiled(source_of(code, phases))
+        loaded = compiled(source_of(code, phases), self.limits.lanes)
         functions = {p.symbol: loaded[f"run_{p.symbol}"] for p in phases}
         for function in functions.values():
             function.restype = ctypes.c_char_p

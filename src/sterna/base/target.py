@@ -18,6 +18,39 @@ SMALL = ("f16", "bf16", "i8", "u8", "bool")
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixUnit:
+    """What the threads of a subgroup do together: c += a b, f16 [rows, depth] and [depth, columns].
+
+    c is f32 and lies in the threads' registers; a and b are shared. `row_bits` and `column_bits`
+    say where in c an element lies that a thread keeps, bit by bit, the highest first: "l2" is bit
+    2 of the thread's number in its subgroup, "s0" bit 0 of the element's among the thread's own.
+    In which order a unit adds, and how it rounds between, is its own; sums of whole numbers below
+    2**24 are exact on all of them.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    row_bits: str
+    column_bits: str
+
+    @property
+    def lanes(self) -> int:
+        """Threads that take part."""
+        return 1 << sum(bit[0] == "l" for bit in f"{self.row_bits} {self.column_bits}".split())
+
+    @property
+    def kept(self) -> int:
+        """Elements of c in each thread."""
+        return self.rows * self.columns // self.lanes
+
+    @property
+    def shape(self) -> str:
+        """What units are told apart by, such as "16x8x16/32"."""
+        return f"{self.rows}x{self.columns}x{self.depth}/{self.lanes}"
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """Capabilities of one kind of hardware.
 
@@ -39,9 +72,10 @@ class Target:
     fma: bool = False
     float16: bool = False  # f16 arithmetic; f16 storage is always possible
     integers64: bool = False  # arithmetic on whole numbers of 64 bits
-    pair_products: bool = False  # sums of two i16 products, as one operation or a few
+    pair_products: bool = False  # sums of two i16 products are fast: activations become codes
     group_threads: int = 0  # most threads of a work group; 0: there are none
     subgroup: int = 0  # threads side by side that surely exchange values in registers
+    unit: MatrixUnit | None = None  # that multiplies matrices
     shared_bytes: int = 0  # of a work group
     small_numbers: tuple[str, ...] = SMALL  # dtypes below 32 bits that a kernel can store
     most_buffers: int = 0  # that a kernel may take
@@ -124,21 +158,33 @@ _WEBGPU_F16_LANES = replace(_WEBGPU_F16, spec="webgpu:f16-subgroups",
 _WEBGPU_ALONE = replace(_WEBGPU, spec="webgpu:barrier-free", table="imitated", barriers=False,
                         shared_bytes=0, vector_bytes=4)  # fmt: skip
 
+# Fragments as the makers describe them: NVIDIA in the PTX ISA ("Matrix Fragments for
+# mma.m16n8k16"), AMD in the instruction set manuals of CDNA 2 and 3 and of RDNA 3; Apple's is what
+# `thread_elements` has been on every GPU since its seventh family.
+_MMA = MatrixUnit(16, 8, 16, "s1 l4 l3 l2", "l1 l0 s0")
+_MFMA = MatrixUnit(16, 16, 16, "l5 l4 s1 s0", "l3 l2 l1 l0")
+_WMMA = MatrixUnit(16, 16, 16, "s2 s1 s0 l4", "l3 l2 l1 l0")
+_SIMDGROUP = MatrixUnit(8, 8, 8, "l4 l2 l1", "l3 l0 s0")
+
 _CUDA = Target("cuda", renderer="cuda", device="cuda", table="work_groups", suffix=".sterna",
                fma=True, float16=True, group_threads=1024, shared_bytes=49152, most_buffers=256,
                buffer_align=256, subgroup=32)  # fmt: skip
-_SM = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120")
+_SM = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120")
 _ROCM = replace(_CUDA, spec="rocm", renderer="hip", device="hip", shared_bytes=65536)
-_WAVE64, _WAVE32 = ("gfx90a", "gfx942"), ("gfx1030", "gfx1100", "gfx1101", "gfx1151", "gfx1201")
-_COMMON = (*_WAVE64, "gfx1030", "gfx1100", "gfx1201")
+_CDNA, _RDNA3 = ("gfx90a", "gfx942"), ("gfx1100", "gfx1101", "gfx1151")
+_RDNA = ("gfx1030", "gfx1201")  # the one has no matrix unit, the other's is not described here
+_COMMON = (*_CDNA, "gfx1030", "gfx1100", "gfx1201")
+_METAL = Target("metal", renderer="metal", device="metal", table="work_groups", suffix=".sterna",
+                fma=True, float16=True, group_threads=1024, shared_bytes=32768, most_buffers=24,
+                buffer_align=256, subgroup=32)  # fmt: skip
 
 
-def _machines(row: Target, names: tuple[str, ...], subgroup: int) -> dict[str, Target]:
+def _machines(
+    row: Target, names: tuple[str, ...], subgroup: int, unit: MatrixUnit | None = None
+) -> dict[str, Target]:
     """A row for each architecture of a kind of GPU."""
-    return {
-        name: replace(row, spec=f"{row.spec}:{name}", architectures=(name,), subgroup=subgroup)
-        for name in names
-    }
+    row = replace(row, subgroup=subgroup, unit=unit)
+    return {name: replace(row, spec=f"{row.spec}:{name}", architectures=(name,)) for name in names}
 
 
 # Mali's shared memory is ordinary memory, so its threads work alone.
@@ -153,18 +199,19 @@ _GROUPED = {
     "cuda": {
         "": replace(_CUDA, architectures=("sm_75",)),
         "source": replace(_CUDA, spec="cuda:source"),
-        **_machines(_CUDA, _SM, 32),
+        **_machines(_CUDA, ("sm_75",), 32),
+        **_machines(_CUDA, _SM, 32, _MMA),
     },
     "rocm": {
         "": replace(_ROCM, architectures=_COMMON),
         "source": replace(_ROCM, spec="rocm:source"),
-        **_machines(_ROCM, _WAVE64, 64),
-        **_machines(_ROCM, _WAVE32, 32),
+        **_machines(_ROCM, _CDNA, 64, _MFMA),
+        **_machines(_ROCM, _RDNA3, 32, _WMMA),
+        **_machines(_ROCM, _RDNA, 32),
     },
     "metal": {
-        "": Target("metal", renderer="metal", device="metal", table="work_groups",
-                   suffix=".sterna", fma=True, float16=True, group_threads=1024,
-                   shared_bytes=32768, most_buffers=24, buffer_align=256, subgroup=32),
+        "": _METAL,
+        "apple7": replace(_METAL, spec="metal:apple7", features=("apple7",), unit=_SIMDGROUP),
     },
     "vulkan": {
         "": _VULKAN,

@@ -56,8 +56,8 @@ def add(verbs: Subparsers) -> None:
         "--activations",
         choices=("i16", "i8", "f32"),
         help="what packed weights are multiplied with: 16-bit codes, exact within a group of "
-        "weights; 8-bit codes, faster and coarser; or f32 (default: i16, and f32 for schemes that "
-        "compute in f32)",
+        "weights; 8-bit codes, faster and coarser; or f32 (default: i16 on CPUs for schemes that "
+        "compute in 16 bits, and f32)",
     )
     parser.add_argument(
         "-o",

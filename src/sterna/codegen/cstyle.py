@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from sterna.base.artifact import Phase
 from sterna.base.dtype import F32, I32, I64, DType
 from sterna.base.errors import CodegenError
-from sterna.base.target import Target
+from sterna.base.target import MatrixUnit, Target
 from sterna.codegen.c_names import Names, name
 from sterna.codegen.cstyle_expr import ExprStyle
+from sterna.codegen.fragments import fragments, has_matrix
 from sterna.codegen.lanes import Exchange, Nest
 from sterna.codegen.simt import (
     GroupKernel,
@@ -79,6 +80,7 @@ class CStyle(ExprStyle):
     buffers: dict[Buffer, str] = field(default_factory=dict)
     large: frozenset[Buffer] = frozenset()
     whole: set[Buffer] = field(default_factory=set)  # bound in parts
+    unit: MatrixUnit | None = None
     nest: Nest = ()
     depth: int = 1
     simplifier: Simplifier = field(default_factory=Simplifier)
@@ -114,6 +116,10 @@ class CStyle(ExprStyle):
     def swapped(self, value: str, distance: int) -> str:
         """The f32 that the thread whose number differs in this bit has for `value`."""
         return f"swap_f32({value}, {distance})"
+
+    def unrolled(self) -> str:
+        """A line before a loop that is written out; "" where compilers know by themselves."""
+        return ""
 
     # The function.
 
@@ -162,6 +168,8 @@ class CStyle(ExprStyle):
         self.depth += 1
 
     def count(self, var: str, end: str, kind: ForKind) -> None:
+        if kind is ForKind.UNROLL and (hint := self.unrolled()):
+            self.line(hint)
         self.open(self.counting(var, end))
 
     def end(self) -> None:
@@ -229,6 +237,8 @@ class CStyle(ExprStyle):
                     self.statement(part, last=last and i == len(stmts) - 1)
             case For(kind=ForKind.THREAD):
                 self.threads(stmt)
+            case For(kind=ForKind.MATRIX):
+                self.multiply(stmt)
             case For():
                 self.loop(stmt)
             case Store(buffer=buffer, index=index, value=value):
@@ -276,6 +286,20 @@ class CStyle(ExprStyle):
         value = self.text(asked.buffer[asked.index])
         self.nest = ()
         self.constant(F32, self.declare(asked.var), self.swapped(value, asked.distance))
+
+    def multiply(self, loop: For) -> None:
+        """What a subgroup's threads do together; all of them have to be here."""
+        unit, size = self.unit, 1
+        for extent in extents(self.nest):
+            size *= extent
+        if unit is None or size != self.kernel.threads:
+            raise CodegenError("a matrix unit that the target has, and whole subgroups, multiply")
+        found = fragments(loop, self.nest, unit, self.simplifier)
+        args = [self.place(found.c, index) for index in found.kept]
+        for side in (found.a, found.b):
+            args += [f"&{self.place(side.buffer, side.index)}", self.text(side.buffer.shape[1])]
+        shape = f"{unit.rows}x{unit.columns}x{unit.depth}"
+        self.line(f"multiply_{shape}({', '.join(args)});")
 
     def loop(self, loop: For) -> None:
         if loop.kind is ForKind.PARALLEL:
@@ -402,7 +426,7 @@ def _phase(
     large = frozenset(
         p for p in func.params if not {v for d in p.shape for v in free_vars(d)} <= known
     )
-    writer = style(kernel, large=large)
+    writer = style(kernel, large=large, unit=target.unit)
     buffers, where = [], []
     for i, p in enumerate(func.params):
         if p in used:
@@ -418,9 +442,10 @@ def _phase(
     shared = sum(elements(b.shape, b.name) * writer.shared_bytes(b.dtype) for b in kernel.shared)
     writes = tuple(i for i, (_, _, writes) in zip(where, buffers, strict=True) if writes)
     groups = to_text(simplify(kernel.groups))
+    lanes = target.unit.lanes if target.unit and has_matrix(kernel.body) else 0
     return text, Phase(
         symbol=symbol, groups=groups, threads=kernel.threads, buffers=tuple(where),
-        writes=writes, shared_bytes=shared, lanes=kernel.lanes,
+        writes=writes, shared_bytes=shared, lanes=max(lanes, kernel.lanes),
     )  # fmt: skip
 
 

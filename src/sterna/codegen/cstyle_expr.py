@@ -38,11 +38,30 @@ from sterna.ir.expr import (
     Select,
     Unary,
     Var,
+    binary,
     const_value,
 )
 
 _HALF = (F16, BF16)
 _LOGICAL = {"and": "&&", "or": "||"}
+
+
+def _written_out(dot: Intrin) -> Expr:
+    """A dot product of integers side by side, in i32 alone: every language has that."""
+    a, b = dot.args
+    parts = 2 if dot.name == "dot2" else 4
+    width = 32 // parts
+    sign, mask = 1 << (width - 1), (1 << width) - 1
+
+    def part(e: Expr, i: int) -> Expr:
+        if i == parts - 1:
+            return e >> i * width
+        return binary("^", (e >> i * width) & mask, sign) - sign
+
+    total = part(a, 0) * part(b, 0)
+    for i in range(1, parts):
+        total = total + part(a, i) * part(b, i)
+    return total
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,6 +99,8 @@ class ExprStyle:
                 return self.choice(e.dtype, self.text(cond), self.text(a), self.text(b))
             case Intrin(name="fma", args=args) if e.dtype == F32:
                 return self.fma(*map(self.text, args))
+            case Intrin(name="dot2" | "dot4"):
+                return self.text(_written_out(e))
             case Unary(op=op, a=a):
                 return self.unary(op, self.text(a), a.dtype)
             case Binary():

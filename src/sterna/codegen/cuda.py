@@ -57,7 +57,29 @@ STERNA_MAYBE u16 f16_from_f32(f32 x) {
 STERNA_MAYBE f32 swap_f32(f32 x, i32 distance, u32 warp) {
     return __shfl_xor_sync(warp, x, distance);
 }
+typedef u32 __attribute__((may_alias)) halves;
+STERNA_MAYBE void mma_16x8x16(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 #endif
+"""
+# c += a b on a warp's tensor core. a and b are rows of f16 along k; fragments are those of the PTX
+# ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
+_UNIT = r"""
+STERNA_MAYBE void multiply_16x8x16(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
+                                   const u16 *a, i32 a_row, const u16 *b, i32 b_row) {
+    const i32 lane = (i32)(threadIdx.x & 31u), row = lane >> 2, k = (lane & 3) * 2;
+    const u16 *x = a + row * a_row + k, *y = b + row * b_row + k;
+    f32 c[4] = {c0, c1, c2, c3};
+    const u32 left[4] = {*(const halves *)x, *(const halves *)(x + 8 * a_row),
+                         *(const halves *)(x + 8), *(const halves *)(x + 8 * a_row + 8)};
+    const u32 right[2] = {*(const halves *)y, *(const halves *)(y + 8)};
+    mma_16x8x16(c, left, right);
+    c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
+}
 """
 _WARP = 32
 
@@ -87,6 +109,9 @@ class Cuda(CStyle):
     def barrier(self) -> str:
         return "__syncthreads();"
 
+    def unrolled(self) -> str:
+        return "#pragma unroll"
+
     def swapped(self, value: str, distance: int) -> str:
         """With the mask of the threads that a warp has: the last may not be full."""
         full, rest = divmod(self.kernel.threads, _WARP)
@@ -97,5 +122,5 @@ class Cuda(CStyle):
 
 
 RENDERER = MachineCodeRenderer(
-    ".cu", Cuda, _PRELUDE + group_math(), ptx_or_fatbin, ("ptxas", "fatbinary")
+    ".cu", Cuda, _PRELUDE + _UNIT + group_math(), ptx_or_fatbin, ("ptxas", "fatbinary")
 )

@@ -14,6 +14,7 @@ from sterna.codegen.cstyle import CStyle, Signature
 _PRELUDE = r"""
 #ifndef STERNA_SIMT
 #include <metal_stdlib>
+#include <metal_simdgroup_matrix>
 #pragma METAL fp contract(off)
 using namespace metal;
 #endif
@@ -35,6 +36,16 @@ STERNA_MAYBE f32 sqrt_f32(f32 x) { return precise::sqrt(x); }
 STERNA_MAYBE f32 f32_from_f16(u16 x) { return (f32)as_type<half>(x); }
 STERNA_MAYBE u16 f16_from_f32(f32 x) { return as_type<u16>((half)x); }
 #define swap_f32(x, distance) simd_shuffle_xor(x, (u16)(distance))
+STERNA_MAYBE void multiply_8x8x8(thread f32 &c0, thread f32 &c1, const threadgroup u16 *a,
+                                 i32 a_row, const threadgroup u16 *b, i32 b_row) {
+    simdgroup_half8x8 left, right;
+    simdgroup_float8x8 c;
+    simdgroup_load(left, (const threadgroup half *)a, (ulong)a_row);
+    simdgroup_load(right, (const threadgroup half *)b, (ulong)b_row, ulong2(0, 0), true);
+    c.thread_elements()[0] = c0, c.thread_elements()[1] = c1;
+    simdgroup_multiply_accumulate(c, left, right, c);
+    c0 = c.thread_elements()[0], c1 = c.thread_elements()[1];
+}
 #endif
 """
 
@@ -65,6 +76,9 @@ class Metal(CStyle):
 
     def thread_index(self) -> str:
         return "(i32)thread_number"
+
+    def unrolled(self) -> str:
+        return "#pragma unroll"
 
     def barrier(self) -> str:
         return "threadgroup_barrier(mem_flags::mem_device | mem_flags::mem_threadgroup);"

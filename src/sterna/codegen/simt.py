@@ -21,7 +21,6 @@ from sterna.base.errors import CodegenError
 from sterna.codegen.lanes import Exchange, Nest, handed_over, in_registers
 from sterna.ir.bounds import Interval, Intervals
 from sterna.ir.expr import Buffer, Expr, Load, Var, ceil_div, const_value, wrap
-from sterna.ir.linear import Sum
 from sterna.ir.loop import Alloc, For, ForKind, If, Let, Prefetch, Seq, Stmt, Store, Sync, seq
 from sterna.ir.rewrite import free_vars, rewrite, visit
 from sterna.ir.simplify import Simplifier, simplify
@@ -32,12 +31,11 @@ _ALONE_THREADS = 16  # where no threads do: groups are what a processor's cores 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How one thread loop owns a dimension: blocks of `factor`, or every `threads`th element."""
+    """How one thread loop owns a dimension: blocks of `factor`, one after another to `threads`."""
 
     dim: int
     factor: int
     threads: int
-    strided: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,16 +274,17 @@ class _Accesses:
         return None if first is None or found else Private(first)
 
     def shares(self, nest: Nest, index: tuple[Expr, ...]) -> tuple[Share, ...] | None:
-        result = []
+        """A Share for each loop; a later loop shares what the earlier ones leave to a thread."""
+        result, parts = [], list(index)
         for loop, threads in zip(nest, extents(nest), strict=True):
-            share = self.share(loop, threads, index)
+            share = self.share(loop, threads, parts)
             if share is None:
                 return None
             result.append(share)
-        dims = [share.dim for share in result]
-        return tuple(result) if len(set(dims)) == len(dims) else None
+            parts[share.dim] = _left(parts[share.dim], loop, share, self.simplifier)
+        return tuple(result)
 
-    def share(self, loop: For, threads: int, index: tuple[Expr, ...]) -> Share | None:
+    def share(self, loop: For, threads: int, index: list[Expr]) -> Share | None:
         where = [d for d, e in enumerate(index) if loop.var in free_vars(e)]
         if len(where) != 1:
             return None
@@ -294,13 +293,15 @@ class _Accesses:
         rest = terms.drop(loop.var)
         if factor < 1 or any(loop.var in free_vars(atom) for atom in rest.terms):
             return None
-        steps = (*rest.terms.values(), rest.constant)
-        if factor == 1 and all(step % threads == 0 for step in steps):
-            return Share(where[0], 1, threads, strided=True)
-        lo, hi = Intervals({})(self.simplifier.build(rest, I32))
-        if lo < 0 or hi >= factor:
-            return None
-        return Share(where[0], factor, threads, strided=False)
+        _, inside = rest.split(factor * threads)
+        lo, hi = Intervals({})(self.simplifier.build(inside, I32))
+        return Share(where[0], factor, threads) if lo >= 0 and hi < factor else None
+
+
+def _left(e: Expr, loop: For, share: Share, simplifier: Simplifier) -> Expr:
+    """The index along a dimension in what is left to a thread of it."""
+    blocks, inside = simplifier.sum(e).drop(loop.var).split(share.factor * share.threads)
+    return simplifier.build(blocks.times(share.factor).plus(inside), I32)
 
 
 def private_index(
@@ -309,13 +310,7 @@ def private_index(
     """Where in its own part a thread finds an element."""
     parts = list(index)
     for loop, share in zip(nest, shares, strict=True):
-        rest = simplifier.sum(parts[share.dim]).drop(loop.var)
-        if share.strided:
-            rest = Sum(
-                {atom: step // share.threads for atom, step in rest.terms.items()},
-                rest.constant // share.threads,
-            )
-        parts[share.dim] = simplifier.build(rest, I32)
+        parts[share.dim] = _left(parts[share.dim], loop, share, simplifier)
     return tuple(parts)
 
 
@@ -323,8 +318,7 @@ def private_shape(shape: tuple[int, ...], shares: tuple[Share, ...]) -> tuple[in
     """The shape of each thread's part."""
     sizes = list(shape)
     for share in shares:
-        whole = sizes[share.dim]
-        sizes[share.dim] = -(-whole // share.threads) if share.strided else share.factor
+        sizes[share.dim] = -(-sizes[share.dim] // (share.factor * share.threads)) * share.factor
     return tuple(sizes)
 
 

@@ -4,8 +4,8 @@
           | If(cond, then, orelse) | Alloc(buffer, body) | Seq(stmts) | Sync
           | Prefetch(place)
 
-A program is scalar throughout: a VECTOR or UNROLL loop says how the renderer may execute it, not
-what it means, so the interpreter runs every loop as a loop. Turns of a PARALLEL loop are
+A program is scalar throughout: a VECTOR, UNROLL or MATRIX loop says how the renderer may execute
+it, not what it means, so the interpreter runs every loop as a loop. Turns of a PARALLEL loop are
 independent and may run anywhere in any order. On targets with work groups such a turn is a group,
 and the turns of a THREAD loop in it are the group's threads, side by side: they are independent
 too, and all are done before what follows the loop begins. So a program with threads needs no
@@ -21,13 +21,15 @@ from sterna.ir.expr import Buffer, Expr, ExprLike, Load, Var, node, wrap
 
 class ForKind(Enum):
     """How a loop runs. PARALLEL: over threads or work groups; VECTOR: as one SIMD operation;
-    THREAD: over the threads of a work group."""
+    THREAD: over the threads of a work group; MATRIX: with the loops in it, the part of one thread
+    in what a subgroup's matrix unit does at once."""
 
     SERIAL = "serial"
     PARALLEL = "parallel"
     VECTOR = "vector"
     UNROLL = "unroll"
     THREAD = "thread"
+    MATRIX = "matrix"
 
 
 class Stmt:

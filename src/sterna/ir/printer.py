@@ -50,6 +50,7 @@ LOOPS = {
     ForKind.VECTOR: "vector",
     ForKind.UNROLL: "unroll",
     ForKind.THREAD: "thread",
+    ForKind.MATRIX: "matrix",
 }
 _ATOM, _UNARY = 100, 90
 

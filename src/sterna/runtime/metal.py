@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import c_bool, c_int32, c_uint64, c_void_p
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,15 @@ from numpy.typing import NDArray
 
 from sterna.base.artifact import Phase
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, Unavailable
+from sterna.runtime.library import read_manifest
 from sterna.runtime.objc import ObjectiveC
+from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
-from sterna.runtime.work_groups import Limits, Sized, loader
+from sterna.runtime.work_groups import GroupExecutable, Limits, Sized, loader
 
 _FRAMEWORK = "/System/Library/Frameworks/Metal.framework/Metal"
 _SHARED = c_uint64(0)  # storage that both sides reach
+_FAMILIES = {"apple7": 1007}  # MTLGPUFamily: since A14 and M1
 _FAILED = 5  # status of a command buffer
 _GROUP_THREADS = 1024  # of every Apple GPU; a pipeline may have fewer
 
@@ -63,7 +67,35 @@ def open_device(index: int = 0) -> MetalDevice:
     return MetalDevice(runtime, _chosen(found, index))
 
 
-load = loader(open_device)
+_load = loader(open_device)
+
+
+def load(
+    library: Path,
+    weights: Mapping[str, WeightReader],
+    *,
+    num_pages: int,
+    threads: int | None = None,
+    index: int = 0,
+    packed: Path | None = None,
+) -> GroupExecutable:
+    """Load an artifact; see `load_on`. Unavailable where it is for another family of GPUs."""
+    runtime, found = _found()
+    check_features(runtime, _chosen(found, index), read_manifest(library).features)
+    return _load(library, weights, num_pages=num_pages, threads=threads, index=index, packed=packed)
+
+
+def check_features(runtime: ObjectiveC, device: c_void_p, features: Sequence[str]) -> None:
+    """Unavailable where the GPU is of none of the families that a library wants."""
+    for name in features:
+        family = c_uint64(_FAMILIES.get(name, 0))
+        if not runtime.send(device, "supportsFamily:", family, returns=c_bool):
+            with runtime.pool():
+                title = runtime.read(runtime.send(device, "name")) or "this GPU"
+            raise Unavailable(
+                f"the library wants a GPU of Metal's family {name}, which {title} is not; compile "
+                "the model with --target metal"
+            )
 
 
 def _found() -> tuple[ObjectiveC, list[c_void_p]]:

@@ -32,9 +32,12 @@ from sterna.schedule.steps import (
     Ahead,
     At,
     Inline,
+    Pad,
     Schedule,
     Step,
+    Tensorize,
 )
+from sterna.schedule.whole import check_exact
 
 
 def apply(group: Group, schedule: Schedule) -> PrimFunc:
@@ -126,13 +129,15 @@ class _Placed:
         for axis in compute.over:
             self._add_loop(stage, axis.var, wrap(0), axis.extent, reduces=True)
         if at is not None:
-            shape = tuple(extent for _, extent in region)
+            shape = _padded(stage, region, steps)
             stored = Buffer(compute.name.replace(".", "_"), compute.out.dtype, shape, at.scope)
             stage.buffer = None if at.scope == "global" else stored
         self.stages[compute.name] = stage
         self.owner[compute.out] = stage
         for step in steps:
             transform(stage, step)
+            if isinstance(step, Tensorize):
+                check_exact(step, compute, self.computes)
 
     def _add_loop(
         self, stage: Stage, axis: Var, base: Expr, extent: Expr, *, reduces: bool
@@ -287,7 +292,9 @@ class _Placed:
         start = Store(buffer, self._local_index(stage), wrap(combine.identity, buffer.dtype))
         stmt = self._guarded(stage, start, reduces=False)
         for loop in reversed(spatial):
-            stmt = For(loop.var, loop.extent, stmt, loop.kind)
+            # A unit multiplies; it does not set to zero.
+            kind = ForKind.UNROLL if loop.kind is ForKind.MATRIX else loop.kind
+            stmt = For(loop.var, loop.extent, stmt, kind)
         return stmt
 
     def _private_sum(self, stage: Stage, first: int) -> Stmt:
@@ -359,6 +366,15 @@ class _Placed:
         if free_vars(stage.local[axis]) & vectorized or const_value(inside) is True:
             return index
         return minimum(index, extent - 1)
+
+
+def _padded(stage: Stage, region: list[tuple[Expr, Expr]], steps: list[Step]) -> tuple[Expr, ...]:
+    """The extents of a stage's storage."""
+    more = {s.axis: s.by for s in steps if isinstance(s, Pad)}
+    names = [axis.name for axis in stage.compute.axes]
+    if unknown := more.keys() - set(names):
+        raise ScheduleError(f"stage {stage.name!r} has no axis {unknown.pop()!r} to pad")
+    return tuple(extent + more.get(n, 0) for n, (_, extent) in zip(names, region, strict=True))
 
 
 def _span(index: Expr, fixed: set[Var], around: dict[Var, Loop], at: At) -> tuple[Expr, Expr]:

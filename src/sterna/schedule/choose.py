@@ -8,7 +8,7 @@ vector width, hold every number that was measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
@@ -17,9 +17,11 @@ from typing import Any
 import msgspec
 
 from sterna.base.errors import ScheduleError
-from sterna.base.target import Target
+from sterna.base.target import MatrixUnit, Target
 from sterna.ir.bounds import bounds
 from sterna.ir.compute import Group
+from sterna.ir.loop import PrimFunc
+from sterna.schedule.apply import apply
 from sterna.schedule.rules.contraction import ContractionKnobs, contract, contraction
 from sterna.schedule.rules.elementwise import ElementwiseKnobs, elementwise
 from sterna.schedule.rules.matmul import (
@@ -32,6 +34,7 @@ from sterna.schedule.rules.matmul import (
     product,
     skinny_matmul,
 )
+from sterna.schedule.rules.matrix_unit import UNIT_SPACE, UnitKnobs, matmul_units
 from sterna.schedule.rules.norm import NormKnobs, norm
 from sterna.schedule.rules.work_groups import (
     FLAT_SPACE,
@@ -45,6 +48,7 @@ from sterna.schedule.rules.work_groups import (
     norm_groups,
 )
 from sterna.schedule.steps import Schedule
+from sterna.schedule.whole import has_digits, in_digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +90,14 @@ class AloneKnobs:
 class Rule:
     """How steps are written for some form of Group: `write(group, knobs)`, for knobs of a type.
 
-    `space` has the values worth trying of each knob that matters to this rule.
+    `space` has the values worth trying of each knob that matters to this rule. `form` rewrites
+    the Group before, to one of the same bits.
     """
 
     knobs: type
     write: Callable[[Group, Any], Schedule]
     space: Mapping[str, tuple[int, ...]]
+    form: Callable[[Group], Group] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +113,21 @@ def choose(group: Group, target: Target) -> Schedule:
     return schedule(group, plan_of(group, target))
 
 
+def planned(group: Group, plan: Plan) -> tuple[Schedule, PrimFunc]:
+    """The steps of a plan and the loops that they make; ScheduleError where it does not fit."""
+    form = RULES[plan.rule].form
+    formed = group if form is None else form(group)
+    steps = RULES[plan.rule].write(formed, plan.knobs)
+    return steps, apply(formed, steps)
+
+
 def plan_of(group: Group, target: Target) -> Plan:
     """The plan of rule and table; ScheduleError where there is none."""
     row = row_of(target)
     if isinstance(row, AloneKnobs):
         return _alone(group, row)
     if isinstance(row, GroupKnobs):
-        return _in_groups(group, row)
+        return _in_groups(group, row, target.unit)
     return _in_vectors(group, row)
 
 
@@ -158,13 +172,16 @@ def _many_rows(found: Product, knobs: Knobs) -> Plan:
 
 def schedule(group: Group, plan: Plan) -> Schedule:
     """The steps of a plan; ScheduleError where its rule does not fit the Group."""
-    return RULES[plan.rule].write(group, plan.knobs)
+    rule = RULES[plan.rule]
+    return rule.write(group if rule.form is None else rule.form(group), plan.knobs)
 
 
-def _in_groups(group: Group, knobs: GroupKnobs) -> Plan:
+def _in_groups(group: Group, knobs: GroupKnobs, unit: MatrixUnit | None) -> Plan:
     found = product(group)
     if found is not None:
         few = _most_rows(found) <= knobs.few_rows
+        if not few and unit is not None and has_digits(group, unit.depth):
+            return Plan("matmul_units", replace(unit_table()[unit.shape], unit=unit))
         return Plan("matvec_groups" if few else "matmul_groups", knobs)
     if contraction(group) is not None:
         return Plan("contraction_groups", knobs)
@@ -209,6 +226,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "elementwise": Rule(ElementwiseKnobs, elementwise, ElementwiseKnobs.SPACE),
         "matvec_groups": Rule(GroupKnobs, _of_product(matvec_groups), MATVEC_SPACE),
         "matmul_groups": Rule(GroupKnobs, _of_product(matmul_groups), MATMUL_SPACE),
+        "matmul_units": Rule(UnitKnobs, matmul_units, UNIT_SPACE, in_digits),
         "contraction_groups": Rule(GroupKnobs, contraction_groups, FLAT_SPACE),
         "norm_groups": Rule(GroupKnobs, norm_groups, FLAT_SPACE),
         "elementwise_groups": Rule(GroupKnobs, elementwise_groups, FLAT_SPACE),
@@ -233,6 +251,13 @@ def group_table(name: str) -> GroupKnobs:
     """A schedule table of targets with work groups."""
     text = (files("sterna.schedule") / "tables" / f"{name}.json").read_text(encoding="utf-8")
     return msgspec.json.decode(text, type=GroupKnobs)
+
+
+@cache
+def unit_table() -> dict[str, UnitKnobs]:
+    """The rows of the table of matrix units, by their shape."""
+    text = (files("sterna.schedule") / "tables" / "matrix_units.json").read_text(encoding="utf-8")
+    return msgspec.json.decode(text, type=dict[str, UnitKnobs])
 
 
 @cache

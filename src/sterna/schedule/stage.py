@@ -20,10 +20,12 @@ from sterna.schedule.steps import (
     At,
     Fuse,
     Inline,
+    Pad,
     Parallel,
     Reorder,
     Split,
     Step,
+    Tensorize,
     Thread,
     Unroll,
     Vectorize,
@@ -34,6 +36,7 @@ _KINDS: dict[type[Step], ForKind] = {
     Thread: ForKind.THREAD,
     Vectorize: ForKind.VECTOR,
     Unroll: ForKind.UNROLL,
+    Tensorize: ForKind.MATRIX,
 }
 
 
@@ -91,9 +94,9 @@ def transform(stage: Stage, step: Step) -> None:
             _fuse(stage, step)
         case Reorder():
             _reorder(stage, step)
-        case Parallel() | Thread() | Vectorize() | Unroll():
+        case Parallel() | Thread() | Vectorize() | Unroll() | Tensorize():
             _annotate(stage, step)
-        case At() | Inline():
+        case At() | Inline() | Pad():
             pass  # taken into account when the stage was placed
         case Ahead():
             stage.loop(step.axis)
@@ -140,7 +143,7 @@ def _reorder(stage: Stage, step: Reorder) -> None:
         raise ScheduleError(f"{step}: the order of a reduction is part of its meaning")
 
 
-def _annotate(stage: Stage, step: Parallel | Thread | Vectorize | Unroll) -> None:
+def _annotate(stage: Stage, step: Parallel | Thread | Vectorize | Unroll | Tensorize) -> None:
     loop = stage.loop(step.axis)
     if loop.kind is not ForKind.SERIAL:
         raise ScheduleError(f"{step}: the loop is {loop.kind.value} already")

@@ -91,6 +91,28 @@ class Unroll(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class Tensorize(Step):
+    """Loop `axis` and all inside it are one thread's part in an operation of the matrix unit.
+
+    The stage sums products of two stages of whole numbers in f16, and its sums stay below 2**24:
+    they are exact in f32, whatever order the unit adds in. Nothing else is left to it.
+    """
+
+    axis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pad(Step):
+    """A row of the stage's region along `axis` takes `by` elements more, which nothing reads.
+
+    So neighbours in a column lie in different banks of shared memory.
+    """
+
+    axis: str
+    by: int
+
+
+@dataclass(frozen=True, slots=True)
 class Inline(Step):
     """Substitute the stage's body into its readers; no storage. Not for reductions."""
 

@@ -22,8 +22,7 @@ from sterna.ir.loop import PrimFunc
 from sterna.ir.rewrite import free_vars
 from sterna.passes.cost import Cost
 from sterna.program import KernelTable
-from sterna.schedule.apply import apply
-from sterna.schedule.choose import Plan, schedule
+from sterna.schedule.choose import Plan, planned
 
 _NO_MODEL = Model("none", "none", "none", 0, 0, 0, 0)
 _NO_CACHE = KVCache(0, 0, 0, 1, "f16", 0)
@@ -48,7 +47,7 @@ def build(group: Group, plans: Mapping[int, Plan], target: Target) -> Candidates
     problems: dict[int, str] = {}
     for i, plan in plans.items():
         try:
-            func = apply(group, schedule(group, plan))
+            _, func = planned(group, plan)
             _check_fits(func, target)
             kernel = table.add(func, f"candidate_{i}", "", Cost("0", "0"))
         except CompileError as error:

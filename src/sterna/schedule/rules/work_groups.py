@@ -48,6 +48,8 @@ class GroupKnobs:
     depth: int
 
 
+_SHARED_ROW = 8192  # bytes
+
 # Values worth trying of the knobs that matter to a rule.
 FLAT_SPACE: Mapping[str, tuple[int, ...]] = {"threads": (32, 64, 128, 256)}
 MATVEC_SPACE: Mapping[str, tuple[int, ...]] = {
@@ -115,17 +117,40 @@ def norm_groups(group: Group, knobs: GroupKnobs) -> Schedule:
     row = last.axes[0].name
     steps: list[Step] = [*_along_width(last, knobs.threads), Parallel(last.name, row)]
     for stage in group.computes[:-1]:
+        if _is_wide(stage) and not stage.over and stage.out not in group.outputs:
+            steps.append(Inline(stage.name))
+            continue
         scope = "global" if stage.out in group.outputs else "shared"
         steps.append(At(stage.name, last.name, row, scope))
         steps += _along_width(stage, knobs.threads)
     return tuple(steps)
 
 
+def _is_wide(stage: Compute) -> bool:
+    """Whether a row of it would take much of what a group shares: each reader computes it then."""
+    size = stage.out.dtype.bytes
+    for axis in stage.axes[1:]:
+        size *= int(const_value(axis.extent) or 0)
+    return size > _SHARED_ROW
+
+
 def _along_width(stage: Compute, threads: int) -> list[Step]:
-    """The threads side by side along the last axis, where there is one besides the rows."""
+    """The threads side by side along the last axis, where there is one besides the rows.
+
+    Where it is short, several of the axis before it are side by side too.
+    """
     if len(stage.axes) < 2:
         return []
     h, width = stage.axes[-1].name, const_value(stage.axes[-1].extent)
+    if width is not None and 2 * width <= threads and len(stage.axes) > 2:
+        g = stage.axes[-2].name
+        turn, thread = f"{g}_turn", f"{g}_thread"
+        return [
+            Split(stage.name, g, turn, thread, threads // int(width)),
+            Reorder(stage.name, (thread, h, turn)),
+            Thread(stage.name, thread),
+            Thread(stage.name, h),
+        ]
     if width is not None and width <= threads:
         return [Thread(stage.name, h)]
     turn, thread = f"{h}_turn", f"{h}_thread"

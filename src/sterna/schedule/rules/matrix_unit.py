@@ -1,0 +1,209 @@
+"""The schedule of a product with packed weights for targets with a matrix unit: prompts.
+
+In: a Group in digits (`schedule.whole`). Out: steps. A group of threads unpacks, a scale group of
+k at a time, rows of x and of the weight into f16 that its threads share; each of its subgroups
+multiplies a tile of them with the unit, and every thread scales and adds up what it keeps of the
+tile. Which element a thread keeps is told by the unit's bits, and so by splits of the axes: loops
+over bits of the thread's number are thread loops, the others are the thread's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from sterna.base.errors import ScheduleError
+from sterna.base.target import MatrixUnit
+from sterna.ir.compute import Compute, Group
+from sterna.ir.expr import const_value
+from sterna.schedule.steps import (
+    At,
+    Fuse,
+    Pad,
+    Parallel,
+    Reorder,
+    Schedule,
+    Split,
+    Step,
+    Tensorize,
+    Thread,
+    Unroll,
+)
+from sterna.schedule.whole import Digits, digits_of
+
+UNIT_SPACE: Mapping[str, tuple[int, ...]] = {
+    "rows": (16, 32, 64),
+    "columns": (16, 32, 64),
+    "down": (1, 2, 4),
+    "across": (1, 2, 4),
+}
+_PAD = 8  # f16 behind each row: rows begin four banks apart, and at multiples of 16 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class UnitKnobs:
+    """A subgroup's tile, `rows` of x by `columns` of the weight; `down` x `across` subgroups.
+
+    Where groups of k are long these are halved, until what is unpacked of one takes no more than
+    `shared` bytes.
+    """
+
+    rows: int
+    columns: int
+    down: int
+    across: int
+    shared: int
+    unit: MatrixUnit | None = None  # the target's; a table has none
+
+
+@dataclass(frozen=True, slots=True)
+class _Loops:
+    """The loops that an axis of a tile becomes, by kind; lanes and own with their highest bit."""
+
+    subgroup: str
+    tile: str
+    lanes: tuple[tuple[int, str], ...]
+    own: tuple[tuple[int, str], ...]
+
+
+def matmul_units(group: Group, knobs: UnitKnobs) -> Schedule:
+    """groups of (rows of weight, tile of x) { scale groups { unpack; multiply; scale; add } }."""
+    unit, found = knobs.unit, digits_of(group)
+    if unit is None or knobs.rows % unit.rows or knobs.columns % unit.columns:
+        raise ScheduleError(f"{group.name}: tiles of {knobs} do not suit a unit of {unit}")
+    knobs = _with_room(found, knobs)
+    out, total = found.out, found.total
+    m, n = (axis.name for axis in out.axes)
+    steps: list[Step] = [
+        Split(out.name, n, f"{n}_block", f"{n}_all", knobs.columns * knobs.across),
+        Split(out.name, m, f"{m}_block", f"{m}_all", knobs.rows * knobs.down),
+        *_in_tiles(out, f"{m}_all", f"{n}_all", (f"{n}_block", f"{m}_block"), (), knobs, unit),
+        Fuse(out.name, f"{n}_block", f"{m}_block", "group"),
+        Parallel(out.name, "group"),
+        At(total.name, out.name, "group", "register"),
+    ]
+    m, n = (axis.name for axis in total.axes)
+    g = total.over[0].name
+    steps += _in_tiles(total, m, n, (g,), (), knobs, unit)
+    for stage in (*found.digits, found.weight):
+        steps += [At(stage.name, total.name, g, "shared"), *_unpacked(stage, found, knobs, unit)]
+    for stage in found.sums:
+        steps += [At(stage.name, total.name, g, "register"), *_multiplied(stage, knobs, unit)]
+    return tuple(steps)
+
+
+def _with_room(found: Digits, knobs: UnitKnobs) -> UnitKnobs:
+    """Fewer subgroups in a group, on the side that takes more, where they share too much."""
+    row = 2 * (int(const_value(found.sums[0].over[0].extent) or 0) + _PAD)
+    while knobs.down * knobs.across > 1:
+        x = row * len(found.digits) * knobs.rows * knobs.down
+        weight = row * knobs.columns * knobs.across
+        if x + weight <= knobs.shared:
+            break
+        if knobs.down > 1 and (x >= weight or knobs.across == 1):
+            knobs = replace(knobs, down=knobs.down // 2)
+        else:
+            knobs = replace(knobs, across=knobs.across // 2)
+    return knobs
+
+
+def _multiplied(stage: Compute, knobs: UnitKnobs, unit: MatrixUnit) -> list[Step]:
+    (m, n, g), i = (axis.name for axis in stage.axes), stage.over[0].name
+    step, inside = f"{i}_step", f"{i}_inside"
+    first, *others = _own(m, n, unit)
+    return [
+        Split(stage.name, i, step, inside, unit.depth),
+        *_in_tiles(stage, m, n, (g,), (step, inside), knobs, unit),
+        Unroll(stage.name, step),
+        Tensorize(stage.name, first),
+        *(Unroll(stage.name, name) for name in others),
+    ]
+
+
+def _in_tiles(
+    stage: Compute, m: str, n: str, outer: tuple[str, ...], depth: tuple[str, ...],
+    knobs: UnitKnobs, unit: MatrixUnit,
+) -> list[Step]:  # fmt: skip
+    """outer { threads { step of depth { tiles { own elements { rest of depth } } } } }."""
+    rows, columns = _axis(m, unit.row_bits), _axis(n, unit.column_bits)
+    lanes = [name for _, name in sorted((*rows.lanes, *columns.lanes), reverse=True)]
+    own, threads = _own(m, n, unit), (rows.subgroup, columns.subgroup, *lanes)
+    tiles = (rows.tile, columns.tile)
+    steps: list[Step] = [
+        *_split(stage, m, unit.row_bits, knobs.rows),
+        *_split(stage, n, unit.column_bits, knobs.columns),
+        Reorder(stage.name, (*outer, *threads, *depth[:1], *tiles, *own, *depth[1:])),
+        *(Thread(stage.name, name) for name in threads),
+    ]
+    unrolled = tiles if depth else (*tiles, *own)  # the unit takes a thread's own at once
+    return steps + [Unroll(stage.name, name) for name in unrolled]
+
+
+def _own(m: str, n: str, unit: MatrixUnit) -> tuple[str, ...]:
+    """The loops over what a thread keeps of a unit's tile, the highest bit outermost."""
+    found = (*_axis(m, unit.row_bits).own, *_axis(n, unit.column_bits).own)
+    return tuple(name for _, name in sorted(found, reverse=True))
+
+
+def _runs(bits: str) -> list[list[str]]:
+    """Neighbouring bits of one number together: "s1 l4 l3" is s1 and l4 l3."""
+    runs: list[list[str]] = []
+    for bit in bits.split():
+        follows = runs and f"{bit[0]}{int(bit[1:]) + 1}" == runs[-1][-1]
+        if follows:
+            runs[-1].append(bit)
+        else:
+            runs.append([bit])
+    return runs
+
+
+def _axis(axis: str, bits: str) -> _Loops:
+    lanes: list[tuple[int, str]] = []
+    own: list[tuple[int, str]] = []
+    for run in _runs(bits):
+        (lanes if run[0][0] == "l" else own).append((int(run[0][1:]), f"{axis}_{run[0]}"))
+    return _Loops(f"{axis}_subgroup", f"{axis}_tile", tuple(lanes), tuple(own))
+
+
+def _split(stage: Compute, axis: str, bits: str, size: int) -> list[Step]:
+    """An axis of a tile: subgroups of `size`, tiles of the unit, and its bits, highest first."""
+    names, runs = _axis(axis, bits), _runs(bits)
+    left = len(bits.split())
+    rest = f"{axis}_unit" if len(runs) > 1 else f"{axis}_{runs[0][0]}"
+    steps: list[Step] = [
+        Split(stage.name, axis, names.subgroup, f"{axis}_rest", size),
+        Split(stage.name, f"{axis}_rest", names.tile, rest, 1 << left),
+    ]
+    for i, run in enumerate(runs[:-1]):
+        left -= len(run)
+        inner = f"{axis}_{runs[-1][0]}" if i == len(runs) - 2 else f"{rest}_"
+        steps.append(Split(stage.name, rest, f"{axis}_{run[0]}", inner, 1 << left))
+        rest = inner
+    return steps
+
+
+def _unpacked(stage: Compute, found: Digits, knobs: UnitKnobs, unit: MatrixUnit) -> list[Step]:
+    """All threads fill rows of f16: of x neighbours along k, of weights, which lie so, along n."""
+    row, k = (axis.name for axis in stage.axes)
+    size = int(const_value(found.sums[0].over[0].extent) or 0)
+    threads = unit.lanes * knobs.down * knobs.across
+    if stage is found.weight:
+        beside = min(knobs.columns * knobs.across, threads)
+        parts = max(1, min(threads // beside, size))
+        return [
+            Pad(stage.name, k, _PAD),
+            Split(stage.name, k, f"{k}_thread", f"{k}_turn", size // parts),
+            Split(stage.name, row, f"{row}_turn", f"{row}_thread", beside),
+            Reorder(stage.name, (f"{k}_thread", f"{row}_thread", f"{row}_turn", f"{k}_turn")),
+            Thread(stage.name, f"{k}_thread"),
+            Thread(stage.name, f"{row}_thread"),
+        ]
+    beside = min(size, threads)
+    return [
+        Pad(stage.name, k, _PAD),
+        Split(stage.name, k, f"{k}_turn", f"{k}_thread", beside),
+        Split(stage.name, row, f"{row}_turn", f"{row}_thread", threads // beside),
+        Reorder(stage.name, (f"{row}_thread", f"{k}_thread", f"{row}_turn", f"{k}_turn")),
+        Thread(stage.name, f"{row}_thread"),
+        Thread(stage.name, f"{k}_thread"),
+    ]
