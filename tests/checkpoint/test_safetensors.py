@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sterna.base.dtype import DTYPES
 from sterna.base.errors import CheckpointError, UnsafeFile, UnsupportedModel
+from sterna.checkpoint.gguf import open_gguf
 from sterna.checkpoint.safetensors import open_safetensors, write_safetensors
 
 HUGE = 2**63
@@ -46,6 +47,16 @@ def test_every_dtype_comes_back_bit_for_bit(path: Path, dtype: Any) -> None:
     assert refs["a"].read().dtype == array.dtype
     assert refs["scalar"].read().shape == ()
     assert refs["none"].read().shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), [("m.safetensors", open_safetensors), ("m.gguf", open_gguf)]
+)
+def test_a_pointer_of_git_lfs_is_told(tmp_path: Path, name: str, read: Any) -> None:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        read(tmp_path / name)
 
 
 def test_a_layout_written_by_hand(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import packed_sources as made
 import pytest
+from source_folder import edit_config
 
 from sterna.base.errors import CheckpointError, ShapeMismatch, UnsafeFile, UnsupportedModel
 from sterna.checkpoint.mlc import read_mlc_folder
@@ -134,6 +135,7 @@ REFUSED: dict[str, Any] = {
     "e5m2": (changed("fp8 tensor", fmt="e5m2"), UnsupportedModel, "e5m2"),
     "neither": (changed("nf4", load_in_4bit=False), UnsupportedModel, "neither"),
     "method": (changed("awq", quant_method="hqq"), UnsupportedModel, "hqq"),
+    "no object": ((["gptq"], FORMATS["gptq 4"][1]), UnsupportedModel, "not an object"),
     "no method": (changed("awq", quant_method=None), UnsupportedModel, "quant_method"),
 }  # fmt: skip
 
@@ -146,6 +148,46 @@ def test_variations_are_named(title: str, tmp_path: Path) -> None:
         convert_weight(tmp_path / "source", tmp_path / "out", quantization="stored")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+ELSEWHERE = {
+    # newer versions of mlx-lm say it twice; the first ones of AutoGPTQ and AutoAWQ, in files apart
+    "mlx 4": lambda folder, section: edit_config(folder, quantization_config=section),
+    "gptq 4": lambda folder, section: moved(folder, "quantize_config.json", section),
+    "awq": lambda folder, section: moved(folder, "quant_config.json", {
+        "zero_point": True, "q_group_size": 64, "w_bit": 4, "version": "GEMM"}),
+}  # fmt: skip
+
+
+def moved(folder: Path, file: str, section: dict[str, Any]) -> None:
+    edit_config(folder, quantization_config=None)
+    (folder / file).write_text(json.dumps(section))
+
+
+@pytest.mark.parametrize("title", ELSEWHERE)
+def test_what_is_said_elsewhere_or_twice(title: str, tmp_path: Path) -> None:
+    wanted = write(tmp_path / "source", title)
+    ELSEWHERE[title](tmp_path / "source", FORMATS[title][0])
+    assert default_quantization(tmp_path / "source") == "stored"
+    convert_weight(tmp_path / "source", tmp_path / "out", quantization="stored")
+    gen_config(tmp_path / "source", tmp_path / "out", quantization="stored")
+    found = weights_of(tmp_path / "out")
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert np.abs(found[name] - wanted[name]).max() <= 2e-7 * np.abs(wanted[name]).max()
+
+
+@pytest.mark.parametrize("title", ["fp8 tensor", "compressed int8 rows"])
+def test_scales_of_the_cache_are_passed_over(title: str, tmp_path: Path) -> None:
+    section, module = FORMATS[title]
+
+    def scaled(out: made.Made, stem: str, shape: Any, rng: Any) -> None:
+        module(out, stem, shape, rng)
+        for leaf in ("k_scale", "v_scale"):
+            out.tensors[f"{stem.rpartition('.')[0]}.{leaf}"] = np.ones(1, np.float32)
+
+    made.write_packed(tmp_path / "source", section, scaled)
+    receipt = convert_weight(tmp_path / "source", tmp_path / "out", quantization="stored")
+    assert receipt.total.error.max_abs == 0
 
 
 def test_mlx_modes_are_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from sterna.base.errors import CheckpointError, UnsafeFile
 
 MAX_JSON_BYTES = 64 << 20
+_LFS_POINTER = b"version https://git-lfs"
 MAX_DEPTH = 64
 
 T = TypeVar("T")
@@ -67,6 +68,15 @@ def read_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         named = error.filename or path
         raise CheckpointError(f"cannot read {named}: {error.strerror or error}") from error
+
+
+def refuse_pointer(path: Path, start: bytes) -> None:
+    """Refuse what a clone without Git LFS has in place of a large file."""
+    if start and _LFS_POINTER.startswith(start[: len(_LFS_POINTER)]):
+        raise CheckpointError(
+            f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` where it was "
+            "cloned, or download it again"
+        )
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:

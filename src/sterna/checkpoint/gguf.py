@@ -23,7 +23,7 @@ import numpy as np
 
 from sterna.base.dtype import U8
 from sterna.base.errors import MissingTensor, UnsafeFile, UnsupportedModel
-from sterna.checkpoint.config import read_errors
+from sterna.checkpoint.config import read_errors, refuse_pointer
 from sterna.checkpoint.ggml_types import GgmlType, ggml_type
 from sterna.checkpoint.tensor import TensorRef, check_apart, check_ref, checked_shape
 
@@ -146,6 +146,7 @@ class _Header:
     def _version(self) -> int:
         magic = self.take(4, "the magic word")
         if magic != MAGIC:
+            refuse_pointer(self.path, magic)
             raise UnsafeFile(f"{self.path} is not a GGUF file: it starts with {magic!r}")
         version = self.integer("<u4")
         if version in VERSIONS:

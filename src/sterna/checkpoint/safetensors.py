@@ -22,7 +22,7 @@ import numpy as np
 from sterna.base.dtype import DTYPES, U8, DType
 from sterna.base.errors import CheckpointError, UnsafeFile, UnsupportedModel
 from sterna.checkpoint.beside import replace_file
-from sterna.checkpoint.config import field, parse_json, read_errors
+from sterna.checkpoint.config import field, parse_json, read_errors, refuse_pointer
 from sterna.checkpoint.tensor import E4M3, RAW, TensorRef, check_apart, check_ref, checked_shape
 
 __all__ = ["TensorRef", "open_safetensors", "write_safetensors"]
@@ -63,6 +63,7 @@ def _read_header(path: Path) -> tuple[bytes, int, int]:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
+            refuse_pointer(path, prefix)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise UnsafeFile(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sterna.base.errors import UnsupportedModel
+from sterna.checkpoint.config import read_json
 from sterna.checkpoint.folder import open_checkpoint
 from sterna.checkpoint.tensor import TensorRef
 from sterna.convert.formats import (
@@ -45,9 +46,22 @@ READERS: dict[str, Reader] = {
 }
 
 
+# Where the first versions of AutoGPTQ and AutoAWQ said it, and what the formats are called.
+BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+
+
+def storage_of(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json, or a file beside it, says of how weights are stored."""
+    found = {key: config[key] for key in STORAGE_KEYS if config.get(key)}
+    for name, method in BESIDE.items():
+        if not found and (folder / name).is_file():
+            return {STORAGE_KEYS[0]: {"quant_method": method, **read_json(folder / name)}}
+    return found
+
+
 def is_quantized(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether some program has quantized the folder's weights already, as far as it says."""
-    return (folder / NOTE).is_file() or any(config.get(key) for key in STORAGE_KEYS)
+    return (folder / NOTE).is_file() or bool(storage_of(folder, config))
 
 
 def open_tensors(folder: Path, config: Mapping[str, Any]) -> dict[str, StoredTensor]:
@@ -81,16 +95,21 @@ def format_name(folder: Path, config: Mapping[str, Any]) -> str:
 
 
 def _method(config: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
-    """The format's name and its section; MLX has a section of its own and no name."""
+    """The format's name and its section.
+
+    MLX has a section of its own and no name; newer versions repeat it as quantization_config.
+    """
+    own = config.get("quantization")
+    if isinstance(own, Mapping) and own and config.get(STORAGE_KEYS[0]) in (None, own):
+        return "mlx", own
     for key in STORAGE_KEYS[:2]:
         section = config.get(key)
+        if section and not isinstance(section, Mapping):
+            raise UnsupportedModel(f"{key} in config.json is {section!r:.60}, not an object")
         if isinstance(section, Mapping) and section:
             method = section.get("quant_method", "compressed-tensors" if "config_groups" in section
                                  else None)  # fmt: skip
             if not isinstance(method, str):
                 raise UnsupportedModel(f"{key} in config.json names no quant_method")
             return method, section
-    section = config.get("quantization")
-    if isinstance(section, Mapping) and section:
-        return "mlx", section
     return None, {}

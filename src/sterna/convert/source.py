@@ -18,7 +18,13 @@ from sterna.checkpoint.mlc_index import INDEX, OLD_INDEX
 from sterna.checkpoint.pooling import read_pooling
 from sterna.convert.gguf_folder import source_folder
 from sterna.convert.lora import merged
-from sterna.convert.open_tensors import STORAGE_KEYS, format_name, is_quantized, open_tensors
+from sterna.convert.open_tensors import (
+    STORAGE_KEYS,
+    format_name,
+    is_quantized,
+    open_tensors,
+    storage_of,
+)
 from sterna.convert.stacked import unstacked
 from sterna.convert.stored import Tensors, as_stored, plain_base
 from sterna.quantize.recipe import Quantization, Recipe
@@ -77,7 +83,8 @@ def read_source(
     with read_errors(folder):
         _refuse_converted(folder)
         config = read_config(folder) | read_pooling(folder)
-        storage = {key: config.pop(key) for key in STORAGE_KEYS if key in config}
+        storage = storage_of(folder, config)
+        config = {key: value for key, value in config.items() if key not in STORAGE_KEYS}
         generation_config = read_generation_config(folder)
         files = tuple(name for name in TOKENIZER_FILES if (folder / name).is_file())
     if kept is not None and wanted is None:

@@ -26,6 +26,7 @@ from sterna.convert.formats.modules import (
     modules,
     number,
     refuse,
+    without_cache_scales,
 )
 from sterna.convert.stored import Parts, StoredTensor, packed
 from sterna.quantize.codes import unpack_codes
@@ -50,8 +51,9 @@ def stored_tensors(refs: Refs, section: Mapping[str, Any]) -> dict[str, StoredTe
             raise refuse(_SOURCE, f"{key}", "possible: none")
     weights = _weights(section)
     found, others = modules(refs, _PARTS, ("weight_packed", "weight_scale"))
-    others = {name: tensor for name, tensor in others.items() if not _is_cache_scale(name)}
-    return others | {module.weight: _stored(module, weights) for module in found}
+    return without_cache_scales(others) | {
+        module.weight: _stored(module, weights) for module in found
+    }
 
 
 def _weights(section: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -63,11 +65,6 @@ def _weights(section: Mapping[str, Any]) -> Mapping[str, Any]:
     if not found or any(one != found[0] for one in found) or not isinstance(found[0], Mapping):
         raise refuse(_SOURCE, "several ways to quantize weights", "possible: one for all")
     return found[0]
-
-
-def _is_cache_scale(name: str) -> bool:
-    """Scales for a key-value cache of 8 bits, which is kept in 16 here."""
-    return name.endswith((".k_scale", ".v_scale"))
 
 
 def _stored(module: PackedModule, weights: Mapping[str, Any]) -> StoredTensor:

@@ -17,7 +17,15 @@ from sterna.base.dtype import BF16, F32, DType
 from sterna.base.errors import ShapeMismatch, UnsafeFile
 from sterna.checkpoint.tensor import E4M3, TensorRef
 from sterna.convert.formats.gptq import pack_rows
-from sterna.convert.formats.modules import Array, PackedModule, Refs, finite, modules, refuse
+from sterna.convert.formats.modules import (
+    Array,
+    PackedModule,
+    Refs,
+    finite,
+    modules,
+    refuse,
+    without_cache_scales,
+)
 from sterna.convert.stored import Parts, StoredTensor, packed
 from sterna.quantize.stored_schemes import ROW_GROUP, small_float
 
@@ -37,7 +45,9 @@ def stored_tensors(refs: Refs, section: Mapping[str, Any]) -> dict[str, StoredTe
         raise refuse(_SOURCE, f"weight_block_size {block!r:.60}", "possible: two numbers, or null")
     found, others = modules(refs, PARTS, ("weight_scale", "weight_scale_inv"))
     size = (block[0], block[1]) if block else None
-    return others | {module.weight: stored_float(module, size) for module in found}
+    return without_cache_scales(others) | {
+        module.weight: stored_float(module, size) for module in found
+    }
 
 
 def stored_float(module: PackedModule, block: tuple[int, int] | None) -> StoredTensor:

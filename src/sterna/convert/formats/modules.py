@@ -73,6 +73,11 @@ def modules(
     return [PackedModule(stem, parts) for stem, parts in packed.items()], others
 
 
+def without_cache_scales(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Without the scales for a key-value cache of 8 bits, which has its own here, or 16 bits."""
+    return {name: t for name, t in tensors.items() if not name.endswith((".k_scale", ".v_scale"))}
+
+
 def _split(name: str, leaves: Collection[str]) -> tuple[str, str]:
     """(module, part); a part may have dots, as in "weight.absmax"."""
     for leaf in sorted(leaves, key=len, reverse=True):
