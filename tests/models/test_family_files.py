@@ -64,6 +64,7 @@ def test_every_family_has_a_golden() -> None:
     elsewhere = {"llama", "mistral", "gemma3"}  # tiny.py; the other name of gemma3_text
     elsewhere |= {"llava", "qwen2_5_vl", "qwen2_vl"}  # test_vision.py, test_grid_vision.py
     elsewhere |= {"llama4"}  # test_llama4.py
+    elsewhere |= {"qwen3_5", "qwen3_5_moe"}  # test_qwen35.py
     elsewhere |= {"RefinedWeb", "RefinedWebModel"}  # Falcon's first names: test_real_configs.py
     assert tested | elsewhere == set(families())
     assert {path.stem for path in tiny.GOLDENS.glob("*.npz")} == set(tiny.MODELS)

@@ -27,6 +27,8 @@ from family_configs import (
     QWEN2,
     QWEN3_MOE,
     QWEN3_NEXT,
+    QWEN35,
+    QWEN35_MOE,
     RWKV7,
     of,
 )
@@ -353,6 +355,8 @@ VARIANTS: dict[str, dict[str, object]] = {
         "tie_word_embeddings": True,
     },
     "qwen3-next": QWEN3_NEXT,
+    "qwen3.5": QWEN35,
+    "qwen3.5-moe": QWEN35_MOE,
 }
 
 

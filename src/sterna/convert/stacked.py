@@ -20,8 +20,9 @@ Take = Callable[[StoredTensor, int], Parts]  # of an expert's slice
 def unstacked(tensors: Tensors, stacks: Mapping[str, Stack]) -> dict[str, StoredTensor]:
     """Every tensor; those that a stack names as one for each expert and part.
 
-    A plain stack of weights is [experts, in, out], a packed one [experts, out, in], since codes
-    run along what a product sums over; biases are [experts, out]. Raises ShapeMismatch.
+    A plain stack of weights is [experts, in, out] unless it is `by_rows`, a packed one
+    [experts, out, in], since codes run along what a product sums over; biases are [experts, out].
+    Raises ShapeMismatch.
     """
     found: dict[str, StoredTensor] = {}
     for name, tensor in tensors.items():
@@ -38,7 +39,7 @@ def _parts(name: str, tensor: StoredTensor, stacks: Mapping[str, Stack]) -> Iter
             leaf, rank = "bias", 2
         else:
             continue
-        turned = rank == 3 and tensor.scheme is None
+        turned = rank == 3 and tensor.scheme is None and not stack.by_rows
         rows = tensor.shape[-1 if turned or rank == 2 else 1] if len(tensor.shape) == rank else 0
         count = len(stack.parts)
         if not rows or rows % count:

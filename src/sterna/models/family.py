@@ -45,11 +45,13 @@ Fused = Mapping[str, tuple[str, ...]]
 class Stack:
     """What one tensor of a checkpoint holds of every expert: `parts` beside each other.
 
-    Their rows follow part by part, or `alternate`.
+    Their rows follow part by part, or `alternate`. `by_rows` says that an expert's matrix is
+    [out, in] as elsewhere, and not the other way round.
     """
 
     parts: tuple[str, ...]
     alternate: bool = False
+    by_rows: bool = False
 
 
 class Family:

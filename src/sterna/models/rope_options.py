@@ -101,14 +101,32 @@ def multimodal(config: Section) -> tuple[Section, tuple[int, ...]]:
             if not right or not all(type(size) is int and 0 <= size < 2**31 for size in given):
                 raise _wrong(f"{name}.mrope_section", given, "three whole numbers")
             found.add(tuple(given))
-        plain[name] = {
-            key: "default" if key in ("type", "rope_type") and value == "mrope" else value
-            for key, value in section.items()
-            if key != "mrope_section"
-        }
+        plain[name] = _without_axes(section, "mrope_section")
     if len(found) > 1:
         raise CheckpointError("rope_parameters and rope_scaling have different mrope_section")
     return plain, found.pop() if found else USUAL_SECTIONS
+
+
+def on_one_axis(config: Section) -> Section:
+    """The config of such a model as texts see it: their positions on all axes are the same.
+
+    So it does not matter which pairs turn by which.
+    """
+    plain = dict(config)
+    for name in ("rope_parameters", "rope_scaling"):
+        section = config.get(name)
+        if isinstance(section, Mapping):
+            plain[name] = _without_axes(section, "mrope_section", "mrope_interleaved")
+    return plain
+
+
+def _without_axes(section: Section, *keys: str) -> Section:
+    """Rope keys without those, and with the type that is left then."""
+    return {
+        key: "default" if key in ("type", "rope_type") and value == "mrope" else value
+        for key, value in section.items()
+        if key not in keys
+    }
 
 
 def of_layers(config: Section, kind: str) -> Section:
