@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 
 gguf = pytest.importorskip("gguf", reason="needs the gguf package, which writes the files")
 
+import gguf_converter  # noqa: E402
 import tiny  # noqa: E402
 import tiny_families  # noqa: E402
-from gguf_source import add_vocabulary, permuted  # noqa: E402
+from gguf_source import add_vocabulary  # noqa: E402
 
 from sterna import models  # noqa: E402
 from sterna.checkpoint.gguf import open_gguf  # noqa: E402
 from sterna.convert.formats.gguf import stored_tensors  # noqa: E402
 from sterna.convert.forward import all_logits  # noqa: E402
-from sterna.convert.gguf_architectures import ARCHITECTURES, ENDS  # noqa: E402
+from sterna.convert.gguf_architectures import ARCHITECTURES  # noqa: E402
 from sterna.convert.gguf_model import config_json  # noqa: E402
 from sterna.models.params import stored_weights  # noqa: E402
 from sterna.quantize.scheme import SCHEMES  # noqa: E402
@@ -62,6 +63,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+YARN = {"mscale": 0.7, "mscale_all_dim": 0.7}  # as all published models have them, the same
+LATENT = {"rope_scaling": {**F["deepseek-v3"]["rope_scaling"], **YARN}}
+CASES |= {
+    "deepseek2 v3": ("deepseek2", {**F["deepseek-v3"], **LATENT}),
+    "deepseek2 v2": ("deepseek2", {**F["deepseek-v2"], **LATENT}),
+    "deepseek2 lite": ("deepseek2", F["deepseek-v2-lite"]),
+    "mamba2": ("mamba2", F["mamba2"]),
+    "mamba2 tied": ("mamba2", F["mamba2-tied"]),
+    "granitehybrid": ("granitehybrid", F["granitemoehybrid"]),
+    "rwkv7": ("rwkv7", F["rwkv7"]),
+    "internlm2": ("internlm2", F["internlm2"]),
+    "phi2": ("phi2", F["phi"]),
+    "gpt2": ("gpt2", F["gpt2"]),
+    "starcoder": ("starcoder", F["gpt-bigcode"]),
+    "gptneox": ("gptneox", F["gpt-neox"]),
+    "gptneox serial": ("gptneox", F["gpt-neox-serial"]),
+    "falcon": ("falcon", F["falcon"]),
+    "falcon large": ("falcon", F["falcon-large"]),
+    "chatglm": ("chatglm", F["glm"]),
+    "glm4": ("glm4", F["glm4"]),
+    "cohere2": ("cohere2", F["cohere2"]),
+    "olmo3": ("olmo2", F["olmo3"]),
+    "bert": ("bert", {**tiny_families.EMBEDDING["bert"], "sentence_pooling": "cls"}),
+    "qwen3 embedding": ("qwen3", tiny_families.EMBEDDING["qwen3-embedding"]),
+}
+OLDER = ("deepseek2 v3", "phi2", "chatglm", "mamba2 tied")
 KEYS = {
     "max_position_embeddings": "context_length", "hidden_size": "embedding_length",
     "num_hidden_layers": "block_count", "intermediate_size": "feed_forward_length",
@@ -93,11 +120,115 @@ NUMBERS = {
 }  # fmt: skip
 
 
-def write(path: Path, arch: str, config: dict[str, Any], weights: tiny.Weights) -> None:
+def gpt(config: dict[str, Any]) -> dict[str, Any]:
+    """Models whose config.json has GPT-2's words."""
+    return {
+        "context_length": config["n_positions"], "embedding_length": config["n_embd"],
+        "feed_forward_length": 4 * config["n_embd"], "block_count": config["n_layer"],
+        "attention.head_count": config["n_head"],
+        "attention.layer_norm_epsilon": config["layer_norm_epsilon"],
+        **({"attention.head_count_kv": 1} if config["model_type"] == "gpt_bigcode" else {}),
+    }  # fmt: skip
+
+
+def neox(config: dict[str, Any]) -> dict[str, Any]:
+    dim = config["hidden_size"] // config["num_attention_heads"]
+    return {
+        "rope.dimension_count": int(config["rotary_pct"] * dim),
+        "use_parallel_residual": config["use_parallel_residual"],
+    }
+
+
+def falcon(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "feed_forward_length": 4 * config["hidden_size"],
+        "attention.head_count_kv": gguf_converter.key_heads(config),
+        "attention.layer_norm_epsilon": config["layer_norm_epsilon"],
+    }
+
+
+def latent(config: dict[str, Any]) -> dict[str, Any]:
+    rank, rotated = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    key = config["qk_nope_head_dim"] + rotated
+    older = {"attention.key_length": key, "attention.value_length": config["v_head_dim"]}
+    absorbed = {
+        "attention.key_length": rank + rotated, "attention.value_length": rank,
+        "attention.key_length_mla": key, "attention.value_length_mla": config["v_head_dim"],
+    }  # fmt: skip
+    scale = (config["rope_scaling"] or {}).get("mscale_all_dim")
+    sigmoid = config["model_type"] == "deepseek_v3"
+    return {
+        **(older if config.get("older") else absorbed),
+        "attention.kv_lora_rank": rank, "rope.dimension_count": rotated,
+        "leading_dense_block_count": config["first_k_dense_replace"],
+        **({"attention.q_lora_rank": r} if (r := config["q_lora_rank"]) else {}),
+        **({"rope.scaling.yarn_log_multiplier": 0.1 * scale} if scale else {}),
+        **({"expert_weights_norm": True} if config["norm_topk_prob"] else {}),
+        "expert_gating_func": 2 if sigmoid else 1,
+    }  # fmt: skip
+
+
+def mamba(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "context_length": 1 << 20, "feed_forward_length": 0, "attention.head_count": 0,
+        "ssm.conv_kernel": config["conv_kernel"],
+        "ssm.inner_size": config["expand"] * config["hidden_size"],
+        "ssm.state_size": config["state_size"], "ssm.time_step_rank": config["num_heads"],
+        "ssm.group_count": config["n_groups"],
+        "attention.layer_norm_rms_epsilon": config["layer_norm_epsilon"],
+    }  # fmt: skip
+
+
+def hybrid(config: dict[str, Any]) -> dict[str, Any]:
+    heads = config["num_key_value_heads"]
+    return {
+        "attention.head_count_kv": [heads * (t == "attention") for t in config["layer_types"]],
+        "expert_shared_feed_forward_length": config["shared_intermediate_size"],
+        "ssm.conv_kernel": config["mamba_d_conv"],
+        "ssm.inner_size": config["mamba_expand"] * config["hidden_size"],
+        "ssm.state_size": config["mamba_d_state"], "ssm.time_step_rank": config["mamba_n_heads"],
+        "ssm.group_count": config["mamba_n_groups"], "rope.scaling.finetuned": False,
+    }  # fmt: skip
+
+
+def rwkv(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "attention.head_count": 0, "wkv.head_size": config["head_dim"],
+        "attention.layer_norm_epsilon": config["norm_eps"],
+        "attention.decay_lora_rank": config["decay_low_rank_dim"],
+        "attention.iclr_lora_rank": config["a_low_rank_dim"],
+        "attention.value_residual_mix_lora_rank": config["v_low_rank_dim"],
+        "attention.gate_lora_rank": config["gate_low_rank_dim"],
+    }  # fmt: skip
+
+
+def windows(config: dict[str, Any]) -> dict[str, Any]:
+    """OLMo 3 says which layers have one."""
+    if "sliding_window" not in config:
+        return {}
+    layers = range(config["num_hidden_layers"])
+    return {"attention.sliding_window_pattern": [(i + 1) % 4 != 0 for i in layers]}
+
+
+OWN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "gpt2": gpt, "starcoder": gpt, "gptneox": neox, "falcon": falcon, "deepseek2": latent,
+    "mamba2": mamba, "granitehybrid": hybrid, "rwkv7": rwkv, "olmo2": windows,
+    "bert": lambda config: {"attention.causal": False},
+}  # fmt: skip
+# Keys that the converter writes for these architectures in a way of its own.
+TAKEN = {"granitehybrid": ("num_key_value_heads",), "deepseek2": ("head_dim",),
+         "falcon": ("num_key_value_heads",)}  # fmt: skip
+
+
+def write(
+    path: Path, arch: str, config: dict[str, Any], weights: tiny.Weights, *, older: bool = False
+) -> None:
     writer = gguf.GGUFWriter(path, arch)
     keys = {**KEYS, **LLAMA4} if arch == "llama4" else KEYS
     for field, key in keys.items():
-        if config.get(field) and not (field == "sliding_window" and arch == "qwen2"):
+        if field in TAKEN.get(arch, ()) or (field == "sliding_window" and arch == "qwen2"):
+            continue
+        if config.get(field):
             writer.add_uint32(f"{arch}.{key}", config[field])
     for field, key in NUMBERS.items():
         if config.get(field) is not None:
@@ -109,74 +240,78 @@ def write(path: Path, arch: str, config: dict[str, Any], weights: tiny.Weights) 
         )
     scaling = config.get("rope_scaling")
     if scaling:
-        writer.add_string(f"{arch}.rope.scaling.type", scaling["rope_type"])
+        kind = scaling.get("rope_type") or scaling["type"]
+        writer.add_string(f"{arch}.rope.scaling.type", kind)
         writer.add_float32(f"{arch}.rope.scaling.factor", scaling["factor"])
         if "original_max_position_embeddings" in scaling:
             original = scaling["original_max_position_embeddings"]
             writer.add_uint32(f"{arch}.rope.scaling.original_context_length", original)
     if config.get("norm_topk_prob") and arch == "glm4moe":
         writer.add_bool(f"{arch}.expert_weights_norm", True)
+    for key, value in (OWN[arch]({**config, "older": older}) if arch in OWN else {}).items():
+        add(writer, f"{arch}.{key}", value)
+    if "sentence_pooling" in config:
+        kinds = {"mean": 1, "cls": 2, "last": 3}
+        writer.add_uint32(f"{arch}.pooling_type", kinds[config["sentence_pooling"]])
     add_vocabulary(writer, config["vocab_size"])
-    row = ARCHITECTURES[arch]
-    row = row.sparse if row.sparse and config["model_type"] == row.sparse.model_type else row
-    names = {there: here for here, there in {**ENDS, **row.layer}.items()}
-    heads = {
-        "q_proj": config["num_attention_heads"],
-        "k_proj": config.get("num_key_value_heads") or config["num_attention_heads"],
-    }
-    for name, weight in stacked(weights).items():
-        stem, leaf = name.rpartition(".")[::2]
-        prefix = ""
-        if stem.startswith("model.layers."):
-            layer, stem = stem.removeprefix("model.layers.").split(".", 1)
-            prefix = f"blk.{layer}."
-        own = stem.rpartition(".")[2]
-        if row.permuted and own in heads:
-            weight = permuted(weight, heads[own])
-        if row.norms_add_one and own.endswith("norm"):
-            weight = weight + np.float32(1)
-        if own == "shared_expert_gate":
-            weight = weight[0]  # of one row, as the converter writes it
-        whole = names.get(f"{stem}.{leaf}")
-        title = whole if whole is not None else f"{names[stem]}.{leaf}"
-        writer.add_tensor(f"{prefix}{title}", np.ascontiguousarray(weight))
+    gguf_converter.WEIGHTS = weights
+    for title, weight in gguf_converter.tensors(arch, config, weights, older=older).items():
+        writer.add_tensor(title, weight)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file,
                  writer.write_tensors_to_file, writer.close):  # fmt: skip
         step()
 
 
-def stacked(weights: tiny.Weights) -> tiny.Weights:
-    """With all experts of a layer in one tensor, as llama.cpp's converter writes them."""
-    found: dict[str, Any] = {}
-    for name, weight in weights.items():
-        title = re.sub(r"\.experts\.\d+\.", ".experts.{}.", name)
-        found.setdefault(title, []).append(weight)
-    return {n: np.array(parts) if "{}" in n else parts[0] for n, parts in found.items()}
+def add(writer: Any, key: str, value: Any) -> None:
+    """A value by its own type, as the converter's methods write it."""
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, list):
+        writer.add_array(key, value)
+    else:
+        writer.add_string(key, value)
 
 
-@pytest.mark.parametrize("title", CASES)
-def test_a_file_computes_what_its_checkpoint_does(title: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("title", "older"), [*((title, False) for title in CASES), *((title, True) for title in OLDER)]
+)
+def test_a_file_computes_what_its_checkpoint_does(title: str, older: bool, tmp_path: Path) -> None:
     arch, config = CASES[title]
-    model = models.build(config, SCHEMES["q0f32"])
+    weights, turned = drawn(config)
+    write(tmp_path / "m.gguf", arch, config, weights, older=older)
+    file = open_gguf(tmp_path / "m.gguf")
+    tensors = stored_tensors(file)
+    assert {name: t.shape[::-1] if t.turned else t.shape for name, t in tensors.items()} == {
+        name: weight.shape for name, weight in drawn(config_json(file))[0].items()
+    }
+    found = {name: t.values(0, t.shape[0]) for name, t in tensors.items()}
+    wanted = logits(config, {n: w.T if n in turned else w for n, w in weights.items()})
+    assert np.abs(logits(config_json(file), found) - wanted).max() < 2e-5 * np.abs(wanted).max()
+
+
+def drawn(config: dict[str, Any]) -> tuple[tiny.Weights, set[str]]:
+    """Random weights as a checkpoint of the config has them, and those that it holds turned."""
+    stored = stored_weights(config, SCHEMES["q0f32"])
     weights = {
         name: tiny_families.draw(name, shape)
-        for weight in stored_weights(config, SCHEMES["q0f32"])
+        for weight in stored
         for name, shape in zip(weight.sources, weight.source_shapes, strict=True)
     }
+    return weights, {name for weight in stored if weight.transposed for name in weight.sources}
+
+
+def logits(config: dict[str, Any], weights: tiny.Weights) -> np.ndarray:
     held = models.expert_weights(config)
 
-    def of(values: tiny.Weights, name: str) -> Any:
-        return np.concatenate([values[n] for n in held[name]]) if name in held else values[name]
+    def of(name: str, x: Any) -> Any:
+        return np.concatenate([weights[n] for n in held[name]]) if name in held else weights[name]
 
-    write(tmp_path / "m.gguf", arch, config, weights)
-    file = open_gguf(tmp_path / "m.gguf")
-    found = {name: t.values(0, t.shape[0]) for name, t in stored_tensors(file).items()}
-    assert set(found) == set(weights)
-    documents = [tiny_families.PROMPT]
-    wanted = all_logits(model, documents, lambda name, x: of(weights, name))
-    ours = models.build(config_json(file), SCHEMES["q0f32"])
-    logits = all_logits(ours, documents, lambda name, x: of(found, name))
-    assert np.abs(logits - wanted).max() < 2e-5 * np.abs(wanted).max()
+    model = models.build(config, SCHEMES["q0f32"])
+    return all_logits(model, [tiny_families.PROMPT], of)
 
 
 def test_every_architecture_is_tried() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from sterna import models
 from sterna.base.errors import (
     CheckpointError,
     Error,
@@ -196,10 +197,22 @@ def test_configuration() -> None:
     assert config["tie_word_embeddings"] is True
 
 
+MORE: dict[str, Any] = {
+    "attention.kv_lora_rank": 16, "rope.dimension_count": 16, "attention.key_length_mla": 24,
+    "attention.value_length_mla": 16, "ssm.inner_size": 128, "ssm.time_step_rank": 4,
+    "ssm.state_size": 8, "ssm.conv_kernel": 4, "wkv.head_size": 16, "attention.decay_lora_rank": 8,
+    "attention.iclr_lora_rank": 8, "attention.value_residual_mix_lora_rank": 8,
+    "attention.gate_lora_rank": 8,
+}  # fmt: skip
+
+
 def test_every_architecture_has_a_configuration() -> None:
     for arch in ARCHITECTURES:
-        found = config_json(described(arch))
-        assert found["architectures"][0].endswith("ForCausalLM")
+        hybrid = {"attention.head_count_kv": np.array([0, 2])} if arch == "granitehybrid" else {}
+        found = config_json(described(arch, **MORE, **hybrid))
+        read = models.family(found)
+        assert set(found["architectures"]) <= set(read.ARCHITECTURES)
+        read.read_config({**found, "vocab_size": 64})
 
 
 def test_scalings() -> None:
@@ -208,6 +221,11 @@ def test_scalings() -> None:
     assert config_json(described("qwen2", **yarn))["rope_scaling"] == {
         "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
     }  # fmt: skip
+
+
+def mixed(**changes: Any) -> GgufFile:
+    base = {**MORE, "attention.head_count_kv": np.array([0, 2])}
+    return described("granitehybrid", **{**base, **changes})
 
 
 CONFIG_LIES: dict[str, tuple[Callable[[], GgufFile], type[Error], str]] = {
@@ -225,6 +243,56 @@ CONFIG_LIES: dict[str, tuple[Callable[[], GgufFile], type[Error], str]] = {
         UnsafeFile,
         "epsilon",
     ),
+    "pooling": (lambda: described("bert", pooling_type=4), UnsupportedModel, "pooling_type 4"),
+    "no latent": (lambda: described("deepseek2"), UnsafeFile, "kv_lora_rank"),
+    "nothing for the latent": (
+        lambda: described("deepseek2", **{**MORE, "attention.key_length_mla": 16}),
+        UnsafeFile,
+        "none would be left",
+    ),
+    "mscale": (
+        lambda: described(
+            "deepseek2",
+            **MORE,
+            **{"rope.scaling.type": "yarn", "rope.scaling.yarn_log_multiplier": -1.0},
+        ),
+        UnsupportedModel,
+        "below 0",
+    ),
+    "no states": (lambda: described("mamba2"), UnsafeFile, "ssm.inner_size"),
+    "states of no width": (
+        lambda: described("mamba2", **{**MORE, "ssm.inner_size": 100}),
+        UnsupportedModel,
+        "multiples",
+    ),
+    "heads of one layer": (
+        lambda: mixed(**{"attention.head_count_kv": np.array([2])}),
+        UnsafeFile,
+        "each of 2 layers",
+    ),
+    "heads of each layer": (
+        lambda: mixed(**{"attention.head_count_kv": np.array([1, 2])}),
+        UnsupportedModel,
+        "2 numbers of key heads",
+    ),
+    "no heads at all": (
+        lambda: mixed(**{"attention.head_count_kv": np.array([0, 0])}),
+        UnsupportedModel,
+        "0 numbers of key heads",
+    ),
+    "minus heads": (
+        lambda: mixed(**{"attention.head_count_kv": np.array([-1, 2])}),
+        UnsafeFile,
+        "each of 2 layers",
+    ),
+    "windows": (
+        lambda: described(
+            "cohere2", **{"attention.sliding_window_pattern": np.array([True, False, True])}
+        ),
+        UnsafeFile,
+        "each of 2 layers",
+    ),
+    "no ranks": (lambda: described("rwkv7"), UnsafeFile, "head_size"),
     "values differ from keys": (
         lambda: described(**{"attention.key_length": 32, "attention.value_length": 64}),
         UnsupportedModel,

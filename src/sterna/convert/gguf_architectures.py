@@ -1,35 +1,29 @@
 """The architectures of GGUF files: one row each, what their names and numbers are here.
 
-In: the value of `general.architecture`. Out: a row that maps the file's tensors to the names of
-checkpoints, and says what llama.cpp's converter changed on the way: it reorders the rows of query
-and key projections that rotate in halves, and adds 1 to Gemma's norms. Knows no file.
+In: the value of `general.architecture`. Out: an Architecture, which maps the file's tensors to the
+names of checkpoints and says what llama.cpp's converter changed on the way: it reorders the rows of
+query and key projections that rotate in halves, adds 1 to Gemma's norms, and so on. Knows no file.
+Models with experts, latent attention or states have their rows in `gguf_mixtures`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from math import prod
 from typing import Any
 
-ENDS = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+from sterna.convert.gguf_architecture import ENDS, LAYER, Architecture, Paths
+from sterna.convert.gguf_keys import Keys
+from sterna.convert.gguf_layouts import (
+    grouped_heads,
+    less_one,
+    of_rows,
+    rotated_halves,
+    shaped,
+    turned_rows,
+)
+from sterna.convert.gguf_mixtures import MIXTRAL, MIXTURES
+
 _FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 _PLAIN_MLP = {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
 _SANDWICH = {
@@ -37,77 +31,96 @@ _SANDWICH = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-_EXPERTS = {
-    "ffn_gate_inp": "mlp.gate",
-    "ffn_gate_exps": "mlp.experts.{}.gate_proj",
-    "ffn_up_exps": "mlp.experts.{}.up_proj",
-    "ffn_down_exps": "mlp.experts.{}.down_proj",
-}
-_MIXTRAL = {
-    "ffn_gate_inp": "block_sparse_moe.gate",
-    "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
-    "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
-    "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
-}
-_SHARED = {
-    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
-    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
-    "ffn_up_shexp": "mlp.shared_expert.up_proj",
-    "ffn_down_shexp": "mlp.shared_expert.down_proj",
-}
-_ROUTED_SHARED = {name: path.replace("expert.", "experts.") for name, path in _SHARED.items()}
-_GPT_OSS = {
-    "attn_sinks.weight": "self_attn.sinks",
-    "ffn_gate_inp": "mlp.router",
-    "post_attention_norm": "post_attention_layernorm",
-}
-_GLM = {
-    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
-    "post_attention_norm": "post_attention_layernorm",
-}
-_LLAMA4 = {
-    **{n: p.replace("mlp.", "feed_forward.") for n, p in {**_LAYER, **_EXPERTS, **_SHARED}.items()},
-    "ffn_gate_inp": "feed_forward.router",
-}
 _AFTER = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-ROPE_TABLES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_JOINED: dict[str, Paths] = {"attn_qkv": _QKV}
+_GLM: dict[str, Paths] = {**LAYER, **_JOINED, "ffn_up": "mlp.gate_up_proj"}
+_GLM4: dict[str, Paths] = {
+    **_GLM,
+    "post_attention_norm": "post_self_attn_layernorm",
+    "post_ffw_norm": "post_mlp_layernorm",
+}
+_PHI: dict[str, Paths] = {
+    **LAYER,
+    **_JOINED,
+    "attn_output": "self_attn.dense",
+    "ffn_up": "mlp.fc1",
+    "ffn_down": "mlp.fc2",
+}
+_GPT2 = {
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+_GPT2_ENDS = {
+    "token_embd": "transformer.wte",
+    "position_embd": "transformer.wpe",
+    "output_norm": "transformer.ln_f",
+    "output": "lm_head",
+}
+_MEGATRON = {
+    "attn_norm": "input_layernorm",
+    "attn_qkv": "attention.query_key_value",
+    "attn_output": "attention.dense",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_up": "mlp.dense_h_to_4h",
+    "ffn_down": "mlp.dense_4h_to_h",
+}
+_NEOX_ENDS = {
+    "token_embd": "gpt_neox.embed_in",
+    "output_norm": "gpt_neox.final_layer_norm",
+    "output": "embed_out",
+}
+_FALCON = {
+    **{name: path.replace("attention.", "self_attention.") for name, path in _MEGATRON.items()},
+    "attn_norm": "input_layernorm",
+}
+_FALCON_ENDS = {
+    "token_embd": "transformer.word_embeddings",
+    "output_norm": "transformer.ln_f",
+    "output": "lm_head",
+}
+_BERT = {
+    "attn_q": "attention.self.query",
+    "attn_k": "attention.self.key",
+    "attn_v": "attention.self.value",
+    "attn_output": "attention.output.dense",
+    "attn_output_norm": "attention.output.LayerNorm",
+    "ffn_up": "intermediate.dense",
+    "ffn_down": "output.dense",
+    "layer_output_norm": "output.LayerNorm",
+}
+_BERT_ENDS = {
+    "token_embd": "bert.embeddings.word_embeddings",
+    "position_embd": "bert.embeddings.position_embeddings",
+    "token_types": "bert.embeddings.token_type_embeddings",
+    "token_embd_norm": "bert.embeddings.LayerNorm",
+}
+_PAIRS = {
+    "self_attn.q_proj": rotated_halves("num_attention_heads"),
+    "self_attn.k_proj": rotated_halves("num_key_value_heads"),
+}
+_APART = {path: of_rows(i) for i, path in enumerate(_QKV)}
+_ADDED_ONE = dict.fromkeys(
+    (
+        *("model.norm.weight", "input_layernorm.weight", "post_attention_layernorm.weight"),
+        *("pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight"),
+        *("self_attn.q_norm.weight", "self_attn.k_norm.weight"),
+    ),
+    less_one,
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """One value of general.architecture.
-
-    `layer` maps the names of a layer's tensors, a name with its leaf that of a whole tensor; "{}"
-    in a path stands for an expert, whose parts the file stacks. `permuted` says that rows of q and
-    k lie in the order of interleaved rotation; `norms_add_one` that norms hold weight + 1; `config`
-    is what the architecture implies besides the keys of the file. `numbers`, `counts` and `flags`
-    are keys of its own, `present` are flags that a tensor's presence tells. `epsilon` is what
-    config.json calls the norms' own. `sparse` is the row of files that have experts. `implied`
-    makes of the config what no key of the file says and its sizes do.
-    """
-
-    model_type: str
-    class_name: str
-    layer: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(_LAYER))
-    permuted: bool = False
-    norms_add_one: bool = False
-    config: Mapping[str, Any] = field(default_factory=dict)
-    numbers: Mapping[str, str] = field(default_factory=dict)
-    present: Mapping[str, str] = field(default_factory=dict)
-    counts: Mapping[str, str] = field(default_factory=dict)
-    flags: Mapping[str, str] = field(default_factory=dict)
-    epsilon: str = "rms_norm_eps"
-    sparse: Architecture | None = None
-    implied: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
-
-
-def _query_scale(largest: int) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+def _query_scale(largest: int) -> Callable[[Mapping[str, Any], Keys], dict[str, Any]]:
     """Gemma's: only the largest model, of so many layers, divides its hidden size for it."""
 
-    def implied(config: Mapping[str, Any]) -> dict[str, Any]:
+    def implied(config: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
         shared = config["hidden_size"] // config["num_attention_heads"]
         is_largest = config["num_hidden_layers"] == largest
         return {"query_pre_attn_scalar": shared if is_largest else config["head_dim"]}
@@ -115,9 +128,27 @@ def _query_scale(largest: int) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     return implied
 
 
-def _head_norms(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Llama 4's, which have no weights: the model of 128 experts has none."""
-    return {"use_qk_norm": config.get("num_local_experts") != 128}
+def _sliding_types(config: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
+    """Which layers have the window, as OLMo 3's files list it."""
+    if not keys.has("attention.sliding_window_pattern"):
+        return {}
+    each = keys.flags("attention.sliding_window_pattern")
+    return {"layer_types": [f"{'sliding' if own else 'full'}_attention" for own in each]}
+
+
+def _falcon_heads(config: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
+    """The larger models have a norm for each half, the others one key head or all."""
+    large = keys.holds("attn_norm_2.weight")
+    groups = config["num_key_value_heads"]
+    if large:
+        return {"new_decoder_architecture": True, "num_kv_heads": groups}
+    return {"multi_query": groups == 1}
+
+
+def _token_types(config: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
+    types = keys.file.tensors.get("token_types.weight")
+    width = config["hidden_size"]
+    return {"type_vocab_size": max(1, prod(types.shape) // width)} if types is not None else {}
 
 
 _GEMMA = {"hidden_activation": "gelu_pytorch_tanh"}
@@ -128,109 +159,60 @@ _GRANITE = {
     "residual_multiplier": "residual_scale",
     "logits_scaling": "logit_scale",
 }
-_CHOSEN = {"num_experts_per_tok": "expert_used_count"}
-_QWEN_EXPERTS = {
-    **_CHOSEN,
-    "num_experts": "expert_count",
-    "moe_intermediate_size": "expert_feed_forward_length",
-}
-ARCHITECTURES: dict[str, Architecture] = {
+_PLAIN: dict[str, Architecture] = {
     "llama": Architecture(
         "llama",
         "LlamaForCausalLM",
-        permuted=True,
-        present={"attention_bias": "blk.0.attn_q.bias"},
-        sparse=Architecture(
+        undo=_PAIRS,
+        present={"attention_bias": "attn_q.bias"},
+        other=Architecture(
             "mixtral",
             "MixtralForCausalLM",
-            {**_LAYER, **_MIXTRAL},
-            permuted=True,
-            counts={**_CHOSEN, "num_local_experts": "expert_count"},
+            {**LAYER, **MIXTRAL},
+            undo=_PAIRS,
+            counts={
+                "num_experts_per_tok": "expert_used_count",
+                "num_local_experts": "expert_count",
+            },
         ),
+        is_other=lambda keys: bool(keys.get("expert_count")),
     ),
-    "qwen2moe": Architecture(
-        "qwen2_moe",
-        "Qwen2MoeForCausalLM",
-        {**_LAYER, **_EXPERTS, **_SHARED},
-        config={"norm_topk_prob": False},
-        counts={
-            **_QWEN_EXPERTS,
-            "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
-        },
-    ),
-    "qwen3moe": Architecture(
-        "qwen3_moe",
-        "Qwen3MoeForCausalLM",
-        {**_LAYER, **_EXPERTS},
-        config={"norm_topk_prob": True},
-        counts=_QWEN_EXPERTS,
-    ),
-    "gpt-oss": Architecture(
-        "gpt_oss",
-        "GptOssForCausalLM",
-        {**_LAYER, **_EXPERTS, **_GPT_OSS},
-        config={"attention_bias": True, "rope_scaling": {"truncate": False}},  # of its yarn
-        counts={**_CHOSEN, "num_local_experts": "expert_count"},
-    ),
-    "llama4": Architecture(
-        "llama4_text",
-        "Llama4ForCausalLM",
-        _LLAMA4,
-        counts={
-            **_CHOSEN,
-            "num_local_experts": "expert_count",
-            "intermediate_size": "expert_feed_forward_length",
-            "intermediate_size_mlp": "feed_forward_length",
-            "interleave_moe_layer_step": "interleave_moe_layer_step",
-        },
-        implied=_head_norms,
-    ),
-    "glm4moe": Architecture(
-        "glm4_moe",
-        "Glm4MoeForCausalLM",
-        {**_LAYER, **_EXPERTS, **_ROUTED_SHARED, **_GLM},
-        counts={
-            **_CHOSEN,
-            "n_routed_experts": "expert_count",
-            "n_shared_experts": "expert_shared_count",
-            "moe_intermediate_size": "expert_feed_forward_length",
-            "first_k_dense_replace": "leading_dense_block_count",
-            "n_group": "expert_group_count",
-            "topk_group": "expert_group_used_count",
-        },
-        numbers={"routed_scaling_factor": "expert_weights_scale"},
-        flags={"norm_topk_prob": "expert_weights_norm"},
-        present={
-            "attention_bias": "blk.0.attn_q.bias",
-            "use_qk_norm": "blk.0.attn_q_norm.weight",
-        },
-    ),
+    # Its converter takes q, k and v apart, and then this is a Llama.
+    "internlm2": Architecture("llama", "LlamaForCausalLM", undo=_PAIRS),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM"),
-    "phi3": Architecture("phi3", "Phi3ForCausalLM", {**_LAYER, **_FUSED}),
-    "gemma": Architecture("gemma", "GemmaForCausalLM", norms_add_one=True, config=_GEMMA),
+    "phi2": Architecture(
+        "phi",
+        "PhiForCausalLM",
+        _PHI,
+        {**ENDS, "output_norm": "model.final_layernorm"},
+        undo=_APART,
+        epsilon="layer_norm_eps",
+    ),
+    "phi3": Architecture("phi3", "Phi3ForCausalLM", {**LAYER, **_FUSED}),
+    "gemma": Architecture("gemma", "GemmaForCausalLM", undo=_ADDED_ONE, config=_GEMMA),
     "gemma2": Architecture(
         "gemma2",
         "Gemma2ForCausalLM",
-        {**_LAYER, **_SANDWICH},
-        norms_add_one=True,
+        {**LAYER, **_SANDWICH},
+        undo=_ADDED_ONE,
         config=_GEMMA,
         implied=_query_scale(46),
     ),
     "gemma3": Architecture(
         "gemma3_text",
         "Gemma3ForCausalLM",
-        {**_LAYER, **_SANDWICH},
-        norms_add_one=True,
+        {**LAYER, **_SANDWICH},
+        undo=_ADDED_ONE,
         config=_GEMMA3,
         implied=_query_scale(62),
     ),
-    "granite": Architecture("granite", "GraniteForCausalLM", permuted=True, numbers=_GRANITE),
-    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", permuted=True),
+    "granite": Architecture("granite", "GraniteForCausalLM", undo=_PAIRS, numbers=_GRANITE),
+    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", undo=_PAIRS),
     "olmo": Architecture(
         "olmo",
         "OlmoForCausalLM",
-        permuted=True,
+        undo=_PAIRS,
         numbers={"clip_qkv": "attention.clamp_kqv"},
         epsilon="",
     ),
@@ -238,21 +220,120 @@ ARCHITECTURES: dict[str, Architecture] = {
         "cohere",
         "CohereForCausalLM",
         numbers={"logit_scale": "logit_scale"},
-        present={"use_qk_norm": "blk.0.attn_q_norm.weight"},
+        present={"use_qk_norm": "attn_q_norm.weight"},
+        epsilon="layer_norm_eps",
+    ),
+    "cohere2": Architecture(
+        "cohere2",
+        "Cohere2ForCausalLM",
+        numbers={"logit_scale": "logit_scale"},
+        implied=_sliding_types,
         epsilon="layer_norm_eps",
     ),
     "stablelm": Architecture(
         "stablelm",
         "StableLmForCausalLM",
-        present={"use_qkv_bias": "blk.0.attn_q.bias"},
+        present={"use_qkv_bias": "attn_q.bias"},
         epsilon="layer_norm_eps",
     ),
     "starcoder2": Architecture(
         "starcoder2",
         "Starcoder2ForCausalLM",
-        {**_LAYER, **_PLAIN_MLP},
+        {**LAYER, **_PLAIN_MLP},
         config={"use_bias": True, "hidden_act": "gelu_pytorch_tanh"},
         epsilon="norm_epsilon",
     ),
-    "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", {**_LAYER, **_AFTER}),
+    "olmo2": Architecture(
+        "olmo2",
+        "Olmo2ForCausalLM",
+        {**LAYER, **_AFTER},
+        other=Architecture(
+            "olmo3", "Olmo3ForCausalLM", {**LAYER, **_AFTER}, implied=_sliding_types
+        ),
+        is_other=lambda keys: keys.has("attention.sliding_window"),
+    ),
+    "chatglm": Architecture(
+        "glm",
+        "GlmForCausalLM",
+        _GLM,
+        undo=_APART,
+        present={"attention_bias": "attn_q.bias"},
+        implied=lambda config, keys: (
+            {"attention_bias": True} if keys.holds("attn_qkv.bias") else {}
+        ),
+    ),
+    "glm4": Architecture(
+        "glm4",
+        "Glm4ForCausalLM",
+        _GLM4,
+        undo=_APART,
+        present={"attention_bias": "attn_q.bias"},
+    ),
+    "gpt2": Architecture(
+        "gpt2",
+        "GPT2LMHeadModel",
+        _GPT2,
+        _GPT2_ENDS,
+        "transformer.h",
+        undo=dict.fromkeys(
+            (f"{_GPT2[name]}.weight" for name in ("attn_qkv", "attn_output", "ffn_up", "ffn_down")),
+            turned_rows,
+        ),
+        epsilon="layer_norm_epsilon",
+    ),
+    "starcoder": Architecture(
+        "gpt_bigcode",
+        "GPTBigCodeForCausalLM",
+        _GPT2,
+        _GPT2_ENDS,
+        "transformer.h",
+        epsilon="layer_norm_epsilon",
+    ),
+    "gptneox": Architecture(
+        "gpt_neox",
+        "GPTNeoXForCausalLM",
+        _MEGATRON,
+        _NEOX_ENDS,
+        "gpt_neox.layers",
+        undo={"attention.query_key_value": grouped_heads},
+        flags={"use_parallel_residual": "use_parallel_residual"},
+        present={"attention_bias": "attn_qkv.bias"},
+        epsilon="layer_norm_eps",
+    ),
+    "falcon": Architecture(
+        "falcon",
+        "FalconForCausalLM",
+        _FALCON,
+        _FALCON_ENDS,
+        "transformer.h",
+        undo={"self_attention.query_key_value": grouped_heads},
+        present={"bias": "attn_qkv.bias"},
+        implied=_falcon_heads,
+        epsilon="layer_norm_epsilon",
+        other=Architecture(
+            "falcon",
+            "FalconForCausalLM",
+            {**_FALCON, "attn_norm": "ln_mlp", "attn_norm_2": "ln_attn"},
+            _FALCON_ENDS,
+            "transformer.h",
+            undo={"self_attention.query_key_value": grouped_heads},
+            present={"bias": "attn_qkv.bias"},
+            implied=_falcon_heads,
+            epsilon="layer_norm_epsilon",
+        ),
+        is_other=lambda keys: keys.holds("attn_norm_2.weight"),
+    ),
+    "bert": Architecture(
+        "bert",
+        "BertModel",
+        _BERT,
+        _BERT_ENDS,
+        "bert.encoder.layer",
+        undo={
+            "bert.embeddings.token_type_embeddings.weight": shaped(-1, "hidden_size"),
+        },
+        implied=_token_types,
+        epsilon="layer_norm_eps",
+    ),
 }
+ARCHITECTURES: dict[str, Architecture] = {**_PLAIN, **MIXTURES}

@@ -10,24 +10,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from sterna.base.errors import MissingTensor, UnexpectedTensor, UnsafeFile, UnsupportedModel
+from sterna.base.errors import (
+    MissingTensor,
+    ShapeMismatch,
+    UnexpectedTensor,
+    UnsupportedModel,
+)
 from sterna.checkpoint.gguf import GgufFile, GgufTensor
-from sterna.convert.gguf_architectures import ARCHITECTURES, ENDS, ROPE_TABLES, Architecture
+from sterna.convert.gguf_architecture import ROPE_TABLES, Architecture, Paths
+from sterna.convert.gguf_architectures import ARCHITECTURES
+from sterna.convert.gguf_keys import Keys
+from sterna.convert.gguf_layouts import Undo, joined
 from sterna.convert.gguf_vocabulary import end_ids
+
+_POOLINGS = {1: "mean", 2: "cls", 3: "last"}  # pooling_type; 0 says nothing, 4 is of rankers
 
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A tensor under the checkpoint's name. `heads` > 0: its rows must be put back in order."""
+    """A tensor under the checkpoint's name: those of the file it is made of, and how."""
 
     name: str
-    tensor: GgufTensor
-    heads: int = 0
-    minus_one: bool = False
+    tensors: tuple[GgufTensor, ...]
+    undo: Undo = joined
 
 
 def architecture(file: GgufFile) -> Architecture:
@@ -39,59 +49,69 @@ def architecture(file: GgufFile) -> Architecture:
             f"{file.path} holds a model of the architecture {str(name)[:80]!r}; GGUF files of "
             f"{', '.join(ARCHITECTURES)} are read: for others, take the Hugging Face folder"
         )
-    experts = file.metadata.get(f"{name}.expert_count")
-    return found.sparse if found.sparse is not None and experts else found
+    return found.other if found.other is not None and found.is_other(Keys(file)) else found
 
 
 def config_json(file: GgufFile) -> dict[str, Any]:
     """The file's config.json. Raises UnsafeFile for keys that are absent or no numbers."""
     row = architecture(file)
-    keys = _Keys(file)
-    heads = keys.positive("attention.head_count")
-    hidden = keys.positive("embedding_length")
+    keys = Keys(file)
     config: dict[str, Any] = {
         "architectures": [row.class_name],
         "model_type": row.model_type,
-        "hidden_size": hidden,
-        "intermediate_size": keys.positive("feed_forward_length"),
+        "hidden_size": keys.positive("embedding_length"),
         "num_hidden_layers": keys.layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": keys.positive("attention.head_count_kv", heads),
-        "head_dim": _head_dim(keys, hidden, heads),
-        "max_position_embeddings": keys.positive("context_length"),
+        "max_position_embeddings": _positions(keys),
         **_epsilon(keys, row),
-        "rope_theta": keys.number("rope.freq_base", 10000.0),
         "vocab_size": _vocab_size(file),
         "tie_word_embeddings": "output.weight" not in file.tensors,
+        **row.sizes(keys),
         **row.config,
     }
-    rotated = keys.positive("rope.dimension_count", config["head_dim"])
-    if rotated != config["head_dim"]:
-        config["partial_rotary_factor"] = rotated / config["head_dim"]
-    config |= {key: name in file.tensors for key, name in row.present.items()}
+    config |= {key: keys.holds(name) for key, name in row.present.items()}
     for title, key in (("attn_logit_softcapping", "attn_logit_softcapping"),
                        ("final_logit_softcapping", "final_logit_softcapping")):  # fmt: skip
         if keys.has(key):
             config[title] = keys.number(key, 0.0)
-    if keys.has("attention.sliding_window"):
+    if keys.has("attention.sliding_window") and keys.count("attention.sliding_window"):
         config["sliding_window"] = keys.positive("attention.sliding_window")
     for title, key in row.counts.items():
         if keys.has(key):
-            config[title] = keys.positive(key)
+            config[title] = keys.count(key)
     for title, key in row.flags.items():
         if keys.has(key):
             config[title] = keys.flag(key)
     for title, key in row.numbers.items():
         if keys.has(key):
             config[title] = keys.number(key, 0.0)
-    config |= row.implied(config) if row.implied is not None else {}
-    return {**config, **_rope(file, keys, config), **_token_ids(file)}
+    config |= row.implied(config, keys) if row.implied is not None else {}
+    return {**config, **_rope(file, keys, config), **_pooling(keys), **_token_ids(file)}
 
 
-def _epsilon(keys: _Keys, row: Architecture) -> dict[str, float]:
+def _epsilon(keys: Keys, row: Architecture) -> dict[str, float]:
     """What norms add to a variance; the file calls it by the kind of its norms."""
-    kind = "layer_norm_rms_epsilon" if row.epsilon == "rms_norm_eps" else "layer_norm_epsilon"
-    return {row.epsilon: keys.number(f"attention.{kind}", 1e-5)} if row.epsilon else {}
+    kinds = ["layer_norm_rms_epsilon", "layer_norm_epsilon"]
+    if row.epsilon != "rms_norm_eps":
+        kinds.reverse()
+    known = next((kind for kind in kinds if keys.has(f"attention.{kind}")), kinds[0])
+    return {row.epsilon: keys.number(f"attention.{known}", 1e-5)} if row.epsilon else {}
+
+
+def _positions(keys: Keys) -> int:
+    """The longest context: as many positions as were learned, where they were."""
+    learned = keys.file.tensors.get("position_embd.weight")
+    return keys.positive("context_length") if learned is None else learned.shape[0]
+
+
+def _pooling(keys: Keys) -> dict[str, Any]:
+    """How an embedding model makes one vector of a text's; programs for such files normalize it."""
+    kind = keys.count("pooling_type", 0)
+    if kind and kind not in _POOLINGS:
+        raise UnsupportedModel(
+            f"{keys.file.path} ranks texts or pools in a way of its own "
+            f"({keys.prefix}.pooling_type {kind}); {', '.join(_POOLINGS.values())} are computed"
+        )
+    return {"sentence_pooling": _POOLINGS[kind], "sentence_normalize": True} if kind else {}
 
 
 def generation_config_json(file: GgufFile) -> dict[str, Any]:
@@ -104,43 +124,73 @@ def generation_config_json(file: GgufFile) -> dict[str, Any]:
 def checkpoint_tensors(file: GgufFile) -> dict[str, Mapped]:
     """Every tensor by the checkpoint's name. Raises UnexpectedTensor for one without a name."""
     row = architecture(file)
-    keys = _Keys(file)
-    heads = keys.positive("attention.head_count")
-    key_heads = keys.positive("attention.head_count_kv", heads)
+    keys = Keys(file)
     found: dict[str, Mapped] = {}
-    for name, tensor in file.tensors.items():
-        if name in ROPE_TABLES or keys.guesses(name):
+    order = {own: i for i, own in enumerate((*row.ends, *row.layer))}
+    names = sorted(file.tensors, key=lambda name: order.get(_own(name).rpartition(".")[0], 0))
+    for name in names:
+        if name in ROPE_TABLES or name in row.unread or keys.guesses(name):
             continue
-        path = _path(name, row)
-        if path is None:
+        mapped = list(_mapped(name, file.tensors[name], row))
+        if not mapped:
             raise UnexpectedTensor(
                 f"{file.path} holds the tensor {name[:200]!r}, which Sterna does not know in "
                 f"models of the architecture {file.metadata['general.architecture']}"
             )
-        mapped = Mapped(path, tensor)
-        if path.endswith("shared_expert_gate.weight") and len(tensor.shape) == 1:
-            mapped = Mapped(path, replace(tensor, shape=(1, *tensor.shape)))  # of one row
-        if row.permuted and path.endswith(("q_proj.weight", "q_proj.bias")):
-            mapped = Mapped(path, tensor, heads=heads)
-        elif row.permuted and path.endswith(("k_proj.weight", "k_proj.bias")):
-            mapped = Mapped(path, tensor, heads=key_heads)
-        elif row.norms_add_one and path.endswith("norm.weight"):
-            mapped = Mapped(path, tensor, minus_one=True)
-        found |= {m.name: m for m in (_apart(mapped) if "{}" in path else [mapped])}
+        for own in mapped:
+            before = found[own.name].tensors if own.name in found else ()
+            found[own.name] = replace(own, tensors=(*before, *own.tensors))
     if not found:
         raise MissingTensor(f"{file.path} holds a vocabulary and no weights")
     return found
 
 
-def _apart(stack: Mapped) -> Iterator[Mapped]:
-    """The slice of each expert of a stack [experts, ...], under a name of its own."""
-    tensor = stack.tensor
-    _, *shape = tensor.shape
-    inner = shape[0] if len(shape) > 1 else 1  # rows of bytes that an expert has
-    for e in range(tensor.shape[0] if shape else 0):
-        rows = tensor.rows.rows(e * inner, (e + 1) * inner)
-        own = replace(tensor, shape=tuple(shape), rows=rows)
-        yield replace(stack, name=stack.name.format(e), tensor=own)
+def _mapped(name: str, tensor: GgufTensor, row: Architecture) -> Iterator[Mapped]:
+    """A tensor of the file under the checkpoint's name for it, or for each of its parts."""
+    own = _own(name)
+    prefix = f"{row.layers}.{int(name.split('.')[1])}." if own != name else ""
+    table = row.layer if prefix else row.ends
+    for path in _paths(own, table):
+        undo = row.undo.get(path, row.undo.get(path.rpartition(".")[0], joined))
+        if "{}" not in path:
+            yield Mapped(prefix + path, (tensor,), undo)
+            continue
+        for label, part in _apart(tensor, row.stacks.get(path)):
+            yield Mapped(prefix + path.format(label), (part,), undo)
+
+
+def _own(name: str) -> str:
+    """A tensor's name without its layer."""
+    parts = name.split(".")
+    in_layer = len(parts) > 2 and parts[0] == "blk" and parts[1].isdecimal()
+    return ".".join(parts[2:]) if in_layer else name
+
+
+def _paths(own: str, table: Mapping[str, Paths]) -> list[str]:
+    if own in table:
+        return _listed(table[own])
+    stem, _, leaf = own.rpartition(".")
+    if leaf not in ("weight", "bias") or stem not in table:
+        return []
+    return [f"{path}.{leaf}" for path in _listed(table[stem])]
+
+
+def _listed(paths: Paths) -> list[str]:
+    return [paths] if isinstance(paths, str) else list(paths)
+
+
+def _apart(tensor: GgufTensor, labels: str | None) -> Iterator[tuple[str, GgufTensor]]:
+    """Each slice of a stack [parts, ...], such as an expert's, with what it is called."""
+    count, *shape = tensor.shape
+    if not shape or (labels is not None and len(labels) != count):
+        raise ShapeMismatch(
+            f"{tensor.rows.path}: {tensor.name} has the shape {list(tensor.shape)}, which is no "
+            f"stack of {len(labels) if labels else 'experts'}"
+        )
+    inner = prod(shape[:-1])  # rows of bytes that a part has
+    for i in range(count):
+        rows = tensor.rows.rows(i * inner, (i + 1) * inner)
+        yield labels[i] if labels else str(i), replace(tensor, shape=tuple(shape), rows=rows)
 
 
 def file_type(file: GgufFile) -> str:
@@ -154,92 +204,6 @@ _FILE_TYPES = {
     11: "q3_k_s", 12: "q3_k_m", 13: "q3_k_l", 14: "q4_k_s", 15: "q4_k_m", 16: "q5_k_s",
     17: "q5_k_m", 18: "q6_k", 21: "q2_k_s", 25: "iq4_nl", 32: "bf16", 38: "mxfp4_moe",
 }  # fmt: skip
-
-
-def _path(name: str, row: Architecture) -> str | None:
-    stem, _, leaf = name.rpartition(".")
-    if leaf not in ("weight", "bias"):
-        return None
-    if stem in ENDS:
-        return f"{ENDS[stem]}.{leaf}"
-    parts = stem.split(".")
-    if len(parts) != 3 or parts[0] != "blk" or not parts[1].isdecimal():
-        return None
-    whole, module = row.layer.get(f"{parts[2]}.{leaf}"), row.layer.get(parts[2])
-    own = whole if whole is not None else f"{module}.{leaf}" if module is not None else None
-    return None if own is None else f"model.layers.{int(parts[1])}.{own}"
-
-
-class _Keys:
-    """Metadata under the architecture's prefix."""
-
-    def __init__(self, file: GgufFile) -> None:
-        self.file = file
-        self.prefix = str(file.metadata.get("general.architecture"))
-
-    @property
-    def layers(self) -> int:
-        """Layers of the model, without those behind the last that guess tokens ahead."""
-        ahead = self.positive("nextn_predict_layers") if self.get("nextn_predict_layers") else 0
-        return max(1, self.positive("block_count") - ahead)
-
-    def guesses(self, name: str) -> bool:
-        """Whether a tensor belongs to a layer that guesses ahead."""
-        parts = name.split(".")
-        layer = int(parts[1]) if parts[0] == "blk" and parts[1].isdecimal() else -1
-        return layer >= self.layers and bool(self.get("nextn_predict_layers"))
-
-    def has(self, key: str) -> bool:
-        return f"{self.prefix}.{key}" in self.file.metadata
-
-    def get(self, key: str) -> Any:
-        return self.file.metadata.get(f"{self.prefix}.{key}")
-
-    def positive(self, key: str, default: int | None = None) -> int:
-        found = self.get(key)
-        if isinstance(found, np.ndarray) and found.size and (found == found[0]).all():
-            found = int(found[0])  # a number a layer, all of them equal
-        if found is None and default is not None:
-            return default
-        if isinstance(found, np.ndarray):
-            raise UnsupportedModel(
-                f"{self.file.path}: {self.prefix}.{key} differs from layer to layer, which no "
-                "family computes yet"
-            )
-        if type(found) is not int or not 0 < found < 2**31:
-            raise UnsafeFile(
-                f"{self.file.path}: {self.prefix}.{key} must be a positive whole number, "
-                f"found {found!r:.40}"
-            )
-        return found
-
-    def flag(self, key: str) -> bool:
-        found = self.get(key)
-        if not isinstance(found, bool):
-            raise UnsafeFile(
-                f"{self.file.path}: {self.prefix}.{key} must be true or false, found {found!r:.40}"
-            )
-        return found
-
-    def number(self, key: str, default: float) -> float:
-        """A float32, as the shortest decimal that means it: 1e-05 and not 9.999999747e-06."""
-        found = self.get(key)
-        if found is None:
-            return default
-        if isinstance(found, bool) or not isinstance(found, int | float) or not np.isfinite(found):
-            raise UnsafeFile(
-                f"{self.file.path}: {self.prefix}.{key} must be a number, found {found!r:.40}"
-            )
-        return float(str(np.float32(found)))
-
-
-def _head_dim(keys: _Keys, hidden: int, heads: int) -> int:
-    dim = keys.positive("attention.key_length", max(1, hidden // heads))
-    if keys.positive("attention.value_length", dim) != dim:
-        raise UnsupportedModel(
-            f"{keys.file.path} has keys and values of different lengths, which no family computes"
-        )
-    return dim
 
 
 def _vocab_size(file: GgufFile) -> int:
@@ -260,7 +224,14 @@ def _token_ids(file: GgufFile) -> dict[str, int]:
     return ids
 
 
-def _rope(file: GgufFile, keys: _Keys, config: Mapping[str, Any]) -> dict[str, Any]:
+_YARN = {
+    "beta_fast": "rope.scaling.yarn_beta_fast",
+    "beta_slow": "rope.scaling.yarn_beta_slow",
+    "attention_factor": "rope.scaling.yarn_attn_factor",
+}
+
+
+def _rope(file: GgufFile, keys: Keys, config: Mapping[str, Any]) -> dict[str, Any]:
     """How the rotation is stretched: a table of factors in the file, or a named scaling."""
     factors = file.tensors.get("rope_freqs.weight")
     if factors is not None:
@@ -282,6 +253,9 @@ def _rope(file: GgufFile, keys: _Keys, config: Mapping[str, Any]) -> dict[str, A
     scaling = {"rope_type": kind, "factor": keys.number("rope.scaling.factor", 1.0)}
     if original is not None:
         scaling["original_max_position_embeddings"] = original
+    if kind == "yarn":
+        own = {title: key for title, key in _YARN.items() if keys.has(key)}
+        scaling |= {title: keys.number(key, 0.0) for title, key in own.items()}
     return {"rope_scaling": {**scaling, **config.get("rope_scaling", {})}}
 
 
@@ -296,7 +270,7 @@ def _llama3_scaling(
 ) -> dict[str, Any]:
     """Llama 3's scaling from the divisors it gives; refused where they are not its own."""
     found = _floats(factors)
-    half = config["head_dim"] // 2
+    half = config.get("head_dim", 0) // 2
     for original, high in ((8192, 4.0), (4096, 4.0), (8192, 1.0)):  # the last is Llama 4's
         scaling = {
             "rope_type": "llama3",
@@ -305,7 +279,7 @@ def _llama3_scaling(
             "high_freq_factor": high,
             "original_max_position_embeddings": original,
         }
-        wanted = _llama3_divisors(scaling, config["rope_theta"], half)
+        wanted = _llama3_divisors(scaling, config.get("rope_theta", 10000.0), half)
         if found.shape == wanted.shape and np.allclose(found, wanted, rtol=1e-4):
             return scaling
     raise UnsupportedModel(

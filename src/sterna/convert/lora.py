@@ -36,7 +36,8 @@ def merged(tensors: Tensors, folder: Path) -> dict[str, StoredTensor]:
 
 
 def _merged(tensor: StoredTensor, pair: Pair) -> StoredTensor:
-    out, inner = tensor.shape[::-1] if pair.transposed else tensor.shape
+    transposed = pair.transposed and not tensor.turned
+    out, inner = tensor.shape[::-1] if transposed else tensor.shape
     if pair.a.shape[1] != inner or pair.b.shape[0] != out:
         raise ShapeMismatch(
             f"the adapter's {list(pair.b.shape)} x {list(pair.a.shape)} does not fit "
@@ -46,7 +47,7 @@ def _merged(tensor: StoredTensor, pair: Pair) -> StoredTensor:
 
     def read(first: int, last: int) -> Parts:
         a, b = (ref.read().astype(np.float32) for ref in (pair.a, pair.b))
-        if pair.transposed:
+        if transposed:
             delta = a.T[first:last] @ b.T
         else:
             delta = b[first:last] @ a

@@ -31,7 +31,8 @@ class StoredTensor:
     """One weight. `scheme` is None where it is plain, of `dtype`.
 
     `read(first, last)` gives the parts of those rows, {"weight": ...} of a plain one; `whole`
-    says that reading a few rows costs as much as reading all. `nbytes` are those in the source.
+    says that reading a few rows costs as much as reading all; `turned` that the rows are those of
+    the product, though checkpoints hold columns. `nbytes` are those in the source.
     """
 
     name: str
@@ -42,6 +43,7 @@ class StoredTensor:
     read: Callable[[int, int], Parts]
     scheme: Scheme | None = None
     whole: bool = False
+    turned: bool = False
 
     def values(self, first: int, last: int) -> Array:
         """Rows `first` to `last` as floats."""

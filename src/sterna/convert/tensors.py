@@ -66,7 +66,7 @@ def plan(source: Source, tensors: Tensors) -> Plan:
 
 def _parts(weight: StoredWeight, found: Tensors) -> tuple[StoredTensor, ...]:
     own = (found[name] for name in weight.sources)
-    return tuple(turned(tensor) if weight.transposed else tensor for tensor in own)
+    return tuple(turned(t) if weight.transposed and not t.turned else t for t in own)
 
 
 def _with_base(source: Source, tensors: Tensors) -> Tensors:
@@ -137,7 +137,7 @@ def _check_read(
 
 def _check_shape(tensor: StoredTensor, name: str, shape: tuple[int, ...]) -> None:
     check_float(tensor)
-    if tensor.shape != shape:
+    if tensor.shape != (shape[::-1] if tensor.turned else shape):
         raise ShapeMismatch(
             f"the tensor {name} in {tensor.path} has shape {list(tensor.shape)}, but config.json "
             f"calls for {list(shape)}"
