@@ -114,25 +114,31 @@ def _check_present(
 ) -> None:
     missing = [name for name in expected if name not in found]
     if missing:
+        others = _unexpected(source, expected, found)
+        instead = f", which holds {others[0][:200]}{_and_more(others)} instead" if others else ""
         raise MissingTensor(
             f"the tensor {missing[0]}{_and_more(missing)}, which config.json calls for, is not "
-            f"among the {len(found)} tensors of {source.folder}; download it again, or look for "
-            "an adapter or a config that belongs to another model"
+            f"among the {len(found)} tensors of {source.folder}{instead}; download it again, or "
+            "look for an adapter or a config that belongs to another model"
         )
 
 
 def _check_read(
     source: Source, expected: Mapping[str, object], found: Mapping[str, object]
 ) -> None:
-    unexpected = [
-        name for name in found if name not in expected and not is_ignored(source.effective, name)
-    ]
+    unexpected = _unexpected(source, expected, found)
     if unexpected:
         raise UnexpectedTensor(
             f"{source.folder} holds the tensor {unexpected[0][:200]}{_and_more(unexpected)}, which "
             f"a {source.model_type} model with this config.json does not read; the config or the "
             "weights belong to another model"
         )
+
+
+def _unexpected(
+    source: Source, expected: Mapping[str, object], found: Mapping[str, object]
+) -> list[str]:
+    return [n for n in found if n not in expected and not is_ignored(source.effective, n)]
 
 
 def _check_shape(tensor: StoredTensor, name: str, shape: tuple[int, ...]) -> None:
