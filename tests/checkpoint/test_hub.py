@@ -121,6 +121,7 @@ def test_names_of_another_form(name: str) -> None:
     ("name", "repo", "revision", "inside", "called"),
     [
         ("HF://a/b", "a/b", None, "", "b"),
+        ("HF://a/b/", "a/b", None, "", "b"),
         ("HF://a/b@v1.0", "a/b", "v1.0", "", "b"),
         ("HF://a/b@v1.0/fp16/main", "a/b", "v1.0", "fp16/main", "main"),
         ("HF://a/b/sub", "a/b", None, "sub", "sub"),
@@ -183,8 +184,13 @@ def test_one_file_or_folder_is_fetched(hub: dict[str, Any], tmp_path: Path) -> N
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="for the hub's model write HF://user/repo"):
+    with pytest.raises(UsageError, match="write HF://user/repo for the hub's model"):
         resolve("user/repo")
+    page = "https://huggingface.co/user/repo"
+    for typed in (page, f"{page}/", "hf.co/user/repo", f"{page}/tree/v1/sub"):
+        end = "@v1/sub" if "v1" in typed else ""
+        with pytest.raises(UsageError, match=f"write HF://user/repo{end} for the hub's model"):
+            resolve(typed)
     with pytest.raises(UsageError, match="give a model folder"):
         resolve(str(tmp_path / "none"))
     (tmp_path / "file").write_text("x")

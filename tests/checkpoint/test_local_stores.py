@@ -45,6 +45,8 @@ def test_ollama(ollama: Path) -> None:
         ("ollama:hf.co/user/M-GGUF:Q8_0", 4), ("ollama:llama3.2:1b", 4),
         ("ollama:someone/tuned:latest", 4),
     ]  # fmt: skip
+    with pytest.raises(UsageError, match=r"write ollama:llama3\.2:1b for Ollama's model"):
+        resolve("llama3.2:1b")
     with pytest.raises(UsageError, match=r"it has: .*ollama:llama3\.2:1b"):
         resolve("ollama:llama3.2")
 

@@ -45,10 +45,17 @@ def test_a_file_of_two_names_counts_once(
     assert capsys.readouterr().out.splitlines()[-1] == "7.0 KiB in 4 models"
 
 
-def test_rm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rm(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert main(["rm", "M-q4f16_1-0123"]) == 0
     assert "1.0 KiB freed" in capsys.readouterr().out
     assert not (cache_dir("models") / "M-q4f16_1-0123").exists()
+    (cache_dir("models") / "linked").symlink_to(tmp_path / "lm")
+    assert main(["rm", "linked"]) == 0
+    assert (tmp_path / "lm" / "publisher" / "M" / "m.gguf").exists()
+    assert not (cache_dir("models") / "linked").is_symlink()
+    capsys.readouterr()
     monkeypatch.setattr(rm, "remove_hub_model", lambda name: {"HF://a/b": 7}[name])
     assert main(["rm", "hf://a/b"]) == 0
     assert "7 B freed" in capsys.readouterr().out
@@ -57,7 +64,7 @@ def test_rm(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("M-q4f16_1", "no converted model is called M-q4f16_1"),
+        ("M-q4f16_1", "did you mean M-q4f16_1-0123?"),
         ("HF://a/c", "is not on this machine"),
         ("ollama:x", "belongs to Ollama"),
         ("lmstudio:publisher/M", "belongs to LM Studio"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from sterna.base.errors import CheckpointError, UsageError
 from sterna.checkpoint.beside import recover
 from sterna.checkpoint.hub_files import Listing, fetch_large, list_files
-from sterna.checkpoint.local_stores import LM_STUDIO, OLLAMA, find
+from sterna.checkpoint.local_stores import LM_STUDIO, OLLAMA, find, local_models
 
 SCHEME = "HF://"
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?"
@@ -30,6 +30,10 @@ _UNWANTED = ["*/*", "consolidated*.safetensors", "adapter_*", "optimizer*"]
 _MODULES = "modules.json"  # of sentence-transformers, and a folder of it that says more
 _POOLING = "*_Pooling/config.json"
 _CONFIGS = ("config.json", "mlc-chat-config.json", ADAPTER_FILES[0])
+_PAGE = re.compile(
+    rf"(?:https?://)?(?:huggingface\.co|hf\.co)/({_NAME}/{_NAME})"
+    rf"(?:/(?:tree|blob)/([A-Za-z0-9._-]+)((?:/{_FOLDER}){{0,8}}))?/?"
+)
 _PICKLES = (".bin", ".pt", ".pth")
 _NAMED = 12  # names of files in a sentence
 _UNAUTHORIZED = 401
@@ -79,10 +83,28 @@ def resolve(model: str) -> Path:
         raise UsageError(f"{model[:200]!r} is not a folder that can be read: {error}") from error
     if exists:
         raise UsageError(f"{model} is a file; give the model's folder, or a *.gguf file")
-    if _REPO.fullmatch(model):
-        raise UsageError(f"there is no folder {model}; for the hub's model write {SCHEME}{model}")
+    meant = _meant(model)
+    if meant is not None:
+        raise UsageError(f"there is no folder {model}; write {meant} for {_whose(meant)} model")
     what = "file" if model.endswith(".gguf") else "folder"
     raise UsageError(f"there is no {what} {model}; give a model folder or {SCHEME}user/repo")
+
+
+def _meant(model: str) -> str | None:
+    """The name of what was typed without its prefix, or as the hub's page is called."""
+    local = [found.name for found in local_models()]
+    for name in (f"{OLLAMA}{model}", f"{OLLAMA}{model}:latest", f"{LM_STUDIO}{model}"):
+        if name in local:
+            return name
+    page = _PAGE.fullmatch(model)
+    if page is not None:
+        revision = f"@{page[2]}" if page[2] else ""
+        return f"{SCHEME}{page[1]}{revision}{page[3] or ''}"
+    return f"{SCHEME}{model}" if _REPO.fullmatch(model) else None
+
+
+def _whose(name: str) -> str:
+    return {OLLAMA: "Ollama's", LM_STUDIO: "LM Studio's"}.get(f"{name.split(':')[0]}:", "the hub's")
 
 
 def resolve_adapter(adapter: str) -> Path:
@@ -97,7 +119,7 @@ def resolve_adapter(adapter: str) -> Path:
 
 def parse_hub_name(model: str) -> HubName:
     """Take `HF://user/repo`, with @revision, /folder or /file.gguf, or :revision, apart."""
-    match = _REPO.fullmatch(model[len(SCHEME) :])
+    match = _REPO.fullmatch(model[len(SCHEME) :].removesuffix("/"))
     if match is None or (match[2] and match[4]):
         raise UsageError(
             f"{model!r} is not of the form {SCHEME}user/repo, {SCHEME}user/repo@revision/folder "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import shutil
 
 from sterna.base.cache import Entry, entries
@@ -12,6 +13,8 @@ from sterna.checkpoint.local_stores import LM_STUDIO, OLLAMA
 from sterna.cli.arguments import Subparsers, add_verb, closest
 from sterna.cli.hub_cache import hub_models, remove_hub_model
 from sterna.cli.say import size
+
+_MOST = 12  # names in a sentence
 
 
 def add(verbs: Subparsers) -> None:
@@ -58,7 +61,7 @@ def _remove_converted(name: str) -> int:
 
 
 def _remove(entry: Entry) -> int:
-    if entry.path.is_dir():
+    if entry.path.is_dir() and not entry.path.is_symlink():
         shutil.rmtree(entry.path)
     else:
         entry.path.unlink()
@@ -66,4 +69,9 @@ def _remove(entry: Entry) -> int:
 
 
 def _hint(name: str, known: list[str]) -> str:
+    begun = [one for one in known if name and one.startswith(f"{name}-")]
+    if begun:
+        return f"did you mean {' or '.join(begun[:_MOST])}?"
+    if len(known) > _MOST and not difflib.get_close_matches(name, known, n=1):
+        return f"there are {len(known)}, which `sterna list` shows"
     return closest(name, known) if known else "there are none"
