@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from sterna.base.dtype import F16, F32
+from sterna.base.dtype import F16, F32, I32
 from sterna.base.errors import CodegenError
 from sterna.base.target import Target, parse_target
+from sterna.codegen.cuda import Cuda
 from sterna.codegen.fragments import has_matrix
 from sterna.codegen.renderer import renderer_of
-from sterna.ir.expr import Buffer, Expr, cast, fma, wrap
+from sterna.codegen.simt import group_kernel
+from sterna.ir.expr import Buffer, Expr, Var, cast, fma, wrap
 from sterna.ir.loop import Alloc, ForKind, PrimFunc, Stmt, seq, store
 from sterna.ir.parser import parse_primfunc
 from sterna.ir.printer import to_text
@@ -120,3 +124,24 @@ def test_operands_in_floats_are_refused() -> None:
 
     with pytest.raises(CodegenError, match="of f16 that the group shares"):
         rendered(kernel(floats, a=own))
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(0, 255), (-128, 127), (-1024, -1), (0, 1023)])
+def test_small_whole_numbers_become_halves_by_one_subtraction(lo: int, hi: int) -> None:
+    """To the bit what two conversions give; the arithmetic of f16_from_whole in numpy."""
+    x = Var("x", I32, lo, hi)
+    style = Cuda(group_kernel(store(OUT, (0, 0), 0.0)), names={x: "x"})
+    text = style.text(cast(F16, cast(F32, x)))
+    found = re.fullmatch(r"f16_from_whole\((.*), (\d+)\)", text)
+    assert found, text
+    whole = np.arange(lo, hi + 1)
+    above = np.uint16(0x6400) | (whole - lo).astype(np.uint16)
+    made = above.view(np.float16) - np.uint16(int(found[2])).view(np.float16)
+    assert np.array_equal(made.view(np.uint16), whole.astype(np.float16).view(np.uint16))
+    assert found[1] == ("x" if lo == 0 else f"(x + {-lo})")
+
+
+def test_larger_whole_numbers_are_converted() -> None:
+    x = Var("x", I32, 0, 1024)
+    style = Cuda(group_kernel(store(OUT, (0, 0), 0.0)), names={x: "x"})
+    assert style.text(cast(F16, cast(F32, x))) == "f16_from_f32(((f32)x))"

@@ -36,7 +36,7 @@ from sterna.ir.compute import Group
 from sterna.ir.loop import PrimFunc
 from sterna.schedule.choose import plan_of, planned
 
-UNITS = ("cuda:sm_80", "rocm:gfx90a", "rocm:gfx1100", "metal:apple7")
+UNITS = ("cuda", "cuda:sm_80", "rocm:gfx90a", "rocm:gfx1100", "metal:apple7")
 # Digits of 16 bits and of 8, one scale for 32 codes and for 128, codes up to 15 and up to 255.
 SCHEMES = ("q4f16_1", "q4f16_1 i8", "q4f16_0", "q8f16_1z")
 SHAPES = {name: (80, 256 if name == "q4f16_0" else 96) for name in SCHEMES}
@@ -126,7 +126,7 @@ def test_the_loop_program_means_the_same(
 
 
 def units_in(code: str) -> int:
-    names = r"mma\.sync\.aligned\.m16n8k16|v_mfma_f32_16x16x16|v_wmma_f32_16x16x16"
+    names = r"mma\.sync\.aligned\.m16n8k|v_mfma_f32_16x16x16|v_wmma_f32_16x16x16"
     return len(re.findall(names, code))
 
 
@@ -137,7 +137,7 @@ def source(groups: dict[str, Group], spec: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90a", "sm_120"])
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90a", "sm_120"])
 def test_ptxas_spills_nothing(architecture: str, groups: dict[str, Group], tmp_path: Path) -> None:
     ptx = gpu_code._ptx(source(groups, f"cuda:{architecture}"), architecture, tmp_path).decode()
     assert units_in(ptx) > 0
@@ -172,7 +172,7 @@ def test_nvrtc_takes_them(groups: dict[str, Group]) -> None:
 
 
 def test_without_a_unit_nothing_changes(groups: dict[str, Group]) -> None:
-    for spec in ("cuda", "cuda:sm_75", "rocm", "rocm:gfx1030", "metal", "opencl", "vulkan"):
+    for spec in ("cuda:source", "rocm", "rocm:gfx1030", "metal", "opencl", "vulkan"):
         assert plan_of(groups["q4f16_1"], parse_target(spec)).rule == "matmul_groups"
 
 

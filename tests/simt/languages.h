@@ -15,6 +15,16 @@ inline unsigned short f16_from_f32(float x) {
     return r;
 }
 
+inline unsigned short f16_from_whole(int above, unsigned short base) {
+    _Float16 whole, less;
+    unsigned short bits = (unsigned short)(0x6400 | above);
+    memcpy(&whole, &bits, 2);
+    memcpy(&less, &base, 2);
+    whole = whole - less;
+    memcpy(&bits, &whole, 2);
+    return bits;
+}
+
 #define swap_f32(x, distance, ...) simt::swap(__COUNTER__ + 1, x, distance)
 
 // Matrix units, as the makers' manuals say which element of a fragment a thread brings: each thread
@@ -41,6 +51,17 @@ inline void mma_16x8x16(float (&c)[4], const unsigned (&a)[4], const unsigned (&
                 return half_of(simt::shown(row % 8 * 4 + k % 8 / 2), k / 8 * 4 + row / 8 * 2 + k % 2);
             },
             [&](int k) { return half_of(simt::shown(column * 4 + k % 8 / 2) + 4, k / 8 * 2 + k % 2); });
+    }
+}
+
+// mma.m16n8k8: a0 has rows 0..7 and a1 rows 8..15, both at k = lane % 4 * 2 and the next.
+inline void mma_16x8x8(float (&c)[4], const unsigned (&a)[2], unsigned b) {
+    simt::show(-5, {a[0], a[1], b});
+    for (int i = 0; i < 4; i++) {
+        int row = simt::lane() / 4 + (i < 2 ? 0 : 8), column = simt::lane() % 4 * 2 + i % 2;
+        c[i] = added(c[i], 8,
+            [&](int k) { return half_of(simt::shown(row % 8 * 4 + k / 2), row / 8 * 2 + k % 2); },
+            [&](int k) { return half_of(simt::shown(column * 4 + k / 2) + 2, k % 2); });
     }
 }
 

@@ -159,8 +159,9 @@ _WEBGPU_ALONE = replace(_WEBGPU, spec="webgpu:barrier-free", table="imitated", b
                         shared_bytes=0, vector_bytes=4)  # fmt: skip
 
 # Fragments as the makers describe them: NVIDIA in the PTX ISA ("Matrix Fragments for
-# mma.m16n8k16"), AMD in the instruction set manuals of CDNA 2 and 3 and of RDNA 3; Apple's is what
-# `thread_elements` has been on every GPU since its seventh family.
+# mma.m16n8k16", and for mma.m16n8k8), AMD in the instruction set manuals of CDNA 2 and 3 and of
+# RDNA 3; Apple's is what `thread_elements` has been on every GPU since its seventh family.
+_SMALL_MMA = MatrixUnit(16, 8, 8, "s1 l4 l3 l2", "l1 l0 s0")  # since sm_75
 _MMA = MatrixUnit(16, 8, 16, "s1 l4 l3 l2", "l1 l0 s0")
 _MFMA = MatrixUnit(16, 16, 16, "l5 l4 s1 s0", "l3 l2 l1 l0")
 _WMMA = MatrixUnit(16, 16, 16, "s2 s1 s0 l4", "l3 l2 l1 l0")
@@ -197,9 +198,9 @@ _OPENCL = Target("opencl", renderer="opencl", device="opencl", table="work_group
 # compiled by the device's own machine. Kinds stand in the order in which a device is preferred.
 _GROUPED = {
     "cuda": {
-        "": replace(_CUDA, architectures=("sm_75",)),
+        "": replace(_CUDA, architectures=("sm_75",), unit=_SMALL_MMA),
         "source": replace(_CUDA, spec="cuda:source"),
-        **_machines(_CUDA, ("sm_75",), 32),
+        **_machines(_CUDA, ("sm_75",), 32, _SMALL_MMA),
         **_machines(_CUDA, _SM, 32, _MMA),
     },
     "rocm": {

@@ -8,6 +8,7 @@ converted; indices are 32-bit but where `wide` asks for more. Knows no statement
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from struct import pack, unpack
 from typing import ClassVar
 
 from sterna.base.dtype import (
@@ -43,6 +44,7 @@ from sterna.ir.expr import (
 )
 
 _HALF = (F16, BF16)
+_ONES = 1024  # from here to twice of it a step of f16 is 1
 _LOGICAL = {"and": "&&", "or": "||"}
 
 
@@ -72,6 +74,7 @@ class ExprStyle:
         F32: "f32", F16: "u16", BF16: "u16", I8: "i8", U8: "u8", I16: "i16", U16: "u16",
         I32: "i32", U32: "u32", I64: "i64", U64: "u64", BOOL: "u8",
     }  # fmt: skip
+    HALVES: ClassVar[bool] = False  # whether f16_from_whole is there: one subtraction of f16
     WIDE: ClassVar[str] = "i64"  # of indices into buffers of unknown size; "" where there is none
 
     names: dict[Var, str] = field(default_factory=dict)
@@ -93,6 +96,8 @@ class ExprStyle:
                 return f"(({self.WIDE}){found})" if self.wide and e.dtype == I32 else found
             case Load():
                 return self.load(e)
+            case Cast(dtype=dtype, a=Cast(a=a)) if dtype == F16 and self.is_small(a):
+                return self.small_half(a)
             case Cast(dtype=dtype, a=a):
                 return self.converted(self.text(a), a.dtype, dtype)
             case Select(cond=cond, a=a, b=b):
@@ -107,6 +112,21 @@ class ExprStyle:
                 return self.binary(e)
         what = f"{e.name} of {e.dtype}" if isinstance(e, Intrin) else type(e).__name__
         raise CodegenError(f"kernels for work groups have no {what}")
+
+    def is_small(self, whole: Expr) -> bool:
+        """Whether it is a whole number that `small_half` makes an f16 of."""
+        if not (self.HALVES and whole.dtype.is_int):
+            return False
+        lo, hi = Intervals(self.ranges)(whole)
+        return lo >= -_ONES and hi - lo < _ONES
+
+    def small_half(self, whole: Expr) -> str:
+        """The f16 of a whole number: what is added to the bits of 1024 counts ones, so that one
+        subtraction gives it, where two conversions take several times as long."""
+        lo = int(Intervals(self.ranges)(whole)[0])
+        above = self.text(whole + -lo)
+        (base,) = unpack("<H", pack("<e", _ONES - lo))
+        return f"f16_from_whole({above}, {base})"
 
     def literal(self, c: Const) -> str:
         if c.dtype == F32 and c.value != c.value:

@@ -54,6 +54,11 @@ STERNA_MAYBE u16 f16_from_f32(f32 x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x));
     return r;
 }
+STERNA_MAYBE u16 f16_from_whole(i32 above, u16 base) {
+    u16 r;
+    asm("sub.f16 %0, %1, %2;" : "=h"(r) : "h"((u16)(0x6400 | above)), "h"(base));
+    return r;
+}
 STERNA_MAYBE f32 swap_f32(f32 x, i32 distance, u32 warp) {
     return __shfl_xor_sync(warp, x, distance);
 }
@@ -64,11 +69,25 @@ STERNA_MAYBE void mma_16x8x16(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2])
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+STERNA_MAYBE void mma_16x8x8(f32 (&c)[4], const u32 (&a)[2], u32 b) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(b));
+}
 #endif
 """
 # c += a b on a warp's tensor core. a and b are rows of f16 along k; fragments are those of the PTX
-# ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
+# ISA, "Matrix Fragments for mma.m16n8k16 with floating point type" and for mma.m16n8k8.
 _UNIT = r"""
+STERNA_MAYBE void multiply_16x8x8(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
+                                  const u16 *a, i32 a_row, const u16 *b, i32 b_row) {
+    const i32 lane = (i32)(threadIdx.x & 31u), row = lane >> 2, k = (lane & 3) * 2;
+    const u16 *x = a + row * a_row + k;
+    f32 c[4] = {c0, c1, c2, c3};
+    const u32 left[2] = {*(const halves *)x, *(const halves *)(x + 8 * a_row)};
+    mma_16x8x8(c, left, *(const halves *)(b + row * b_row + k));
+    c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
+}
 STERNA_MAYBE void multiply_16x8x16(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
                                    const u16 *a, i32 a_row, const u16 *b, i32 b_row) {
     const i32 lane = (i32)(threadIdx.x & 31u), row = lane >> 2, k = (lane & 3) * 2;
@@ -86,6 +105,8 @@ _WARP = 32
 
 class Cuda(CStyle):
     """CUDA C++."""
+
+    HALVES = True
 
     def head(self, s: Signature) -> str:
         const = ("const ", "")

@@ -28,7 +28,7 @@ _MEANING = (
 )  # fmt: skip
 _MARK = b"__CLANG_OFFLOAD_BUNDLE__"
 _PAGE = 4096  # code objects begin at multiples of it
-_OLDEST_PTX = {"": "63", "sm_80": "70", "sm_86": "71", "sm_89": "78", "sm_90": "78", "sm_90a": "80",
+_OLDEST_PTX = {"": "65", "sm_80": "70", "sm_86": "71", "sm_89": "78", "sm_90": "78", "sm_90a": "80",
                "sm_100": "86", "sm_120": "87"}  # fmt: skip
 
 

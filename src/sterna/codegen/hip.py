@@ -45,6 +45,10 @@ STERNA_MAYBE f32 fma_f32(f32 a, f32 b, f32 c) { return __builtin_fmaf(a, b, c); 
 STERNA_MAYBE f32 sqrt_f32(f32 x) { return __builtin_sqrtf(x); }
 STERNA_MAYBE f32 f32_from_f16(u16 x) { return (f32)__builtin_bit_cast(_Float16, x); }
 STERNA_MAYBE u16 f16_from_f32(f32 x) { return __builtin_bit_cast(u16, (_Float16)x); }
+STERNA_MAYBE u16 f16_from_whole(i32 above, u16 base) {
+    const _Float16 whole = __builtin_bit_cast(_Float16, (u16)(0x6400 | above));
+    return __builtin_bit_cast(u16, (_Float16)(whole - __builtin_bit_cast(_Float16, base)));
+}
 STERNA_MAYBE f32 swap_f32(f32 x, i32 distance, u32) {
     i32 lane = (i32)__builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0u));
     return bits_f32((u32)__builtin_amdgcn_ds_bpermute((lane ^ distance) << 2, (i32)bits_u32(x)));

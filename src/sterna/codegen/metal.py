@@ -35,6 +35,9 @@ STERNA_MAYBE f32 fma_f32(f32 a, f32 b, f32 c) { return precise::fma(a, b, c); }
 STERNA_MAYBE f32 sqrt_f32(f32 x) { return precise::sqrt(x); }
 STERNA_MAYBE f32 f32_from_f16(u16 x) { return (f32)as_type<half>(x); }
 STERNA_MAYBE u16 f16_from_f32(f32 x) { return as_type<u16>((half)x); }
+STERNA_MAYBE u16 f16_from_whole(i32 above, u16 base) {
+    return as_type<u16>((half)(as_type<half>((u16)(0x6400 | above)) - as_type<half>(base)));
+}
 #define swap_f32(x, distance) simd_shuffle_xor(x, (u16)(distance))
 STERNA_MAYBE void multiply_8x8x8(thread f32 &c0, thread f32 &c1, const threadgroup u16 *a,
                                  i32 a_row, const threadgroup u16 *b, i32 b_row) {
@@ -52,6 +55,8 @@ STERNA_MAYBE void multiply_8x8x8(thread f32 &c0, thread f32 &c1, const threadgro
 
 class Metal(CStyle):
     """The Metal shading language."""
+
+    HALVES = True
 
     def head(self, s: Signature) -> str:
         const = ("const ", "")
