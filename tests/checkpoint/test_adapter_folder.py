@@ -53,6 +53,7 @@ VARIATIONS: dict[str, tuple[dict[str, Any], type[CheckpointError], str]] = {
     "PiSSA": ({"init_lora_weights": "pissa"}, UnsupportedModel, "init_lora_weights"),
     "activated": ({"alora_invocation_tokens": [1, 2]}, UnsupportedModel, "alora"),
     "parameters": ({"target_parameters": ["experts.w"]}, UnsupportedModel, "target_parameters"),
+    "a new option": ({"use_new_way": True}, UnsupportedModel, "use_new_way = True"),
     "a regex": ({"alpha_pattern": {"(a+)+$": 1}}, UnsupportedModel, "alpha_pattern"),
     "patterns in a list": ({"alpha_pattern": [1]}, CheckpointError, "alpha_pattern"),
     "no alpha": ({"lora_alpha": None}, CheckpointError, "lora_alpha"),
@@ -67,6 +68,24 @@ def test_variations_are_named(tmp_path: Path, title: str) -> None:
     with pytest.raises(kind, match=words) as caught:
         open_adapter(write(tmp_path / "a", {**PLAIN, **changes}))
     assert "\n" not in str(caught.value)
+
+
+def test_all_that_peft_writes_is_known(tmp_path: Path) -> None:
+    """The keys of version 0.18, with the values that a plain adapter has."""
+    plain = {
+        "auto_mapping": {"base_model_class": "LlamaForCausalLM", "unsloth_fixed": True},
+        "base_model_name_or_path": "user/base", "bias": "none", "corda_config": None,
+        "eva_config": None, "exclude_modules": None, "fan_in_fan_out": False,
+        "inference_mode": True, "layer_replication": None, "layers_pattern": None,
+        "layers_to_transform": None, "loftq_config": {}, "lora_bias": False, "lora_dropout": 0.1,
+        "megatron_config": None, "megatron_core": "megatron.core", "modules_to_save": None,
+        "peft_version": "0.18.0", "qalora_group_size": 16, "rank_pattern": {}, "revision": "main",
+        "target_modules": ["q_proj"], "target_parameters": None, "task_type": "CAUSAL_LM",
+        "trainable_token_indices": None, "use_dora": False, "use_qalora": False,
+        "use_rslora": True, "arrow_config": None, "ensure_weight_tying": False,
+        "alora_invocation_tokens": None,
+    }  # fmt: skip
+    assert open_adapter(write(tmp_path / "a", {**PLAIN, **plain})).pairs
 
 
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {

@@ -55,6 +55,13 @@ _PLAIN: dict[str, tuple[object, ...]] = {
     # Others change the weights that the adapter was trained beside, too.
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
+# What else PEFT writes: read here, or of no matter to factors that are trained.
+_KNOWN = frozenset(
+    "r lora_alpha alpha_pattern rank_pattern use_rslora fan_in_fan_out target_modules "
+    "exclude_modules layers_to_transform layers_pattern lora_dropout inference_mode task_type "
+    "base_model_name_or_path revision auto_mapping peft_version runtime_config megatron_core "
+    "qalora_group_size ensure_weight_tying loftq_config eva_config corda_config".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +107,12 @@ def open_adapter(folder: Path) -> Adapter:
         if config.get(key, plain[0]) not in plain:
             raise UnsupportedModel(
                 f"{folder / CONFIG} has {key} = {config[key]!r:.60}; only {plain[0]!r} is possible"
+            )
+    for key, value in config.items():
+        if value and key not in _KNOWN and key not in _PLAIN:
+            raise UnsupportedModel(
+                f"{folder / CONFIG} has {key[:60]} = {value!r:.60}, which is not known here; it "
+                "may change what the adapter adds"
             )
     refs = open_safetensors(folder / WEIGHTS)
     found: dict[str, Pair] = {}
