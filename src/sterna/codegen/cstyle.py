@@ -364,7 +364,7 @@ class CStyle(ExprStyle):
             raise CodegenError(f"buffer {buffer.name} is used where it is not known")
         return self.element(buffer, self.offset(buffer, index))
 
-    def offset(self, buffer: Buffer, index: tuple[Expr, ...]) -> str:
+    def flat(self, buffer: Buffer, index: tuple[Expr, ...]) -> Expr:
         """The flat index of an element, in the part that the thread owns where it owns one."""
         shape: tuple[Expr, ...] = buffer.shape
         shares = self.kernel.private[buffer].shares if buffer in self.kernel.private else ()
@@ -375,7 +375,11 @@ class CStyle(ExprStyle):
         flat: Expr = wrap(0)
         for d, i in zip(shape, index, strict=True):
             flat = flat * d + (i if i.dtype in (I32, I64) else Cast(I32, i))
-        flat = self.simplifier.expr(flat)
+        return self.simplifier.expr(flat)
+
+    def offset(self, buffer: Buffer, index: tuple[Expr, ...]) -> str:
+        """The flat index as text."""
+        flat = self.flat(buffer, index)
         if buffer not in self.large or not self.WIDE:
             return self.text(flat)
         self.wide = True

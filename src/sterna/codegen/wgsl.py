@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeGuard
 
 from sterna.base.dtype import BF16, BOOL, F16, F32, I8, I32, U8, U16, U32, DType
 from sterna.base.errors import CodegenError
@@ -20,8 +20,10 @@ from sterna.codegen.bundle import SourceRenderer
 from sterna.codegen.cstyle import CStyle, GroupSource, Signature, render_groups
 from sterna.codegen.renderer import LibraryParts
 from sterna.codegen.write_out import write_out
-from sterna.ir.expr import Buffer, Const, Expr
+from sterna.ir.expr import Buffer, Const, Expr, Load, const_value
+from sterna.ir.linear import Sum
 from sterna.ir.loop import PrimFunc, Stmt
+from sterna.ir.rewrite import visit
 
 SUBGROUPS = "enable subgroups;"  # a line of its own: native WebGPU has them without being told
 SWAPS = "subgroupShuffleXor"
@@ -211,11 +213,55 @@ class HalfWgsl(Wgsl):
 
 @dataclass(slots=True)
 class AloneWgsl(Wgsl):
-    """WGSL for devices imitated by a processor, whose compilers take a kernel as it is told."""
+    """WGSL for devices imitated by a processor, whose compilers take a kernel as it is told.
+
+    Each access is checked, and looked up by each lane: elements read by fours are one access.
+    """
+
+    fours: frozenset[Buffer] = frozenset()  # arrays of vectors of four
+    loaded: dict[tuple[Buffer, str], tuple[int, str]] = field(default_factory=dict)  # depth, name
 
     @classmethod
     def prepared(cls, stmt: Stmt) -> Stmt:
         return write_out(stmt)
+
+    def function(self, s: Signature) -> str:
+        written = {buffer for buffer, _, writes in s.buffers if writes} | self.whole
+        self.fours = frozenset(b for b, _, _ in s.buffers if b not in written and self.by_fours(b))
+        return Wgsl.function(self, s)
+
+    def by_fours(self, buffer: Buffer) -> bool:
+        """Whether all four of neighbours are read, at offsets that are known, and are all there."""
+        size = 1
+        for d in buffer.shape:
+            size *= int(const_value(d) or 1)
+        if size % 4 or buffer.dtype in self.PACKED:
+            return False
+        found = [self.sum(n) for n in visit(self.kernel.body) if _reads(n, buffer)]
+        apart = any(step % 4 for sum_ in found for step in sum_.terms.values())
+        return not apart and {sum_.constant % 4 for sum_ in found} == {0, 1, 2, 3}
+
+    def sum(self, e: Load) -> Sum:
+        return self.simplifier.sum(self.flat(e.buffer, e.index))
+
+    def stored(self, buffer: Buffer) -> str:
+        kind = Wgsl.stored(self, buffer)
+        return f"vec4<{kind}>" if buffer in self.fours else kind
+
+    def load(self, e: Load) -> str:
+        if e.buffer not in self.fours:
+            return Wgsl.load(self, e)
+        four, part = self.sum(e).split(4)
+        at = self.text(self.simplifier.build(four, I32))
+        if (e.buffer, at) not in self.loaded:
+            title = self.identifier(f"{self.buffers[e.buffer]}_four")
+            self.line(f"let {title} = {self.buffers[e.buffer]}[{at}];")
+            self.loaded[e.buffer, at] = (self.depth, title)
+        return f"{self.loaded[e.buffer, at][1]}[{part.constant}]"
+
+    def close(self, text: str = "}") -> None:
+        Wgsl.close(self, text)
+        self.loaded = {k: found for k, found in self.loaded.items() if found[0] <= self.depth}
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +279,10 @@ class WgslRenderer(SourceRenderer):
         asked = ["enable f16;"] if _USES_HALF.search(whole) else []
         asked += [SUBGROUPS] if SWAPS in whole else []
         return "\n".join([*asked, whole])
+
+
+def _reads(node: Expr | Stmt, buffer: Buffer) -> TypeGuard[Load]:
+    return isinstance(node, Load) and node.buffer is buffer
 
 
 RENDERER = WgslRenderer(".wgsl", Wgsl, _PRELUDE)

@@ -3,8 +3,9 @@
 For compilers that take a kernel as it is told: they keep an array whose index is not a number in
 memory, and load again what was loaded a line before. In: a loop program. Out: one of equal
 meaning, in which loops that number registers, or are to be unrolled, are sequences; in each
-sequence of stores, choices and what is read from memory that the program does not write have a
-name where they are needed twice. No sum changes its order.
+sequence of stores, what accumulates in a register is one expression, and choices and what is read
+from memory that the program does not write have a name where they are needed twice. Slow operations
+on whole numbers are avoided (see `whole_numbers`). No sum changes its order.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sterna.codegen.folded import folded
+from sterna.codegen.whole_numbers import by_masks, hoisted
 from sterna.ir.expr import (
     Binary,
     Buffer,
@@ -37,8 +40,9 @@ def write_out(stmt: Stmt) -> Stmt:
     """The program with registers by number, and common values named."""
     registers = frozenset(n.buffer for n in visit(stmt) if isinstance(n, Alloc))
     flat = simplify_stmt(rewrite(stmt, stmt_rule=lambda s: _unrolled(s, registers)))
+    flat = hoisted(by_masks(flat))
     stored = frozenset(n.buffer for n in visit(flat) if isinstance(n, Store)) | registers
-    return rewrite(flat, stmt_rule=lambda s: _shared(s, stored))
+    return rewrite(flat, stmt_rule=lambda s: _shared(s, registers, stored))
 
 
 def _unrolled(stmt: Stmt, registers: frozenset[Buffer]) -> Stmt:
@@ -63,8 +67,8 @@ def _vars(exprs: Sequence[Expr]) -> set[Var]:
     return {v for e in exprs for v in free_vars(e)}
 
 
-def _shared(stmt: Stmt, stored: frozenset[Buffer]) -> Stmt:
-    """Runs of neighbouring stores with their common values named."""
+def _shared(stmt: Stmt, registers: frozenset[Buffer], stored: frozenset[Buffer]) -> Stmt:
+    """Runs of neighbouring stores, folded, with their common values named."""
     if not isinstance(stmt, Seq):
         return stmt
     result: list[Stmt] = []
@@ -74,7 +78,7 @@ def _shared(stmt: Stmt, stored: frozenset[Buffer]) -> Stmt:
             run.append(part)
             continue
         if run:
-            result.append(_named(run, stored))
+            result.append(_named(folded(run, registers), stored))
         run = []
         if part is not None:
             result.append(part)
