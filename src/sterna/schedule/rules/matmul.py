@@ -50,6 +50,7 @@ class MatvecKnobs:
     items: int = 4
     unroll: int = 16  # steps of k written out; a whole period of packed words where that is more
     ahead: int = 0  # bytes of packed words asked for before they are read; 0 leaves it to hardware
+    turn: int = 1  # codes that a row of the weight takes before the next row does
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class MatmulKnobs:
     items: int = 16
     unroll: int = 8  # steps of k written out while the panel is unpacked
     ahead: int = 0  # as in MatvecKnobs, where there is no panel
+    turn: int = 1  # as in MatvecKnobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,12 +249,21 @@ def _sum_by_word(
     """A sum that reads packed words, a few at a time: each code of all registers in turn.
 
     `rows` names the loop over rows where a tile has several, for whom a code is unpacked once.
+    With a `turn` of several codes the sums are not lanes of a register: each takes so many at once.
     """
     n, k = _names(stage), stage.over[0]
     codes = _whole_periods(knobs.unroll, _period(weight), k.extent)
     if codes is None:
         return _sum(stage, knobs.lanes)
     word, code = f"{k.name}_word", f"{k.name}_code"
+    if knobs.turn > 1:
+        turns = (f"{k.name}_turn", n.axis, *rows, code)
+        return (
+            Split(stage.name, k.name, word, f"{k.name}_codes", codes),
+            Split(stage.name, f"{k.name}_codes", f"{k.name}_turn", code, min(knobs.turn, codes)),
+            Reorder(stage.name, (word, *turns)),
+            *(Unroll(stage.name, loop) for loop in turns),
+        )
     return (
         Split(stage.name, n.axis, n.register, n.lane, knobs.lanes),
         Split(stage.name, k.name, word, code, codes),
