@@ -202,7 +202,7 @@ MORE: dict[str, Any] = {
     "attention.value_length_mla": 16, "ssm.inner_size": 128, "ssm.time_step_rank": 4,
     "ssm.state_size": 8, "ssm.conv_kernel": 4, "wkv.head_size": 16, "attention.decay_lora_rank": 8,
     "attention.iclr_lora_rank": 8, "attention.value_residual_mix_lora_rank": 8,
-    "attention.gate_lora_rank": 8,
+    "attention.gate_lora_rank": 8, "expert_feed_forward_length": 16,
 }  # fmt: skip
 
 

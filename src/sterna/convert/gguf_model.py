@@ -249,7 +249,7 @@ def _rope(file: GgufFile, keys: Keys, config: Mapping[str, Any]) -> dict[str, An
         }
     kind = keys.get("rope.scaling.type")
     if kind in (None, "none"):
-        return {}
+        return {"rope_scaling": None} if "rope_scaling" in config else {}
     scaling = {"rope_type": kind, "factor": keys.number("rope.scaling.factor", 1.0)}
     if original is not None:
         scaling["original_max_position_embeddings"] = original
