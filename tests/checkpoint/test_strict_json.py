@@ -45,6 +45,15 @@ def test_refused(data: bytes) -> None:
         parse_json(data, "some.json")
 
 
+def test_infinity_as_a_config_has_it(tmp_path: Path) -> None:
+    """Python's word for it, and the object that newer versions of transformers write."""
+    for text in ("Infinity", '{"__float__": "Infinity"}'):
+        (tmp_path / "config.json").write_text(f'{{"a": [0.0, {text}]}}')
+        assert read_config(tmp_path) == {"a": [0.0, "Infinity"]}
+    with pytest.raises(UnsafeFile):
+        parse_json(b'{"a": Infinity}', "x")
+
+
 @pytest.mark.parametrize("data", [b"[]", b"1", b'"x"', b"null"])
 def test_only_an_object_will_do(data: bytes) -> None:
     with pytest.raises(CheckpointError, match="one JSON object"):

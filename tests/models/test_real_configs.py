@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from sterna.base.errors import UnsupportedModel
+from sterna.checkpoint.config import read_config
 from sterna.convert.open_tensors import STORAGE_KEYS
 from sterna.models import build, family
 from sterna.models.params import is_ignored, stored_weights
 from sterna.nn.decoder import Limits, trace_causal_lm
 from sterna.passes.pipeline import graph_passes, run
 from sterna.quantize.scheme import scheme
+
+DEFAULTS = Path(__file__).parent / "goldens" / "default_configs.json"
 
 PARAMETERS = {  # in millions, as the publishers count them
     "DeepSeek-R1-Distill-Qwen-32B": 32764,
@@ -42,6 +45,20 @@ REFUSED = {
     "bloom": "'bloom'",
     "pythia-410m-seqcls": "'GPTNeoXForSequenceClassification'",
 }
+
+
+def default_configs() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(DEFAULTS.read_text())["configs"]
+    return found
+
+
+@pytest.mark.parametrize("model_type", default_configs())
+def test_what_transformers_saves_today_is_read(model_type: str, tmp_path: Path) -> None:
+    """Each default config: keys that newer versions write, such as rope_parameters and dtype."""
+    (tmp_path / "config.json").write_text(json.dumps(default_configs()[model_type]))
+    config = read_config(tmp_path)
+    read = family(config).read_config(config)
+    assert read.hidden_size == config.get("hidden_size", read.hidden_size)
 
 
 @pytest.fixture(scope="module")

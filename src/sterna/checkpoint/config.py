@@ -107,7 +107,7 @@ def _parse(data: bytes, source: str, constant: Callable[[str], str] | None = Non
     try:
         value = json.loads(
             data.decode("utf-8"),
-            object_pairs_hook=_unique,
+            object_pairs_hook=_unique if constant is not _infinity else _with_infinity,
             parse_constant=constant or _refuse_constant,
             parse_float=_finite,
         )
@@ -130,6 +130,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise ValueError(f"the key {name[:200]!r} appears twice")
             seen.add(name)
     return found
+
+
+def _with_infinity(pairs: list[tuple[str, Any]]) -> Any:
+    """As newer versions of transformers write it, {"__float__": "Infinity"}, is a word too."""
+    return "Infinity" if pairs == [("__float__", "Infinity")] else _unique(pairs)
 
 
 def _refuse_constant(name: str) -> NoReturn:

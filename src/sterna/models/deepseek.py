@@ -29,7 +29,7 @@ class DeepseekV2(Family):
     KEYS = (
         f"{EXPERT_KEYS} rms_norm_eps attention_bias kv_lora_rank q_lora_rank qk_nope_head_dim "
         "qk_rope_head_dim v_head_dim topk_method scoring_func moe_layer_freq rope_interleave "
-        "aux_loss_alpha seq_aux ep_size"
+        "qk_head_dim aux_loss_alpha seq_aux ep_size"
     )
     NAMES: ClassVar[Names] = {"shared_expert": "shared_experts"}
     FUSED: ClassVar[Fused] = {"gate_up_proj": ("gate_proj", "up_proj")}
@@ -46,6 +46,7 @@ class DeepseekV2(Family):
             rotated=f.positive("qk_rope_head_dim", 64),
             value=f.positive("v_head_dim", 128),
         )
+        f.refuse_unless("qk_head_dim", [None, latent.key])  # said again by newer versions
         rope = rope_options(f.config)
         return f.decoder(
             head_dim=latent.rotated,

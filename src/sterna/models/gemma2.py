@@ -71,7 +71,8 @@ class Gemma3(Gemma2):
     MODEL_TYPES = ("gemma3_text", "gemma3")
     ARCHITECTURES = ("Gemma3ForCausalLM",)
     KEYS = (
-        f"{Gemma2.KEYS} sliding_window_pattern rope_local_base_freq global_local_attention_pattern"
+        f"{Gemma2.KEYS} sliding_window_pattern _sliding_window_pattern rope_local_base_freq "
+        "global_local_attention_pattern"
     )
     CONFIG: ClassVar[Names] = {"sliding_window": "sliding_window_attention_size"}
 
@@ -82,7 +83,7 @@ class Gemma3(Gemma2):
     @classmethod
     def own(cls, f: Fields) -> dict[str, Any]:
         window = f.window("sliding_window", 4096)
-        period = f.positive("sliding_window_pattern", 6)
+        period = f.positive("sliding_window_pattern", f.positive("_sliding_window_pattern", 6))
         sliding = f.sliding(lambda i: (i + 1) % period != 0)
         pattern = ["SLIDING_LOCAL"] * (period - 1) + ["GLOBAL"]
         f.refuse_unless("global_local_attention_pattern", [pattern])

@@ -40,15 +40,17 @@ class Qwen3Moe(Qwen3):
 
     MODEL_TYPES = ("qwen3_moe",)
     ARCHITECTURES = ("Qwen3MoeForCausalLM",)
-    KEYS = f"{Qwen3.KEYS} {_KEYS}"
+    KEYS = f"{Qwen3.KEYS} {_KEYS} num_local_experts"
 
     @classmethod
     def read(cls, f: Fields) -> DecoderConfig:
         f.refuse_unless("shared_expert_intermediate_size", [0, None])
+        experts = expert_options(f, f.positive("num_local_experts", 128), 8)
+        f.refuse_unless("num_local_experts", [experts.experts])  # its newer name, or both
         return f.decoder(
             attention_bias=f.flag("attention_bias"),
             kinds=sparse_layers(f, qwen_windows(f)),
-            experts=expert_options(f, 128, 8),
+            experts=experts,
         )
 
 
