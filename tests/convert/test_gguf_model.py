@@ -26,8 +26,15 @@ from sterna.checkpoint.model_folder import open_model
 from sterna.convert import convert_weight, gen_config, source_folder
 from sterna.convert.gguf_architectures import ARCHITECTURES
 from sterna.convert.gguf_model import config_json, file_type, generation_config_json
-from sterna.convert.gguf_vocabulary import end_ids, tokenizer_config, tokenizer_json
+from sterna.convert.gguf_vocabulary import (
+    end_ids,
+    greedy_vocabulary,
+    is_greedy,
+    tokenizer_config,
+    tokenizer_json,
+)
 from sterna.text.chat_template import ChatTemplate
+from sterna.text.greedy import FILE
 from sterna.text.tokenizer import Tokenizer
 
 gguf = pytest.importorskip("gguf", reason="needs the gguf package, which writes the files")
@@ -124,7 +131,20 @@ def vocabulary(**changes: Any) -> dict[str, Any]:
 
 VOCABULARY_LIES: dict[str, tuple[dict[str, Any], str]] = {
     "no kind": ({"model": None}, "of the kind"),
-    "other kind": ({"model": "bert"}, "'bert'"),
+    "other kind": ({"model": "plamo2"}, "'plamo2'"),
+    "bert without marks": ({"model": "bert"}, "unknown_token_id, nor"),
+    "unigram without scores": ({"model": "t5", "scores": None}, "no cut is best"),
+    "unigram without unknown": (
+        {"model": "t5", "token_type": np.ones(5)},
+        "no token for unknown text",
+    ),
+    "charsmap of text": ({"model": "t5", "precompiled_charsmap": "abc"}, "no bytes"),
+    "huge charsmap": (
+        {"model": "t5", "precompiled_charsmap": np.zeros(5 << 20, np.uint8)},
+        "at most",
+    ),
+    "bytes of rwkv": ({"model": "rwkv", "tokens": ["<s>", "a", "b", "\\x4", "c"]}, "damaged"),
+    "end of rwkv": ({"model": "rwkv", "tokens": ["<s>", "a", "b", "\\", "c"]}, "damaged"),
     "no tokens": ({"tokens": None}, "no tokenizer.ggml.tokens"),
     "tokens are numbers": ({"tokens": np.zeros(5)}, "no tokenizer.ggml.tokens"),
     "twice": ({"tokens": ["a", "a", "b", "c", "d"]}, "twice"),
@@ -156,10 +176,29 @@ def test_vocabularies_that_lie(lie: str) -> None:
         ("llama4", ["Hello", "World", " isn't", " ", "123", "45", "./", "NASA's"]),
         ("glm4", ["HelloWorld", " isn", "'t", " ", "123", "45", "./", "NASA", "'s"]),
         ("qwen2", ["HelloWorld", " isn", "'t", " ", *"12345", "./", "NASA", "'s"]),
+        ("deepseek-v3", ["HelloWorld", " isn", "'t", " ", "123", "45", "./", "NASA", "'s"]),
+        ("deepseek-llm", ["HelloWorld", " isn", "'", "t", " ", "12345", "./", "NASA", "'", "s"]),
+        ("deepseek-coder", ["HelloWorld", " isn", "'", "t", " ", *"12345", "./", "NASA", "'", "s"]),
+        ("falcon", ["HelloWorld", " isn", "'", "t", " ", "123", "45", "./", "NASA", "'", "s"]),
     ],
 )
 def test_words_are_cut_as_the_file_names_it(pre: str, wanted: list[str]) -> None:
-    text = "HelloWorld isn't 12345./NASA's"
+    assert cut(pre, "HelloWorld isn't 12345./NASA's") == wanted
+
+
+@pytest.mark.parametrize(
+    ("pre", "wanted"),
+    [
+        ("deepseek-v3", ["ä", "日本ひら", "x한국", "。"]),
+        ("deepseek-llm", ["ä", "日本ひら", "x", "한국", "。"]),
+        ("deepseek-coder", ["ä", "日本ひら", "x", "한국", "。"]),
+    ],
+)
+def test_scripts_are_cut_as_the_file_names_it(pre: str, wanted: list[str]) -> None:
+    assert cut(pre, "ä日本ひらx한국。") == wanted
+
+
+def cut(pre: str, text: str) -> list[str]:
     level = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     made = tokenizer_json(vocabulary(
         model="gpt2", pre=pre, merges=["h e"], tokens=[*level, "he"], scores=None, token_type=None,
@@ -167,11 +206,80 @@ def test_words_are_cut_as_the_file_names_it(pre: str, wanted: list[str]) -> None
     ), "file")  # fmt: skip
     backend = tokenizers.Tokenizer.from_str(json.dumps(made))
     cuts = backend.pre_tokenizer.pre_tokenize_str(text)
-    assert [text[a:b] for _, (a, b) in cuts] == wanted
+    return [text[a:b] for _, (a, b) in cuts]
+
+
+@pytest.mark.parametrize("capitals", [False, True])
+def test_word_pieces_are_berts(capitals: bool, tmp_path: Path) -> None:
+    """What llama.cpp's converter makes of vocab.txt gives the ids of the tokenizers' own BERT."""
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = ["he", "##llo", "world", "##s", "cafe", ",", "!", "中", "[unused0]"]
+    vocab = [*marks, *words, *(["He", "Wor"] if capitals else [])]
+    phantom = [t if t in marks else t[2:] if t.startswith("##") else f"▁{t}" for t in vocab]
+    metadata = vocabulary(
+        model="bert", tokens=phantom, scores=None, bos_token_id=None, eos_token_id=None,
+        token_type=np.array([3 if t in marks else 1 for t in vocab]),
+        **{f"{name}_token_id": i for i, name in enumerate(("padding", "unknown", "cls"))},
+        seperator_token_id=3,
+    )  # fmt: skip
+    ours = loaded(metadata, tmp_path / "t")
+    theirs = tokenizers.BertWordPieceTokenizer(
+        {t: i for i, t in enumerate(vocab)}, lowercase=not capitals
+    )
+    for text in ("Hello, worlds!", "Café 中中 hello[SEP]", "", "xyz Hes", "HELLO world"):
+        theirs._tokenizer.encode_special_tokens = True
+        assert ours.encode(text) == theirs.encode(text).ids
+    assert len(set(ours.encode("Hello Café"))) > 3
+
+
+def test_unigram_takes_the_best_cut(tmp_path: Path) -> None:
+    pieces = {"<s>": 0, "<pad>": 0, "</s>": 0, "<unk>": 0, "▁": -3, "▁he": -2, "llo": -2,
+              "▁hel": -1, "lo": -4, "l": -5, "o": -5, "▁x": -1.5}  # fmt: skip
+    metadata = vocabulary(
+        model="t5", tokens=list(pieces), scores=np.array(list(pieces.values()), np.float32),
+        token_type=np.array([3, 3, 3, 2] + [1] * 8), bos_token_id=0, eos_token_id=2,
+        unknown_token_id=3, add_bos_token=True,
+    )  # fmt: skip
+    ours = loaded(metadata, tmp_path / "t")
+    ids = {piece: i for i, piece in enumerate(pieces)}
+    # "▁he" + "llo" (-4) is better than "▁hel" + "lo" (-5)
+    assert ours.encode("hello  x") == [0, ids["▁he"], ids["llo"], ids["▁x"], 2]
+    assert ours.encode("q", add_special_tokens=False) == [ids["▁"], 3]
+    assert ours.decode(ours.encode("hello x")) == "hello x"
+    damaged = {**metadata, "tokenizer.ggml.precompiled_charsmap": np.full(7, 255, np.uint8)}
+    with pytest.raises(TokenizerError, match="damaged"):
+        loaded(damaged, tmp_path / "d")
+
+
+def test_rwkvs_vocabulary_comes_back(tmp_path: Path) -> None:
+    words = [bytes([i]) for i in range(256)] + [
+        b"it's",
+        b'say "',
+        "é中".encode(),
+        b"\\x41",
+        b"\n\n",
+    ]
+    tokens = ["<s>", *(repr(word)[2:-1] for word in words), "[PAD262]"]
+    metadata = vocabulary(
+        model="rwkv", tokens=tokens, scores=None, bos_token_id=0, eos_token_id=0, eot_token_id=261,
+        token_type=np.array([3, *[1] * len(words), 5]), add_bos_token=False,
+    )  # fmt: skip
+    folder = tmp_path / "t"
+    folder.mkdir()
+    (folder / FILE).write_text(greedy_vocabulary(metadata, "file"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(metadata, "file")))
+    ours = Tokenizer.load(folder)
+    text = "it's\n\nsay \"é中\\x41"
+    assert ours.encode(text) == [257, 261, 258, 259, 260]
+    assert ours.decode(ours.encode(text)) == text
+    assert end_ids(metadata, "file") == [0, 261]
 
 
 def both(metadata: dict[str, Any]) -> None:
-    tokenizer_json(metadata, "file")
+    if is_greedy(metadata):
+        greedy_vocabulary(metadata, "file")
+    else:
+        tokenizer_json(metadata, "file")
     tokenizer_config(metadata, "file")
 
 

@@ -18,7 +18,13 @@ from sterna.checkpoint.beside import replace_files
 from sterna.checkpoint.config import field, read_errors, read_json
 from sterna.checkpoint.gguf import GgufFile, open_gguf
 from sterna.convert.gguf_model import config_json, file_type, generation_config_json
-from sterna.convert.gguf_vocabulary import tokenizer_config, tokenizer_json
+from sterna.convert.gguf_vocabulary import (
+    greedy_vocabulary,
+    is_greedy,
+    tokenizer_config,
+    tokenizer_json,
+)
+from sterna.text.greedy import FILE
 
 NOTE = "gguf.json"
 _KEY_DIGITS = 16
@@ -72,12 +78,16 @@ def _unfolded(path: Path) -> Path:
     contents = {
         "config.json": config_json(file),
         "generation_config.json": generation_config_json(file),
-        "tokenizer.json": tokenizer_json(file.metadata, str(path)),
         "tokenizer_config.json": tokenizer_config(file.metadata, str(path)),
         NOTE: {"path": str(path), "file_type": file_type(file)},
     }
+    written = {name: _json(value) for name, value in contents.items()}
+    if is_greedy(file.metadata):
+        written[FILE] = greedy_vocabulary(file.metadata, str(path)).encode()
+    else:
+        written["tokenizer.json"] = _json(tokenizer_json(file.metadata, str(path)))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    replace_files(folder, {name: _json(value) for name, value in contents.items()})
+    replace_files(folder, written)
     return folder
 
 
