@@ -69,6 +69,28 @@ def test_stacked_is_converted_as_apart(variant: str, alternate: bool, tmp_path: 
     assert [p.read_bytes() for p in shards[0]] == [p.read_bytes() for p in shards[1]]
 
 
+def test_granites_stacks_have_rows_as_elsewhere(tmp_path: Path) -> None:
+    """[experts, out, in], beside a matrix that ends in the same name and is no stack."""
+    config, apart = tiny.VARIANTS["granitemoehybrid-experts"], weights("granitemoehybrid-experts")
+    stacked = {name: array for name, array in apart.items() if "_proj.weight" not in name}
+    stacked |= {name: array for name, array in apart.items() if ".self_attn." in name}
+    for layer in range(3):
+        place = f"model.layers.{layer}.block_sparse_moe"
+        inside = [[apart[f"{place}.input_linear.{e}.{part}_proj.weight"] for part in ("gate", "up")]
+                  for e in range(6)]  # fmt: skip
+        down = [apart[f"{place}.output_linear.{e}.down_proj.weight"] for e in range(6)]
+        stacked[f"{place}.input_linear.weight"] = np.stack([np.concatenate(e) for e in inside])
+        stacked[f"{place}.output_linear.weight"] = np.stack(down)
+    stacked |= {name: array for name, array in apart.items() if ".mamba." in name}
+    shards = []
+    for title, tensors in (("apart", apart), ("stacked", stacked)):
+        source = write(tmp_path / title, config, tensors)
+        convert_weight(source, tmp_path / f"{title}-out", quantization="q4f16_1")
+        found = sorted((tmp_path / f"{title}-out").glob("params_shard_*.bin"))
+        shards.append([path.read_bytes() for path in found])
+    assert shards[0] == shards[1]
+
+
 def mxfp4(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[dict[str, np.ndarray], Any]:
     """(blocks and scales of a matrix for each expert, the values they mean)."""
     experts, rows, depth = shape

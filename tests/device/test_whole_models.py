@@ -204,6 +204,7 @@ RECURRENT = [("vulkan", "mamba2")] + [
         ("mamba2", ("cuda:source", "opencl", "webgpu", "webgpu:barrier-free")),
         ("rwkv7", ("cuda:source", "webgpu", "webgpu:barrier-free")),
         ("granitemoehybrid", ("vulkan", "cuda:source", "webgpu", "webgpu:barrier-free")),
+        ("granitemoehybrid-experts", ("cuda:source",)),
         ("qwen3.5", ("cuda:source",)),
         ("qwen3-next", ("vulkan", "cuda:source", "webgpu:barrier-free")),
     )

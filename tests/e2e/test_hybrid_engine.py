@@ -198,7 +198,8 @@ def test_published_sizes_of_qwen3_next() -> None:
     [
         (GRANITE, {"mamba_n_heads": 5}, "heads must fill the width"),
         (GRANITE, {"mamba_n_groups": 4}, "groups divide the heads"),
-        (GRANITE, {"num_local_experts": 8}, "num_local_experts"),
+        (GRANITE, {"num_local_experts": 8}, "num_experts_per_tok"),
+        (GRANITE, {"num_local_experts": -8}, "num_local_experts"),
         (GRANITE, {"layer_types": ["mamba"] * 5}, "5 of 5 layers"),
         (GRANITE, {"layer_types": ["attention"] * 5}, "0 of 5 layers"),
         (GRANITE, {"layer_types": ["mamba"]}, "kind of each of the 5 layers"),

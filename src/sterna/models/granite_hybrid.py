@@ -1,6 +1,7 @@
-"""Granite 4.0 H (dense): most layers are Mamba-2's mixers, few have attention, without positions.
+"""Granite 4.0 H: most layers are Mamba-2's mixers, few have attention, without positions.
 
-All have a feed-forward layer; embeddings, scores, residuals and logits are scaled as in Granite 3.
+All have a feed-forward layer, in the larger models beside experts; embeddings, scores, residuals
+and logits are scaled as in Granite 3.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from typing import ClassVar
 
 from sterna.base.dtype import DType
 from sterna.models.config import DecoderConfig, Fields, LayerKind
-from sterna.models.family import Family, Names
+from sterna.models.family import Family, Names, Stack
 from sterna.models.mamba2 import check_heads
 from sterna.nn.decoder import Cache, DecoderLayer
 from sterna.nn.layers import RecurrentLayer
 from sterna.nn.mamba import MambaMixer, MambaOptions
 from sterna.nn.mlp import FeedForward, GatedMLP
+from sterna.nn.moe import ExpertOptions, ExpertsBeside, MixtureOfExperts
 
 
 class GraniteHybrid(Family):
-    """Without experts: those of Granite 4.0 H Tiny and Small are refused."""
+    """The feed-forward layer of all tokens has a size of its own beside experts'."""
 
     MODEL_TYPES = ("granitemoehybrid",)
     ARCHITECTURES = ("GraniteMoeHybridForCausalLM",)
@@ -35,6 +37,17 @@ class GraniteHybrid(Family):
         "mlp": "shared_mlp",
         "gate_up_proj": "input_linear",
         "down_proj": "output_linear",
+        "sparse_mlp": "block_sparse_moe",
+        "gate": "router.layer",
+    }
+    EXPERTS: ClassVar[Names] = {
+        "gate_experts": "input_linear.{}.gate_proj",
+        "up_experts": "input_linear.{}.up_proj",
+        "down_experts": "output_linear.{}.down_proj",
+    }
+    STACKED: ClassVar = {
+        "block_sparse_moe.input_linear.weight": Stack(("gate_proj", "up_proj"), by_rows=True),
+        "block_sparse_moe.output_linear.weight": Stack(("down_proj",), by_rows=True),
     }
 
     @classmethod
@@ -42,7 +55,6 @@ class GraniteHybrid(Family):
         f.refuse_unless("normalization_function", ["rmsnorm"])
         f.refuse_unless("time_step_limit", [None, [0.0, "Infinity"]])
         f.refuse_unless("position_embedding_type", [None, "nope", "rope"])
-        f.refuse_unless("num_local_experts", [0])
         recurrent = f.recurrent(
             lambda layer: True, mamba="linear_attention", attention="full_attention"
         )
@@ -56,7 +68,13 @@ class GraniteHybrid(Family):
             rotary=f.config.get("position_embedding_type") == "rope",
             kinds=[LayerKind(recurrent=own) for own in recurrent],
             mamba=cls.mixer(f),
-        )
+            experts=None if f.config.get("num_local_experts") == 0 else ExpertOptions(
+                experts=f.positive("num_local_experts", 8),
+                chosen=f.positive("num_experts_per_tok", 2),
+                intermediate_size=f.positive("intermediate_size"),
+                over_chosen=True,
+            ),
+        )  # fmt: skip
 
     @classmethod
     def mixer(cls, f: Fields) -> MambaOptions:
@@ -88,7 +106,10 @@ class GraniteHybrid(Family):
 
     @classmethod
     def mlp(cls, c: DecoderConfig, kind: LayerKind, dtype: DType) -> FeedForward:
-        return GatedMLP(c.hidden_size, c.intermediate_size, dtype, act=c.act, joined=True)
+        mlp = GatedMLP(c.hidden_size, c.intermediate_size, dtype, act=c.act, joined=True)
+        if c.experts is None:
+            return mlp
+        return ExpertsBeside(MixtureOfExperts(c.hidden_size, c.experts, dtype, act=c.act), mlp)
 
     @classmethod
     def cache(cls, c: DecoderConfig, dtype: DType) -> Cache:

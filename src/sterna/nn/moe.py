@@ -119,3 +119,16 @@ class MixtureOfExperts(FeedForward):
         if clamp is None:
             return emit(self.act, gate) * up
         return emit("clamped_swiglu", gate, up, limit=clamp[0], alpha=clamp[1])
+
+
+class ExpertsBeside(FeedForward):
+    """Experts and a feed-forward layer of all tokens, which checkpoints hold side by side."""
+
+    transparent = True
+
+    def __init__(self, sparse_mlp: MixtureOfExperts, mlp: FeedForward) -> None:
+        self.sparse_mlp = sparse_mlp
+        self.mlp = mlp
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.sparse_mlp(x) + self.mlp(x)
