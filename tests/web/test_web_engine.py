@@ -39,7 +39,7 @@ PREPARE = """async (url) => {
     return mapAsync.call(this, mode, offset, size);
   };
   window.engine = await sterna.CreateEngine(url);
-  await engine.completions.create({ prompt: "A device is met in small steps", max_tokens: 2 });
+  await engine.completions.create({ prompt: "It is met in small steps", max_tokens: 2, temperature: 1 });
   const { sampler, model } = engine.loaded.runner.manifest;
   return { sampler: sampler !== null, vocabulary: model.vocab_size };
 }"""

@@ -129,12 +129,10 @@ def test_an_answer_is_stopped_and_the_page_stays_responsive(page: Any) -> None:
     ask(page, "Tell me a story about a fox.")
     page.locator("article.assistant .text", has_text=re.compile(r"\w{3}")).wait_for()
     ticks = page.evaluate("window.ticks")
-    began = page.evaluate("performance.now()")
     page.press("#question", "Escape")
     text = answered(page)
     assert "stopped" in page.locator("article.assistant footer").inner_text()
     assert ticks > 3, "the page stood still"
-    assert page.evaluate("performance.now()") - began < 20_000
     assert len(text) < 200
     page.click("#new")
     assert page.locator("article").count() == 0

@@ -15,8 +15,14 @@ export interface Costly {
   readonly work: number;
 }
 
+/** ms for a unit of work, and in how many submissions that was measured. */
+interface Cost {
+  readonly ms: number;
+  readonly times: number;
+}
+
 export class Pace {
-  private readonly costs = new Map<string, number>(); // ms for a unit of work, by kernel
+  private readonly costs = new Map<string, Cost>(); // by kernel
   private ms = 0; // of all submissions
   private work = 0;
 
@@ -25,23 +31,26 @@ export class Pace {
 
   /**
    * Where the submission ends that begins with the launch `from`: what is left, in pieces as long
-   * as each other. The very first has one launch.
+   * as each other. The very first has one launch; where pieces are needed, so has a kernel's first.
    */
   cut(launches: readonly Costly[], from: number): number {
     // Where a wait takes as long as a submission may, it tells little and costs more than it gives.
     if (this.wait > AIM) return launches.length;
     if (this.work === 0) return from + 1;
-    const left = launches.slice(from).map((launch) => this.expected(launch));
-    const all = left.reduce((a, b) => a + b, 0);
-    const piece = all / Math.max(1, Math.ceil(all / AIM));
-    let ms = left[0] ?? 0;
-    let to = from + 1;
-    for (; to < launches.length; to++) {
-      const next = left[to - from] as number;
-      if (ms + next > AIM || ms + next / 2 > piece) break;
+    const left = launches.slice(from);
+    const all = this.total(left);
+    if (all <= AIM) return launches.length;
+    const piece = all / Math.ceil(all / AIM);
+    const [first, ...others] = left as [Costly, ...Costly[]];
+    let ms = this.expected(first);
+    let count = 1;
+    for (const launch of this.known(first) ? others : []) {
+      const next = this.expected(launch);
+      if (ms + next > AIM || ms + next / 2 > piece || !this.known(launch)) break;
       ms += next;
+      count++;
     }
-    return to;
+    return from + count;
   }
 
   /** These launches, submitted together, took `ms`. One time that is odd changes little. */
@@ -49,19 +58,35 @@ export class Pace {
     const net = Math.max(ms - this.wait, LEAST);
     const work = launches.reduce((sum, launch) => sum + launch.work, 0);
     if (work === 0) return;
-    const common = this.work > 0 ? this.ms / this.work : net / work;
-    const expected = launches.reduce((sum, launch) => sum + this.expected(launch, common), 0);
-    const ratio = net / Math.max(expected, LEAST);
+    if (this.work === 0) [this.ms, this.work] = [net, work];
+    const ratio = net / Math.max(this.total(launches), LEAST);
+    const common = this.ms / this.work;
     for (const kernel of new Set(launches.map((launch) => launch.kernel))) {
-      const known = this.costs.get(kernel);
-      this.costs.set(kernel, known === undefined ? common * ratio : known * Math.sqrt(ratio));
+      const { ms, times } = this.costs.get(kernel) ?? { ms: common, times: 0 };
+      // The first time is the driver's too, which may only then make ready what it was given.
+      this.costs.set(kernel, { ms: ms * (times < 2 ? ratio : Math.sqrt(ratio)), times: times + 1 });
     }
     this.ms += net;
     this.work += work;
   }
 
   /** ms of one launch; a kernel that was never measured is as fast as the others. */
-  expected({ kernel, work }: Costly, common = this.ms / Math.max(this.work, 1)): number {
-    return (this.costs.get(kernel) ?? common) * work;
+  expected({ kernel, work }: Costly): number {
+    return (this.costs.get(kernel)?.ms ?? this.ms / Math.max(this.work, 1)) * work;
+  }
+
+  /** ms of launches one after the other. */
+  total(launches: readonly Costly[]): number {
+    return launches.reduce((sum, launch) => sum + this.expected(launch), 0);
+  }
+
+  /** Whether launches are known to take longer together than a submission may. */
+  tooLong(launches: readonly Costly[]): boolean {
+    const sure = launches.every(({ kernel }) => (this.costs.get(kernel)?.times ?? 0) > 1);
+    return sure && this.total(launches) > AIM;
+  }
+
+  private known({ kernel }: Costly): boolean {
+    return this.costs.has(kernel);
   }
 }

@@ -4,7 +4,8 @@
  * All memory is taken at load: a buffer for each weight, the cache, inputs and outputs, and one
  * arena that intermediate tensors are views of. Bind groups are made once. A step writes what has
  * changed of its inputs and sizes, launches everything in order, and reads back the token. Kernels
- * that only drawn tokens need are compiled last, while others work. As runtime/work_groups.py.
+ * that only drawn tokens need are compiled last, while others work; where they would hold the device
+ * for long, logits are read and drawn from here instead, to the same tokens. As runtime/work_groups.py.
  */
 
 import { BINDABLE, alone, ioBytes } from "./alone.js";
@@ -128,13 +129,16 @@ export class Program implements Executable {
     if (drawn) await this.drawing;
     const context = (dims["p"] ?? 0) * this.manifest.kv_cache.page_size;
     const launches = this.sized(choose(this.manifest.entries, dims), inputs, { ...dims, context });
-    if (sample === null || sampler === null) {
-      await this.run(sample === null ? upToCache(launches) : launches, 0);
-      return sample && sampleRows(await this.logits(), this.manifest.model.vocab_size, sample);
+    if (sample === null) return this.run(upToCache(launches), 0);
+    if (sampler !== null) {
+      const { vocabulary, ...given } = sample;
+      const own = { r: sample.rows.length, e: sample.edit_ids.length, v: vocabulary, d: drawn ? 1 : 0 };
+      const choosing = this.sized(sampler, given, own);
+      const drawing = choosing.filter(({ kernel }) => this.late.has(kernel));
+      if (!this.pace.tooLong(drawing)) return this.run([...launches, ...choosing], own.r);
     }
-    const { vocabulary, ...given } = sample;
-    const own = { r: sample.rows.length, e: sample.edit_ids.length, v: vocabulary, d: drawn ? 1 : 0 };
-    return this.run([...launches, ...this.sized(sampler, given, own)], own.r);
+    await this.run(launches, 0);
+    return sampleRows(await this.logits(), this.manifest.model.vocab_size, sample);
   }
 
   async logits(): Promise<Float32Array> {

@@ -59,7 +59,7 @@ export class FakeDevice {
   done = async () => undefined;
   read = async (_staging, size) => {
     this.read_bytes.push(size);
-    return new Int32Array(size / 4).fill(3).buffer;
+    return size === 4 ? Int32Array.of(3).buffer : new Float32Array(size / 4).buffer;
   };
   close = () => undefined;
 }

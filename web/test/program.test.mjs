@@ -64,6 +64,20 @@ test("on a slow device no submission holds it for long, and the same is launched
   assert.deepEqual(device.read_bytes, Array.from({ length: 9 }, () => 4));
 });
 
+test("what a driver makes ready at a kernel's first launch is no measure of it", async () => {
+  const device = new FakeDevice(FAST);
+  const { submit } = device.gpu.queue;
+  const met = new Set();
+  device.gpu.queue.submit = ([symbols]) => {
+    submit([symbols]);
+    for (const symbol of symbols) device.now += met.has(symbol) ? 0 : 5000;
+    symbols.forEach((symbol) => met.add(symbol));
+  };
+  const step = steps(await loaded(device));
+  for (let i = 0; i < 3; i++) await step(1, sample(1));
+  assert.deepEqual(device.submissions.at(-1), [...TOKEN, "draw"]);
+});
+
 test("a time that is odd is soon forgotten", async () => {
   const device = new FakeDevice({ ...FAST }, 0.5);
   const step = steps(await loaded(device));
@@ -132,6 +146,19 @@ test("kernels that only drawn tokens need are compiled last, and waited for by t
   release();
   await drawn;
   assert.equal(device.submissions.flat().at(-1), "draw");
+});
+
+test("where drawing would hold the device for long, logits are read instead", async () => {
+  for (const [draw, read] of [[1, 4], [90, 4 * 50]]) {
+    const device = new FakeDevice({ ...SLOW, draw });
+    const program = await loaded(device);
+    const step = steps(program);
+    for (let i = 0; i < 6; i++) await step(1, sample(1));
+    assert.deepEqual(device.read_bytes.slice(0, 2), [4, 4]); // until that is known
+    assert.equal(device.read_bytes.at(-1), read);
+    await step(1, sample());
+    assert.equal(device.read_bytes.at(-1), 4);
+  }
 });
 
 test("a drawing kernel that is refused is told to who draws, and greedy answers go on", async () => {
