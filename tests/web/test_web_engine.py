@@ -39,7 +39,8 @@ PREPARE = """async (url) => {
     return mapAsync.call(this, mode, offset, size);
   };
   window.engine = await sterna.CreateEngine(url);
-  await engine.completions.create({ prompt: "It is met in small steps", max_tokens: 2, temperature: 1 });
+  const met = { prompt: "It is met in small steps", max_tokens: 2, temperature: 1 };
+  await engine.completions.create(met);
   const { sampler, model } = engine.loaded.runner.manifest;
   return { sampler: sampler !== null, vocabulary: model.vocab_size };
 }"""
