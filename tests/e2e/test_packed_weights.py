@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import compiled
 import pytest
 import tiny
 
-from sterna.base.errors import MissingTensor
+from sterna.base.errors import MissingTensor, TokenizerError
 from sterna.checkpoint.mlc import read_mlc_folder
 from sterna.engine.engine import Engine
 from sterna.engine.loader import Located
@@ -165,3 +166,16 @@ def test_an_engine_keeps_them_in_the_cache(
     shard = next(iter(sorted(made.folder.glob("params_shard_*.bin"))))
     os.utime(shard)  # as if it were another file
     assert len(files()) == 2
+
+
+def test_a_damaged_tokenizer_leaves_no_model_behind(
+    made: compiled.Compiled, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(made.folder, tmp_path / "model")
+    (folder / "tokenizer.json").write_text('{"model": ')
+    located = Located(folder, made.library, read_mlc_folder(folder).tensors)
+    options = EngineOptions(threads=2, keep_packed=False)
+    before = threading.active_count()
+    with pytest.raises(TokenizerError, match="download it again"):
+        Engine(resolve=lambda *_: located, options=options)
+    assert threading.active_count() == before

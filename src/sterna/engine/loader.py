@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,28 +84,33 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
             f"the model {located.folder.name} makes embeddings and writes no text; serve it for "
             "/v1/embeddings, or load it as sterna.Embedder"
         )
-    tokenizer = Tokenizer.load(located.folder)
-    template = readable(ChatTemplate.load(located.folder))
     device, index = choose_device(located.device, manifest)
     guesser = None if draft is None else read_manifest(draft.library)
     memory = _memory(options, device.available_memory(index))
     limits = plan(options, manifest, _fitting_pages(manifest, memory, options, guesser))
+    # First the weights: pages that are mapped get into memory while the vocabulary is read.
     executable = _load_on(device, index, located, manifest, limits.num_pages, options)
-    give_back_memory()  # reading a large vocabulary takes more than the vocabulary
-    return Parts(
-        executable=executable,
-        limits=limits,
-        tokenizer=tokenizer,
-        template=template,
-        model_name=located.folder.resolve().name,
-        defaults=config.defaults,
-        stop_ids=config.stop_ids | frozenset(tokenizer.eos_ids),
-        stop_strings=config.stop_strings,
-        conv_template=config.conv_template,
-        fingerprint=system_fingerprint(identity(located)),
-        adapters={name: number for number, name in enumerate(located.adapters)},
-        images=_image_reader(located.folder, manifest),
-    )
+    with ExitStack() as undo:
+        undo.callback(executable.close)
+        tokenizer = Tokenizer.load(located.folder)
+        template = readable(ChatTemplate.load(located.folder))
+        give_back_memory()  # reading a large vocabulary takes more than the vocabulary
+        parts = Parts(
+            executable=executable,
+            limits=limits,
+            tokenizer=tokenizer,
+            template=template,
+            model_name=located.folder.resolve().name,
+            defaults=config.defaults,
+            stop_ids=config.stop_ids | frozenset(tokenizer.eos_ids),
+            stop_strings=config.stop_strings,
+            conv_template=config.conv_template,
+            fingerprint=system_fingerprint(identity(located)),
+            adapters={name: number for number, name in enumerate(located.adapters)},
+            images=_image_reader(located.folder, manifest),
+        )
+        undo.pop_all()
+    return parts
 
 
 def _image_reader(folder: Path, manifest: Manifest) -> ImageReader | GridReader | None:

@@ -88,7 +88,17 @@ def _found(path: Path, manifest: Manifest, total: int) -> Arrays | None:
         return None
     with contextlib.suppress(OSError):  # advice
         memory.madvise(mmap.MADV_WILLNEED)
+    threading.Thread(target=_touch, args=(memory,), name="sterna-pages", daemon=True).start()
     return _cut(memory, manifest)
+
+
+def _touch(memory: mmap.mmap) -> None:
+    """Read a byte of every page, while the caller does something else.
+
+    The system maps pages one by one as they are read, which would take most of the first step.
+    numpy holds no lock meanwhile.
+    """
+    np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE].max()
 
 
 def _made(
