@@ -177,6 +177,24 @@ def test_tokenizer_must_be_there(make: Make) -> None:
     assert not source.with_name("OUT").exists()
 
 
+def test_an_answer_must_be_able_to_end(make: Make) -> None:
+    source = make()
+    path = source / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": None}))
+    (source / "special_tokens_map.json").unlink(missing_ok=True)
+    (source / "generation_config.json").write_text('{"eos_token_id": [-1, 1000000000]}')
+    with pytest.raises(CheckpointError, match="no answer would ever end"):
+        generate(source)
+
+
+def test_a_start_that_the_vocabulary_lacks(make: Make) -> None:
+    source = with_template(make(), "{{ bos_token }}" + CHATML)
+    path = source / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "bos_token": "<zzz>"}))
+    with pytest.raises(TokenizerError, match="'<zzz>', which is no token of the vocabulary"):
+        generate(source)
+
+
 def test_weights_need_not_be_there(make: Make) -> None:
     source = make()
     (source / "model.safetensors").unlink()

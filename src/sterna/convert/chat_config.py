@@ -182,6 +182,11 @@ def _chat_config(
     template = ChatTemplate.load(model.folder)
     eos = stated["eos_token_id"]
     stops = [*(eos if isinstance(eos, list) else [eos]), *tokenizer.eos_ids]
+    if not any(0 <= stop < read.vocab_size for stop in stops):
+        raise CheckpointError(
+            f"{model.folder} names the end token {stops[0]}, and the model has {read.vocab_size} "
+            "tokens, so no answer would ever end; mend eos_token_id in generation_config.json"
+        )
     return {
         "version": "0.1.0",
         "model_type": model.model_type,

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sterna.base.errors import Error, UsageError
+from sterna.base.errors import Error, TokenizerError, UsageError
 from sterna.text import conv_template
 from sterna.text.chat_template import ChatTemplate
 from sterna.text.json_file import read_object
@@ -155,6 +155,11 @@ def _derive(template: ChatTemplate, tokenizer: Tokenizer) -> dict[str, Any] | No
     except Error:
         return None
     start = template.special_tokens.get("bos_token", "")
+    if start and text.startswith(start) and tokenizer.bos_id is None:
+        raise TokenizerError(
+            f"the chat template begins with the bos_token {start[:60]!r}, which is no token of the "
+            "vocabulary: the tokenizer's files belong to different models"
+        )
     prefix = [tokenizer.bos_id] if start and text.startswith(start) else None
     body = text.removeprefix(start) if prefix else text
     pieces = _split(body)
