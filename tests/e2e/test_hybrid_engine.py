@@ -178,17 +178,38 @@ def test_the_forward_pass_in_numpy_is_that_of_transformers(name: str) -> None:
     assert np.abs(found[9:][list(tiny_families.POSITIONS)] - wanted).max() < 1e-4
 
 
-def test_published_sizes_of_qwen3_next() -> None:
-    """80B-A3B: as many parameters as transformers makes of the same config."""
-    config = QWEN | {
+# As published, but for keys that say nothing of sizes; and the parameters that transformers counts.
+SIZES_OF = {
+    "Qwen3-Next 80B-A3B": (QWEN, 79_674_391_296, {
         "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 16, "head_dim": 256,
         "full_attention_interval": 4, "linear_num_key_heads": 16, "linear_num_value_heads": 32,
         "linear_key_head_dim": 128, "linear_value_head_dim": 128, "num_experts": 512,
         "num_experts_per_tok": 10, "moe_intermediate_size": 512, "vocab_size": 151936,
         "shared_expert_intermediate_size": 512, "max_position_embeddings": 262144,
-    }  # fmt: skip
+    }),
+    "Granite 4.0 H Tiny": (GRANITE, 6_939_037_248, {
+        "hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 12,
+        "num_key_value_heads": 4, "intermediate_size": 512, "shared_intermediate_size": 1024,
+        "num_local_experts": 64, "num_experts_per_tok": 6, "mamba_n_heads": 48, "mamba_d_head": 64,
+        "mamba_d_state": 128, "mamba_n_groups": 1, "vocab_size": 100352,
+        "tie_word_embeddings": True, "layer_types": (["mamba"] * 9 + ["attention"]) * 4,
+    }),
+    "Granite 4.0 H Small": (GRANITE, 32_207_337_984, {
+        "hidden_size": 4096, "num_hidden_layers": 40, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "intermediate_size": 768, "shared_intermediate_size": 1536,
+        "num_local_experts": 72, "num_experts_per_tok": 10, "mamba_n_heads": 128,
+        "mamba_d_head": 64, "mamba_d_state": 128, "mamba_n_groups": 1, "vocab_size": 100352,
+        "tie_word_embeddings": True, "layer_types": (["mamba"] * 9 + ["attention"]) * 4,
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES_OF)
+def test_published_sizes(name: str) -> None:
+    known, count, sizes = SIZES_OF[name]
+    config = known | sizes
     model = family(config).build(config, F32)
-    assert sum(math.prod(p.shape) for _, p in model.parameters()) == 79_674_391_296
+    assert sum(math.prod(p.shape) for _, p in model.parameters()) == count
     module = trace_causal_lm(build(config, scheme("q4f16_1")), Limits(8, 4, 16))
     run_passes(module, graph_passes(family(config).FUSED, code_bits=None))
 

@@ -5,12 +5,17 @@ import json
 import numpy as np
 import pytest
 import tiny
+import tiny_families
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch", reason="needs torch to derive the goldens again")
 pytest.importorskip("transformers", reason="needs transformers to derive the goldens again")
 
+import make_family_goldens  # noqa: E402  (imports torch)
 import make_goldens  # noqa: E402  (imports torch)
+
+ELSEWHERE = ("rwkv7", "rwkv7_fla")  # the package of its authors gave these
+FAMILIES = [v for v, c in tiny_families.VARIANTS.items() if c["model_type"] not in ELSEWHERE]
 
 
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
@@ -19,6 +24,13 @@ def test_stored_logits_are_what_transformers_computes(variant: str) -> None:
     for golden in tiny.goldens(variant):
         found = fresh[f"logits_{len(golden.prompt)}"]
         np.testing.assert_allclose(found, golden.logits, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("variant", FAMILIES)
+def test_stored_logits_of_families_are_what_transformers_computes(variant: str) -> None:
+    fresh, (logits, checksum) = make_family_goldens.golden(variant), tiny_families.golden(variant)
+    assert int(fresh["weights_crc32"]) == checksum
+    np.testing.assert_allclose(fresh["logits"], logits, rtol=0, atol=2e-5)
 
 
 def test_stored_frequencies_are_what_transformers_computes() -> None:
