@@ -96,6 +96,14 @@ def test_what_a_killed_process_left_is_continued(hub: Hub, tmp_path: Path) -> No
     assert ranges == ["bytes=1000-", "bytes=12345-"]
 
 
+def test_where_no_link_can_be_made_a_file_is_kept_once(hub: Hub, tmp_path: Path) -> None:
+    hub.broken.add("model.safetensors")
+    found = resolve(tmp_path, hub.url, f"HF://{REPO}:v1", HF_HUB_DISABLE_SYMLINKS="1")
+    assert found == {"config.json": len(CONFIG), "model.safetensors": len(WEIGHTS)}
+    large = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > LARGE]
+    assert [path.name for path in large] == ["model.safetensors"]
+
+
 def test_offline_what_is_here_is_used(hub: Hub, tmp_path: Path) -> None:
     before = resolve(tmp_path, hub.url, f"HF://{REPO}")
     count = len(hub.asked)

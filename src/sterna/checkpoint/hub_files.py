@@ -21,6 +21,7 @@ LARGEST = 50 * 10**9  # more cannot be had in one request: huggingface_hub fetch
 PART = ".part"  # what a file is called that is not whole
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_PLAIN = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*/)*[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,30 +75,34 @@ def fetch_large(listing: Listing, wanted: list[str], unwanted: list[str]) -> Non
     chosen = set(tools.filter_repo_objects(listing.names, **patterns))
     for file in listing.files:
         apart = LARGE <= file.bytes <= LARGEST and _SHA256.fullmatch(file.sha256)
-        if apart and file.name in chosen:
+        if apart and file.name in chosen and _PLAIN.fullmatch(file.name):
             _fetch(listing, file)
 
 
 def _fetch(listing: Listing, file: HubFile) -> None:
     import huggingface_hub
-    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.file_download import are_symlinks_supported, repo_folder_name
 
     tools: Any = huggingface_hub.utils
     root = Path(huggingface_hub.constants.HF_HUB_CACHE)
     folder = repo_folder_name(repo_id=listing.repo, repo_type="model")
     blob = root / folder / "blobs" / file.sha256
     snapshot = root / folder / "snapshots" / listing.commit
-    if blob.exists() or (snapshot / file.name).exists():
+    pointer = snapshot / file.name
+    if blob.exists() or pointer.exists():
         return
     lock = root / ".locks" / folder / f"{file.sha256}.lock"  # huggingface_hub's own
-    for needed in (blob.parent, lock.parent, snapshot):  # without the last, no scan finds the part
+    # Without the last, no scan finds the part.
+    for needed in (blob.parent, lock.parent, pointer.parent):
         needed.mkdir(parents=True, exist_ok=True)
+    # Where no link can point to a blob, huggingface_hub copies it: then the file itself goes there.
+    whole = blob if are_symlinks_supported(root) else pointer
     with tools.WeakFileLock(lock):
-        if not blob.exists():
+        if not whole.exists():
             part = blob.with_name(f"{file.sha256}{PART}")
             _continue(listing, file, part)
             _check(listing, file, part)
-            part.replace(blob)
+            part.replace(whole)
 
 
 def _continue(listing: Listing, file: HubFile, part: Path) -> None:
