@@ -146,6 +146,13 @@ def refused(source: Path, kind: type[Error], words: str, quantization: str = "q4
     assert [path.name for path in source.parent.iterdir()] == [source.name], "nothing left behind"
 
 
+def test_what_there_is_instead_is_named(make: Make) -> None:
+    """As in older checkpoints of RWKV-7, whose x_x holds what newer ones have apart."""
+    source = make()
+    rewritten(source, lambda tensors: tensors.update({"model.x_x": tensors.pop(Q_PROJ)}))
+    refused(source, MissingTensor, "q_proj.weight, .*, which holds model.x_x instead")
+
+
 def _without(tensors: dict[str, np.ndarray]) -> None:
     del tensors[Q_PROJ]
 
