@@ -2,7 +2,7 @@
  * What the adapter can do at best: bytes a second of a bare copy in WGSL.
  */
 
-const COPY = `
+export const COPY = `
 @group(0) @binding(0) var<storage, read_write> a: array<SORT>;
 @group(0) @binding(1) var<storage, read_write> b: array<SORT>;
 @compute @workgroup_size(64) fn main(

@@ -1,0 +1,48 @@
+"""Where each access is dear: four neighbours are one, if all four are wanted and are there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from sterna.base.dtype import F32, I32
+from sterna.base.target import parse_target
+from sterna.codegen.renderer import renderer_of
+from sterna.ir.expr import Buffer, Expr, Var, wrap
+from sterna.ir.loop import For, ForKind, PrimFunc, store
+
+N = Var("n", I32, 1)
+AT = Var("i", I32, 0)
+
+
+def rendered(width: int, columns: list[int | Expr], *, stores: bool = False) -> str:
+    """The text of y[i] = the sum of these columns of x[i]."""
+    x, y = Buffer("x", F32, (N, wrap(width))), Buffer("y", F32, (N, wrap(width)))
+    total: Expr = wrap(0.0)
+    for column in columns:
+        total = total + x[AT, column]
+    body = For(AT, N, store(x if stores else y, (AT, 0), total), ForKind.PARALLEL)
+    target = parse_target("webgpu:barrier-free")
+    func = PrimFunc("f", (x, y), (N,), body)
+    return renderer_of(target).render_kernel(func, target).text
+
+
+def test_four_neighbours_are_one_access() -> None:
+    text = rendered(8, [4, 5, 6, 7, 0])
+    assert "x: array<vec4<f32>>" in text
+    assert len(re.findall(r"= x\[", text)) == 2
+    assert "y: array<f32>" in text
+
+
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [(7, [0, 1, 2, 3]), (8, [0, 1, 2]), (8, [0, 1, 2, AT % 8])],
+    ids=["rows that end within four", "one is not wanted", "one is somewhere"],
+)
+def test_others_are_read_one_by_one(width: int, columns: list[int | Expr]) -> None:
+    assert "x: array<f32>" in rendered(width, columns)
+
+
+def test_what_is_stored_to_is_no_array_of_fours() -> None:
+    assert "x: array<f32>" in rendered(8, [0, 1, 2, 3], stores=True)
