@@ -124,9 +124,9 @@ def test_wide_tiles_give_the_bits_of_narrow_ones(tmp_path: Path) -> None:
     name, shape, count = "q4f16_1", (128, 64), 11
     arrays = product_arrays(shape, scheme_of(name), count)
     lanes, made, outs = host_target().lanes(), {}, []
-    for most, rule, tokens in ((2, "", 1), (32, "skinny_matmul", 4), (512, "matmul", 6)):
+    for most, rule, tokens in ((2, "", 1), (32, "skinny_matmul", 8), (512, "matmul", 6)):
         both = kernels(name, most, shape)
-        tile = MatmulKnobs(lanes, tokens=tokens, vectors=4, items=1)
+        tile = MatmulKnobs(lanes, tokens=tokens, vectors=4, items=1, part=4)
         steps = schedule(both["product"], Plan(rule, tile)) if rule else None
         for group in both.values():
             chosen = steps if steps and group is both["product"] else choose(group, host_target())

@@ -12,6 +12,8 @@ from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Group
 from sterna.ir.evaluate import evaluate_primfunc
 from sterna.ir.expr import const_value
+from sterna.ir.loop import If
+from sterna.ir.rewrite import visit
 from sterna.quantize.scheme import SCHEMES
 from sterna.schedule.apply import apply
 from sterna.schedule.steps import (
@@ -21,6 +23,7 @@ from sterna.schedule.steps import (
     Parallel,
     Reorder,
     Schedule,
+    Skip,
     Split,
     Step,
     Unroll,
@@ -119,6 +122,19 @@ def test_stages_inside_loops(steps: Schedule) -> None:
     assert_same(PRODUCT, *steps)
 
 
+@pytest.mark.parametrize("part", [1, 2, 3])
+def test_parts_of_a_tile_that_lie_past_the_rows_are_skipped(part: int) -> None:
+    """Three rows in a tile of eight: the same bits, and what nobody reads is not computed."""
+    tile = (
+        Inline(WEIGHT), Split(Y, "m", "mo", "mi", 8), Reorder(Y, ("mo", "mi", "n")),
+        At(SUM, Y, "mo"), Split(SUM, "m", "part", "row", part),
+        Reorder(SUM, ("k", "part", "row", "n")),
+    )  # fmt: skip
+    assert_same(PRODUCT, *tile, Skip(SUM, "part"))
+    asked = [s for s in visit(apply(PRODUCT, (*tile, Skip(SUM, "part"))).body) if isinstance(s, If)]
+    assert len(asked) > sum(isinstance(s, If) for s in visit(apply(PRODUCT, tile).body))
+
+
 def test_an_output_inside_its_readers_loop() -> None:
     assert_same(NORM, *PLAIN_NORM, At(ADDED, NORMED, "n", "global"), Parallel(NORMED, "n"))
 
@@ -149,6 +165,8 @@ def test_an_output_beside_a_split_reader_is_cut_to_its_size() -> None:
         (PRODUCT, (*PLAIN_PRODUCT, Split(SUM, "k", "o", "i", 2), Reorder(SUM, ("i", "o"))),
          "order of a reduction"),
         (PRODUCT, (*PLAIN_PRODUCT, Fuse(SUM, "n", "k", "nk")), "of one kind"),
+        (PRODUCT, (*PLAIN_PRODUCT, Skip(SUM, "k")), "no turn too many"),
+        (PRODUCT, (*PLAIN_PRODUCT, Skip(SUM, "z")), "no loop 'z'"),
         (PRODUCT, (Inline(WEIGHT), At(SUM, Y, "n", "global")), "only they"),
         (PRODUCT, (Inline(WEIGHT), At(SUM, Y, "z")), "no loop 'z'"),
         (PRODUCT, (At(SUM, WEIGHT, "k"), At(WEIGHT, Y, "m")), "not a later stage"),

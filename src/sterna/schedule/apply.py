@@ -20,6 +20,7 @@ from sterna.ir.expr import (
     Load,
     Var,
     const_value,
+    logical_or,
     minimum,
     wrap,
 )
@@ -250,10 +251,23 @@ class _Placed:
             return leaf
         loop = stage.loops[level]
         body = self._attached(stage, loop, self._nest(stage, level + 1, leaf, stop))
+        for step in stage.skips:
+            if step.axis == loop.name:
+                body = self._skipped(stage, level, body)
         body = seq(
             *(p for a in stage.ahead if a.axis == loop.name for p in self._asked(stage, a)), body
         )
         return For(loop.var, loop.extent, body, loop.kind)
+
+    def _skipped(self, stage: Stage, level: int, body: Stmt) -> Stmt:
+        """`body`, if the first elements of this turn of the loop are the tensor's."""
+        loop = stage.loops[level]
+        begin = {inner.var: wrap(0) for inner in stage.loops[level + 1 :]}
+        for axis in stage.compute.axes:
+            if loop.var in free_vars(stage.local[axis.var]):
+                first = simplify(substitute(stage.index(axis.var), begin))
+                body = If(logical_or(loop.var < 1, first < axis.extent), body)
+        return body
 
     def _asked(self, stage: Stage, step: Ahead) -> list[Stmt]:
         """Prefetches of one turn: the first element of each cache line that it reads."""

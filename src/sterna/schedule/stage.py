@@ -23,6 +23,7 @@ from sterna.schedule.steps import (
     Pad,
     Parallel,
     Reorder,
+    Skip,
     Split,
     Step,
     Tensorize,
@@ -64,6 +65,7 @@ class Stage:
     buffer: Buffer | None = None  # storage of an attached stage's region
     at: At | None = None
     ahead: list[Ahead] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -101,6 +103,10 @@ def transform(stage: Stage, step: Step) -> None:
         case Ahead():
             stage.loop(step.axis)
             stage.ahead.append(step)
+        case Skip():
+            if stage.loop(step.axis).reduces:
+                raise ScheduleError(f"{step}: a sum has no turn too many")
+            stage.skips.append(step)
         case _:
             raise ScheduleError(f"{step}: unknown step")
 

@@ -143,6 +143,16 @@ class Ahead(Step):
     turns: int
 
 
+@dataclass(frozen=True, slots=True)
+class Skip(Step):
+    """A turn of loop `axis`, but the first, does nothing where its elements lie past the tensor.
+
+    For tiles larger than what is left of a tensor: nobody reads what they would compute.
+    """
+
+    axis: str
+
+
 Schedule = tuple[Step, ...]
 
 

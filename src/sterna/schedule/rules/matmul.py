@@ -27,6 +27,7 @@ from sterna.schedule.steps import (
     Parallel,
     Reorder,
     Schedule,
+    Skip,
     Split,
     Step,
     Unroll,
@@ -66,6 +67,7 @@ class MatmulKnobs:
         "vectors": (1, 2, 4),
         "unroll": (4, 8, 16),
         "ahead": (0, 4096, 8192),
+        "part": (0, 4),
     }
 
     lanes: int
@@ -75,6 +77,7 @@ class MatmulKnobs:
     unroll: int = 8  # steps of k written out while the panel is unpacked
     ahead: int = 0  # as in MatvecKnobs, where there is no panel
     turn: int = 1  # as in MatvecKnobs
+    part: int = 0  # rows of a skinny tile that are skipped together where x ends; 0: none are
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +166,17 @@ def skinny_matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
     would leave the next cache too, and where there is nothing to unpack.
     """
     total, partial = found.total, found.partial
-    steps = (Inline(found.weight.name), *_tile(found, knobs))
+    cut, loops = _parts(total, knobs)
+    steps = (Inline(found.weight.name), *_tile(found, knobs), *cut)
     if partial is None:
-        return (*steps, *_sum_by_word(total, found.weight, knobs, total.axes[0].name))
+        return (*steps, *_sum_by_word(total, found.weight, knobs, *loops))
+    within, rows = _parts(partial, knobs)
     return (
         *steps,
-        *_sum(total, knobs.lanes),
+        *_sum(total, knobs.lanes, *loops),
         _inside(partial, total),
-        *_sum_by_word(partial, found.weight, knobs, partial.axes[0].name),
+        *within,
+        *_sum_by_word(partial, found.weight, knobs, *rows),
         *_words_ahead(partial, found.weight, knobs, _columns(found, knobs)),
     )
 
@@ -232,15 +238,28 @@ def _annotate(stage: Compute) -> tuple[Step, ...]:
     return (Unroll(stage.name, n.register), Vectorize(stage.name, n.lane))
 
 
-def _sum(stage: Compute, lanes: int) -> tuple[Step, ...]:
-    """A sum [m, n] over k with all accumulators at once: k { m { registers } }."""
-    m, n, k = stage.axes[0].name, _names(stage), stage.over[0].name
+def _sum(stage: Compute, lanes: int, *rows: str) -> tuple[Step, ...]:
+    """A sum [m, n] over k with all accumulators at once: k { m { registers } }.
+
+    `rows` names the loops over m where they are several.
+    """
+    n, k = _names(stage), stage.over[0].name
+    rows = rows or (stage.axes[0].name,)
     return (
         Split(stage.name, n.axis, n.register, n.lane, lanes),
-        Reorder(stage.name, (k, m, n.register, n.lane)),
-        Unroll(stage.name, m),
+        Reorder(stage.name, (k, *rows, n.register, n.lane)),
+        *(Unroll(stage.name, loop) for loop in rows),
         *_annotate(stage),
     )
+
+
+def _parts(stage: Compute, knobs: MatmulKnobs) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """How the rows of a tile are cut into parts that may be skipped, and the loops over them."""
+    m = stage.axes[0].name
+    if not 0 < knobs.part < knobs.tokens:
+        return (), (m,)
+    part, row = f"{m}_part", f"{m}_row"
+    return (Split(stage.name, m, part, row, knobs.part), Skip(stage.name, part)), (part, row)
 
 
 def _sum_by_word(
@@ -248,13 +267,13 @@ def _sum_by_word(
 ) -> tuple[Step, ...]:
     """A sum that reads packed words, a few at a time: each code of all registers in turn.
 
-    `rows` names the loop over rows where a tile has several, for whom a code is unpacked once.
+    `rows` names the loops over rows where a tile has several, for whom a code is unpacked once.
     With a `turn` of several codes the sums are not lanes of a register: each takes so many at once.
     """
     n, k = _names(stage), stage.over[0]
     codes = _whole_periods(knobs.unroll, _period(weight), k.extent)
     if codes is None:
-        return _sum(stage, knobs.lanes)
+        return _sum(stage, knobs.lanes, *rows)
     word, code = f"{k.name}_word", f"{k.name}_code"
     if knobs.turn > 1:
         turns = (f"{k.name}_turn", n.axis, *rows, code)
