@@ -221,8 +221,15 @@ TAKEN = {"granitehybrid": ("num_key_value_heads",), "deepseek2": ("head_dim",),
 
 
 def write(
-    path: Path, arch: str, config: dict[str, Any], weights: tiny.Weights, *, older: bool = False
+    path: Path,
+    arch: str,
+    config: dict[str, Any],
+    weights: tiny.Weights,
+    *,
+    older: bool = False,
+    restored: bool | None = None,
 ) -> None:
+    """`restored` False has Q8_0 blocks wherever rows hold whole ones, True what they stand for."""
     writer = gguf.GGUFWriter(path, arch)
     keys = {**KEYS, **LLAMA4} if arch == "llama4" else KEYS
     for field, key in keys.items():
@@ -256,7 +263,15 @@ def write(
     add_vocabulary(writer, config["vocab_size"])
     gguf_converter.WEIGHTS = weights
     for title, weight in gguf_converter.tensors(arch, config, weights, older=older).items():
-        writer.add_tensor(title, weight)
+        small = weight.ndim < 2 or weight.shape[-1] % 32 or title.endswith("_norm.weight")
+        if restored is None or small:
+            writer.add_tensor(title, weight)
+            continue
+        raw = gguf.quantize(weight, gguf.GGMLQuantizationType.Q8_0)
+        if restored:
+            writer.add_tensor(title, gguf.dequantize(raw, gguf.GGMLQuantizationType.Q8_0))
+        else:
+            writer.add_tensor(title, raw, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file,
                  writer.write_tensors_to_file, writer.close):  # fmt: skip
         step()
@@ -291,6 +306,41 @@ def test_a_file_computes_what_its_checkpoint_does(title: str, older: bool, tmp_p
     found = {name: t.values(0, t.shape[0]) for name, t in tensors.items()}
     wanted = logits(config, {n: w.T if n in turned else w for n, w in weights.items()})
     assert np.abs(logits(config_json(file), found) - wanted).max() < 2e-5 * np.abs(wanted).max()
+
+
+WIDE = {"hidden_size": 64, "n_embd": 64, "moe_intermediate_size": 64, "qk_nope_head_dim": 32,
+        "mamba_n_heads": 8}  # fmt: skip
+PLAIN = {"deepseek2 v3": 3, "qwen2moe": 2}  # turned matrices, and vectors of the file
+
+
+@pytest.mark.parametrize(
+    ("title", "older"),
+    [
+        *((title, False) for title in ("gpt2", "gptneox", "granitehybrid", "llama", "qwen2moe")),
+        *(("deepseek2 v3", False), ("deepseek2 v3", True), ("chatglm", True), ("phi2", True)),
+    ],
+)
+def test_blocks_stay_as_they_are_wherever_rows_lie(title: str, older: bool, tmp_path: Path) -> None:
+    arch, config = CASES[title]
+    config = {key: WIDE.get(key, value) for key, value in config.items()}
+    weights = drawn(config)[0]
+    read = []
+    for restored in (False, True):
+        path = tmp_path / f"{restored}.gguf"
+        write(path, arch, config, weights, older=older, restored=restored)
+        read.append(stored_tensors(open_gguf(path)))
+    blocks, floats = read
+    for name, tensor in blocks.items():
+        rows = tensor.shape[0]
+        np.testing.assert_array_equal(tensor.values(0, rows), floats[name].values(0, rows), name)
+        some = tensor.values(rows // 3, rows)  # and a part of it alike
+        np.testing.assert_array_equal(some, floats[name].values(rows // 3, rows), name)
+    plain = [
+        name
+        for name, tensor in blocks.items()
+        if len(tensor.shape) == 2 and tensor.shape[1] % 32 == 0 and tensor.scheme is None
+    ]
+    assert len(plain) == (0 if older else PLAIN.get(title, 0)), plain
 
 
 def drawn(config: dict[str, Any]) -> tuple[tiny.Weights, set[str]]:
