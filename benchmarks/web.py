@@ -240,10 +240,14 @@ def main() -> None:
             print(candidate.name, json.dumps(found[candidate.name])[:400], file=sys.stderr)
         rounds.append(found)
     weights = sum(p.stat().st_size for p in (options.work / "sterna").glob("params_shard_*.bin"))
-    result = {
+    result: dict[str, Any] = {
         "processor": cpu_name(), "cores": usable_cores(), "date": time.strftime("%Y-%m-%d"),
         "adapter": adapter(site, options.chromium, 32), "engines": report(rounds, weights),
     }  # fmt: skip
+    if own := result["engines"].get("sterna"):
+        copies = result["adapter"]["copy_bytes_per_s"]
+        reached = own["weight_bytes_per_s_in_decode"]
+        own["weight_bytes_over_copy"] = {sort: reached / rate for sort, rate in copies.items()}
     print(json.dumps(result["adapter"], indent=1))
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 
