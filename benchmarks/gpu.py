@@ -1,11 +1,12 @@
 """Decode, prefill and the host's part of a step on devices, each against what the device can do.
 
     python benchmarks/gpu.py [--devices cuda] [--config CONFIG_JSON] [--scheme q4f16_1]
-        [--context 512] [--prompt 2048] [--rounds 3] [--out FILE]
+        [--activations i16] [--context 512] [--prompt 2048] [--rounds 3] [--out FILE]
 
 A model of random weights (Llama 3.1 8B's shape unless CONFIG_JSON says another), compiled for each
-device. In each round the devices take turns, so that what else runs disturbs all alike; ratios are
-to the first device of the list. Decode is a step of one token with its greedy token read back:
+device, with `--activations` as `sterna compile` has it (i16 and i8 are what matrix units take, on
+the targets that have some). In each round the devices take turns, so that what else runs disturbs
+all alike; ratios are to the first device of the list. Decode is a step of one token with its greedy token read back:
 bytes are weights and cached keys and values once (the manifest's own formulas), set against a copy
 kernel of ours. Prefill is a prompt in chunks as large as the library takes, its operations set
 against bfloat16 products of PyTorch where that is installed for the device, and against chains of
@@ -23,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from random_model import write_model
 
 from sterna.base.artifact import Manifest
 from sterna.base.target import parse_target
+from sterna.compiler import CompileOptions, compile_model
 from sterna.engine.engine import Engine
 from sterna.engine.loader import Located
 from sterna.engine.options import EngineOptions
@@ -96,6 +98,13 @@ class Loaded:
 def load(device: str, source: Path, options: argparse.Namespace) -> Loaded:
     located = locate(source, device=device, quantization=options.scheme)
     manifest = located.manifest()
+    if options.activations is not None:
+        target = parse_target(manifest.target)
+        library = options.folder / f"{device.replace(':', '-')}{target.suffix}"
+        asked = CompileOptions(activations=options.activations)
+        compile_model(located.folder, target, library, options=asked)
+        located = replace(located, library=library)
+        manifest = located.manifest()
     module, index = choose_device(device, manifest)
     pages = -(-(max(options.context, options.prompt) + _QUEUED) // manifest.kv_cache.page_size)
     executable = module.load(
@@ -266,6 +275,7 @@ def main() -> None:
     parser.add_argument("--devices", nargs="+", default=["cuda"])
     parser.add_argument("--config", type=Path)
     parser.add_argument("--scheme", default="q4f16_1")
+    parser.add_argument("--activations", choices=("i16", "i8", "f32"))
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--prompt", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
@@ -273,7 +283,8 @@ def main() -> None:
     options = parser.parse_args()
     config = json.loads(options.config.read_text()) if options.config else CONFIG
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        source = Path(folder) / "random"
+        options.folder = Path(folder)
+        source = options.folder / "random"
         write_model(config, source)
         models = []
         for device in options.devices:
@@ -285,7 +296,8 @@ def main() -> None:
             found[loaded.device]["engine_tokens_per_s"] = _short(
                 engine_decode(loaded, options.context)
             )
-    text = json.dumps({"scheme": options.scheme, "devices": found}, indent=2)
+    told = {"scheme": options.scheme, "activations": options.activations, "devices": found}
+    text = json.dumps(told, indent=2)
     print(text)
     if options.out:
         options.out.write_text(text + "\n")
