@@ -35,6 +35,7 @@ from sterna.codegen.toolchain import find_clang
 from sterna.ir.compute import Group
 from sterna.ir.loop import PrimFunc
 from sterna.schedule.choose import plan_of, planned
+from sterna.tune.space import can_tune
 
 UNITS = ("cuda", "cuda:sm_80", "rocm:gfx90a", "rocm:gfx1100", "metal:apple7")
 # Digits of 16 bits and of 8, one scale for 32 codes and for 128, codes up to 15 and up to 255.
@@ -180,6 +181,12 @@ def test_without_a_unit_nothing_changes(groups: dict[str, Group]) -> None:
 def test_few_rows_are_no_work_for_a_unit(spec: str) -> None:
     few = kernels("q4f16_1", 8)["product"]
     assert plan_of(few, parse_target(spec)).rule == "matvec_groups"
+
+
+@pytest.mark.parametrize("spec", UNITS)
+def test_tuning_leaves_them_alone(spec: str, groups: dict[str, Group]) -> None:
+    """Tuned plans are stored as numbers, and the unit is none."""
+    assert not can_tune(plan_of(groups["q4f16_1"], parse_target(spec)))
 
 
 def rows_of_bits(target: Target) -> Iterator[tuple[int, int]]:

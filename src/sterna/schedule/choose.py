@@ -34,7 +34,7 @@ from sterna.schedule.rules.matmul import (
     product,
     skinny_matmul,
 )
-from sterna.schedule.rules.matrix_unit import UNIT_SPACE, UnitKnobs, matmul_units
+from sterna.schedule.rules.matrix_unit import UnitKnobs, matmul_units
 from sterna.schedule.rules.norm import NormKnobs, norm
 from sterna.schedule.rules.work_groups import (
     FLAT_SPACE,
@@ -226,7 +226,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "elementwise": Rule(ElementwiseKnobs, elementwise, ElementwiseKnobs.SPACE),
         "matvec_groups": Rule(GroupKnobs, _of_product(matvec_groups), MATVEC_SPACE),
         "matmul_groups": Rule(GroupKnobs, _of_product(matmul_groups), MATMUL_SPACE),
-        "matmul_units": Rule(UnitKnobs, matmul_units, UNIT_SPACE, in_digits),
+        # Not tuned: a plan of it has the target's unit in it, and tuned plans are numbers alone.
+        "matmul_units": Rule(UnitKnobs, matmul_units, {}, in_digits),
         "contraction_groups": Rule(GroupKnobs, contraction_groups, FLAT_SPACE),
         "norm_groups": Rule(GroupKnobs, norm_groups, FLAT_SPACE),
         "elementwise_groups": Rule(GroupKnobs, elementwise_groups, FLAT_SPACE),

@@ -9,7 +9,6 @@ over bits of the thread's number are thread loops, the others are the thread's o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from sterna.base.errors import ScheduleError
@@ -31,12 +30,6 @@ from sterna.schedule.steps import (
 )
 from sterna.schedule.whole import Digits, digits_of
 
-UNIT_SPACE: Mapping[str, tuple[int, ...]] = {
-    "rows": (16, 32, 64),
-    "columns": (16, 32, 64),
-    "down": (1, 2, 4),
-    "across": (1, 2, 4),
-}
 _PAD = 8  # f16 behind each row: rows begin four banks apart, and at multiples of 16 bytes
 
 
