@@ -93,7 +93,7 @@ def test_cost_a_token_does_not_grow(tokenizers: dict[str, Tokenizer], name: str)
 @pytest.mark.parametrize(
     "step",
     [
-        {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        {"type": "BPEDecoder", "suffix": "</w>"},
         {"type": "Strip", "content": " ", "start": 1, "stop": 1},
         {"type": "Replace", "pattern": {"Regex": "a+"}, "content": "b"},
     ],

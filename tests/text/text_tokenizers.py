@@ -81,6 +81,35 @@ def byte_fallback_json() -> dict[str, Any]:
     }
 
 
+def word_piece_json() -> dict[str, Any]:
+    """A tokenizer as BERT's."""
+    pieces = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"abc.?!,'", "##a", "##ing", "n't", "'m", "'s"]
+    pieces += ["do not", "'ve", "'re", "##", "##.", "a .", " ' "]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [added(text, i) for i, text in enumerate(pieces[:4])],
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": True,
+            "handle_chinese_chars": True,
+            "strip_accents": None,
+            "lowercase": True,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": None,
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {piece: i for i, piece in enumerate(pieces)},
+        },
+    }
+
+
 def decoders() -> dict[str, dict[str, Any]]:
     """tokenizer.json contents by the decoder they use; every decoder step occurs."""
     fallback = byte_fallback_json()
@@ -102,6 +131,9 @@ def decoders() -> dict[str, dict[str, Any]]:
         "strip three": fallback
         | {"decoder": {"type": "Sequence", "decoders": [*steps[:3], steps[3] | {"start": 3}]}},
         "none": fallback | {"decoder": None},
+        "word piece": word_piece_json(),
+        "word piece as it is": word_piece_json()
+        | {"decoder": {"type": "WordPiece", "prefix": "##", "cleanup": False}},
     }
 
 

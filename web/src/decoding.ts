@@ -16,7 +16,21 @@ export interface Stage {
   finish(): string[];
 }
 
-const KNOWN = ["ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"];
+const KNOWN = ["ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "WordPiece"];
+/** What WordPiece's cleanup puts where, in this order. */
+const CLEANUP: readonly (readonly [string, string])[] = [
+  [" .", "."],
+  [" ?", "?"],
+  [" !", "!"],
+  [" ,", ","],
+  [" ' ", "'"],
+  [" n't", "n't"],
+  [" 'm", "'m"],
+  [" do not", " don't"],
+  [" 's", "'s"],
+  [" 've", "'ve"],
+  [" 're", "'re"],
+];
 const BYTE_TOKEN = /^<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>$/; // `+` is a sign that the library takes
 const REPLACEMENT = "\ufffd";
 const UTF8 = new TextEncoder();
@@ -74,6 +88,7 @@ function supported(step: Step, fused: boolean): boolean {
     case "Metaspace":
     case "ByteFallback":
     case "ByteLevel":
+    case "WordPiece":
       return !fused;
     default:
       return KNOWN.includes(step.type);
@@ -105,12 +120,24 @@ export function piece(steps: readonly Step[], token: string): Uint8Array {
       token = token.split(replaced(step)).join(String(step["content"]));
     } else if (step.type === "Metaspace") {
       token = token.split(String(step["replacement"])).join(" ");
+    } else if (step.type === "WordPiece") {
+      token = wordPiece(step, token, false);
     } else if (step.type === "ByteFallback") {
       const byte = byteOf(token);
       if (byte !== null) return Uint8Array.of(byte);
     }
   }
   return UTF8.encode(token);
+}
+
+/** The text of a token: what goes on with a word has a prefix, before others is a space. */
+function wordPiece(step: Step, token: string, first: boolean): string {
+  const prefix = String(step["prefix"]);
+  if (!first) token = token.startsWith(prefix) ? token.slice(prefix.length) : ` ${token}`;
+  for (const [old, text] of step["cleanup"] === true ? CLEANUP : []) {
+    token = token.split(old).join(text);
+  }
+  return token;
 }
 
 function byteOf(token: string): number | null {
@@ -220,6 +247,25 @@ class StripStart implements Stage {
   }
 }
 
+/** BERT's: a space before each token but the first and those that go on with a word. */
+class WordPiece implements Stage {
+  #first = true;
+
+  constructor(readonly step: Step) {}
+
+  put(tokens: string[]): string[] {
+    return tokens.map((token) => {
+      const text = wordPiece(this.step, token, this.#first);
+      this.#first = false;
+      return text;
+    });
+  }
+
+  finish(): string[] {
+    return [];
+  }
+}
+
 /** A tokenizer without a decoder: tokens joined by a space. */
 class Spaced implements Stage {
   #first = true;
@@ -257,6 +303,8 @@ function stageOf(step: Step, fused: boolean): Stage | null {
       return new Replace(replaced(step), String(step["content"]));
     case "Metaspace":
       return new Metaspace(String(step["replacement"]), step["prepend_scheme"] !== "never");
+    case "WordPiece":
+      return new WordPiece(step);
     case "Strip":
       return new StripStart(String(step["content"]), Number(step["start"]), fused);
     default:

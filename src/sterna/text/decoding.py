@@ -20,7 +20,12 @@ Step = Mapping[str, Any]
 
 # `+` is a sign that the library's number parser accepts.
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
-KNOWN = ("ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace")
+KNOWN = ("ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "WordPiece")
+# What WordPiece's cleanup puts where, in this order.
+CLEANUP = (
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),
+    (" 'm", "'m"), (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -55,7 +60,7 @@ def check(steps: Sequence[Step]) -> None:
             supported = bool(pattern) and (not fused or len(pattern) == 1)
         elif kind == "Strip":
             supported = not step["stop"]  # the library itself fails on empty tokens there
-        elif kind in ("Metaspace", "ByteFallback", "ByteLevel"):
+        elif kind in ("Metaspace", "ByteFallback", "ByteLevel", "WordPiece"):
             supported = not fused
         if not supported:
             raise TokenizerError(
@@ -83,9 +88,21 @@ def piece(steps: Sequence[Step], token: str) -> bytes:
             token = token.replace(step["pattern"]["String"], step["content"])
         elif step["type"] == "Metaspace":
             token = token.replace(step["replacement"], " ")
+        elif step["type"] == "WordPiece":
+            token = word_piece(step, token)
         elif step["type"] == "ByteFallback" and (match := BYTE_TOKEN.fullmatch(token)):
             return bytes([int(match[1], 16)])
     return token.encode()
+
+
+def word_piece(step: Step, token: str, first: bool = False) -> str:
+    """The text of a token: what goes on with a word has a prefix, before others is a space."""
+    prefix = step["prefix"]
+    if not first:
+        token = token[len(prefix) :] if token.startswith(prefix) else f" {token}"
+    for old, new in CLEANUP if step["cleanup"] else ():
+        token = token.replace(old, new)
+    return token
 
 
 class Stage(Protocol):
@@ -165,6 +182,23 @@ class Metaspace:
         return []
 
 
+class WordPiece:
+    """BERT's: a space before each token but the first and those that go on with a word."""
+
+    def __init__(self, step: Step) -> None:
+        self._step, self._first = step, True
+
+    def put(self, tokens: list[str]) -> list[str]:
+        out = []
+        for token in tokens:
+            out.append(word_piece(self._step, token, self._first))
+            self._first = False
+        return out
+
+    def finish(self) -> list[str]:
+        return []
+
+
 class StripStart:
     """Up to `count` leading characters `content`: of the fused text, or of each token."""
 
@@ -215,6 +249,8 @@ def stages(steps: Sequence[Step]) -> list[Stage]:
                 chain.append(Replace(step["pattern"]["String"], step["content"]))
             case "Metaspace":
                 chain.append(Metaspace(step["replacement"], step["prepend_scheme"] != "never"))
+            case "WordPiece":
+                chain.append(WordPiece(step))
             case "Strip":
                 chain.append(StripStart(step["content"], step["start"], fused))
         fused = fused or step["type"] in ("Fuse", "ByteLevel")
