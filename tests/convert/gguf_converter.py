@@ -190,6 +190,49 @@ def bert(config: Config, name: str, weight: np.ndarray, older: bool) -> Any:
     yield name.removeprefix("bert."), weight[0] if types and older else weight
 
 
+def delta(config: Config, name: str, weight: np.ndarray, older: bool) -> Any:
+    """Qwen3-Next, and what the generation after it has in common; the first files had ssm_in."""
+    layer = name.split(".")[2] if ".layers." in name else ""
+    if name.endswith(".A_log"):
+        weight = -np.exp(weight)
+    elif name.endswith(".dt_bias"):
+        name = name.removesuffix(".dt_bias") + ".dt_proj.bias"
+    elif name.endswith("conv1d.weight"):
+        weight = weight.squeeze()
+    elif name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
+        weight = weight + np.float32(1)
+    if name.endswith("in_proj_qkvz.weight") and not older:
+        keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
+        dims = [config["linear_key_head_dim"]] * 2 + [
+            values // keys * config["linear_value_head_dim"]
+        ]
+        own = np.split(weight.reshape(keys, -1, weight.shape[1]), np.cumsum(dims), axis=1)
+        *qkv, z = (part.reshape(-1, weight.shape[1]) for part in own)
+        yield f"blk.{layer}.attn_qkv.weight", np.concatenate(qkv)
+        yield f"blk.{layer}.attn_gate.weight", z
+        return
+    yield from one_row(config, name, weight, older)
+
+
+def tiled(config: Config, name: str, weight: np.ndarray, older: bool) -> Any:
+    """Qwen3.5: value head i beside those of the other key heads; layers that guess ahead behind."""
+    keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    dim, start = config["linear_value_head_dim"], 0
+    if name.endswith(("in_proj_a.weight", "in_proj_b.weight", "A_log", "dt_bias")):
+        dim = 1
+    elif name.endswith(("in_proj_qkv.weight", "conv1d.weight")):
+        start = 2 * keys * config["linear_key_head_dim"]
+    elif not name.endswith(("in_proj_z.weight", "linear_attn.out_proj.weight")):
+        dim = 0
+    if dim:
+        axis = int(name.endswith("out_proj.weight"))
+        own = np.arange(values * dim).reshape(keys, -1, dim).swapaxes(0, 1).reshape(-1)
+        weight = weight.take([*range(start), *(start + own)], axis)
+    yield from delta(config, name, weight, older)
+    if name == "model.norm.weight":
+        yield f"blk.{config['num_hidden_layers']}.nextn.enorm.weight", weight
+
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("granite", "smollm3", "olmo"), in_pairs),
     **dict.fromkeys(("gemma", "gemma2", "gemma3"), added_one),
@@ -198,5 +241,5 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("gptneox", "falcon"), by_kind),
     "llama": mixtral, "gpt-oss": gpt_oss, "glm4moe": corrected, "gpt2": turned,
     "internlm2": internlm2, "deepseek2": latent, "mamba2": mamba, "granitehybrid": hybrid,
-    "rwkv7": rwkv, "bert": bert,
+    "qwen3next": delta, "qwen35": tiled, "qwen35moe": tiled, "rwkv7": rwkv, "bert": bert,
 }  # fmt: skip

@@ -20,6 +20,7 @@ import tiny_families  # noqa: E402
 from gguf_source import add_vocabulary  # noqa: E402
 
 from sterna import models  # noqa: E402
+from sterna.base.errors import ShapeMismatch  # noqa: E402
 from sterna.checkpoint.gguf import open_gguf  # noqa: E402
 from sterna.convert.formats.gguf import stored_tensors  # noqa: E402
 from sterna.convert.forward import all_logits  # noqa: E402
@@ -34,6 +35,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", tiny.VARIANTS["llama2-gqa"]),
     "llama biases": ("llama", tiny.VARIANTS["attention-bias"]),
     "qwen2": ("qwen2", F["qwen2"]),
+    "qwen2vl": ("qwen2vl", F["qwen2"]),
     "qwen3": ("qwen3", F["qwen3"]),
     "phi3": ("phi3", F["phi3"]),
     "gemma": ("gemma", F["gemma"]),
@@ -50,6 +52,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("llama", F["mixtral"]),
     "qwen2moe": ("qwen2moe", F["qwen2-moe"]),
     "qwen3moe": ("qwen3moe", {**F["qwen3-moe"], "mlp_only_layers": []}),
+    "qwen3next": ("qwen3next", F["qwen3-next"]),
+    "qwen35": ("qwen35", F["qwen3.5"]),
+    "qwen35moe": ("qwen35moe", F["qwen3.5-moe"]),
     "gpt-oss": ("gpt-oss", {**F["gpt-oss"], "swiglu_limit": 7.0}),
     "glm4moe": ("glm4moe", F["glm4-moe"]),
     "llama4": (
@@ -88,7 +93,7 @@ CASES |= {
     "bert": ("bert", {**tiny_families.EMBEDDING["bert"], "sentence_pooling": "cls"}),
     "qwen3 embedding": ("qwen3", tiny_families.EMBEDDING["qwen3-embedding"]),
 }
-OLDER = ("deepseek2 v3", "phi2", "chatglm", "mamba2 tied")
+OLDER = ("deepseek2 v3", "phi2", "chatglm", "mamba2 tied", "qwen3next")
 KEYS = {
     "max_position_embeddings": "context_length", "hidden_size": "embedding_length",
     "num_hidden_layers": "block_count", "intermediate_size": "feed_forward_length",
@@ -191,6 +196,25 @@ def hybrid(config: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def delta(config: dict[str, Any]) -> dict[str, Any]:
+    types = config.get("layer_types", [])
+    period = types.index("full_attention") + 1 if types else config["full_attention_interval"]
+    heads = config["linear_num_value_heads"]
+    rope = config.get("rope_parameters", config)
+    guessing = config.get("mtp_num_hidden_layers", 0)
+    return {
+        "full_attention_interval": period, "ssm.conv_kernel": config["linear_conv_kernel_dim"],
+        "ssm.state_size": config["linear_key_head_dim"],
+        "ssm.group_count": config["linear_num_key_heads"], "ssm.time_step_rank": heads,
+        "ssm.inner_size": heads * config["linear_value_head_dim"],
+        "block_count": config["num_hidden_layers"] + guessing,
+        "rope.freq_base": float(rope["rope_theta"]),
+        "rope.dimension_count": int(config["head_dim"] * rope["partial_rotary_factor"]),
+        **({"nextn_predict_layers": guessing} if guessing else {}),
+        **({"rope.dimension_sections": [*rope["mrope_section"], 0]} if rope is not config else {}),
+    }  # fmt: skip
+
+
 def rwkv(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "attention.head_count": 0, "wkv.head_size": config["head_dim"],
@@ -213,11 +237,15 @@ def windows(config: dict[str, Any]) -> dict[str, Any]:
 OWN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "gpt2": gpt, "starcoder": gpt, "gptneox": neox, "falcon": falcon, "deepseek2": latent,
     "mamba2": mamba, "granitehybrid": hybrid, "rwkv7": rwkv, "olmo2": windows,
+    "qwen2vl": lambda config: {"rope.dimension_sections": [2, 3, 3, 0]},
+    **dict.fromkeys(("qwen3next", "qwen35", "qwen35moe"), delta),
     "bert": lambda config: {"attention.causal": False},
 }  # fmt: skip
 # Keys that the converter writes for these architectures in a way of its own.
 TAKEN = {"granitehybrid": ("num_key_value_heads",), "deepseek2": ("head_dim",),
-         "falcon": ("num_key_value_heads",)}  # fmt: skip
+         "falcon": ("num_key_value_heads",),
+         **dict.fromkeys(("qwen3next", "qwen35", "qwen35moe"),
+                         ("num_hidden_layers", "rope_theta", "partial_rotary_factor"))}  # fmt: skip
 
 
 def write(
@@ -238,9 +266,9 @@ def write(
         if config.get(field):
             writer.add_uint32(f"{arch}.{key}", config[field])
     for field, key in NUMBERS.items():
-        if config.get(field) is not None:
+        if config.get(field) is not None and field not in TAKEN.get(arch, ()):
             writer.add_float32(f"{arch}.{key}", config[field])
-    if "partial_rotary_factor" in config:
+    if "partial_rotary_factor" in config and "partial_rotary_factor" not in TAKEN.get(arch, ()):
         dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         writer.add_uint32(
             f"{arch}.rope.dimension_count", int(dim * config["partial_rotary_factor"])
@@ -308,16 +336,34 @@ def test_a_file_computes_what_its_checkpoint_does(title: str, older: bool, tmp_p
     assert np.abs(logits(config_json(file), found) - wanted).max() < 2e-5 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_sizes_of_heads_that_lie(
+    older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arch, config = CASES["qwen3next"]
+    monkeypatch.setitem(OWN, arch, lambda config: {**delta(config), "ssm.state_size": 9})
+    write(tmp_path / "m.gguf", arch, config, drawn(config)[0], older=older)
+    with pytest.raises(ShapeMismatch, match=r"rows, which are not those of the heads"):
+        stored_tensors(open_gguf(tmp_path / "m.gguf"))
+
+
 WIDE = {"hidden_size": 64, "n_embd": 64, "moe_intermediate_size": 64, "qk_nope_head_dim": 32,
-        "mamba_n_heads": 8}  # fmt: skip
-PLAIN = {"deepseek2 v3": 3, "qwen2moe": 2}  # turned matrices, and vectors of the file
+        "mamba_n_heads": 8, "linear_value_head_dim": 32}  # fmt: skip
+PLAIN = {  # turned matrices, and vectors of the file
+    ("deepseek2 v3", False): 3,
+    ("qwen2moe", False): 2,
+    ("qwen3next", False): 4,
+    ("qwen3next", True): 4,
+}
 
 
 @pytest.mark.parametrize(
     ("title", "older"),
     [
         *((title, False) for title in ("gpt2", "gptneox", "granitehybrid", "llama", "qwen2moe")),
+        *((title, False) for title in ("qwen3next", "qwen35")),
         *(("deepseek2 v3", False), ("deepseek2 v3", True), ("chatglm", True), ("phi2", True)),
+        ("qwen3next", True),
     ],
 )
 def test_blocks_stay_as_they_are_wherever_rows_lie(title: str, older: bool, tmp_path: Path) -> None:
@@ -340,7 +386,7 @@ def test_blocks_stay_as_they_are_wherever_rows_lie(title: str, older: bool, tmp_
         for name, tensor in blocks.items()
         if len(tensor.shape) == 2 and tensor.shape[1] % 32 == 0 and tensor.scheme is None
     ]
-    assert len(plain) == (0 if older else PLAIN.get(title, 0)), plain
+    assert len(plain) == PLAIN.get((title, older), 0), plain
 
 
 def drawn(config: dict[str, Any]) -> tuple[tiny.Weights, set[str]]:

@@ -198,6 +198,14 @@ def test_scripts_are_cut_as_the_file_names_it(pre: str, wanted: list[str]) -> No
     assert cut(pre, "ä日本ひらx한국。") == wanted
 
 
+@pytest.mark.parametrize(
+    ("pre", "wanted"),
+    [("qwen2", ["na", "\u0308ve", " \u0308", "x"]), ("qwen35", ["na\u0308ve", " \u0308x"])],
+)
+def test_marks_are_cut_as_the_file_names_it(pre: str, wanted: list[str]) -> None:
+    assert cut(pre, "na\u0308ve \u0308x") == wanted
+
+
 def cut(pre: str, text: str) -> list[str]:
     level = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     made = tokenizer_json(vocabulary(
@@ -311,6 +319,7 @@ MORE: dict[str, Any] = {
     "ssm.state_size": 8, "ssm.conv_kernel": 4, "wkv.head_size": 16, "attention.decay_lora_rank": 8,
     "attention.iclr_lora_rank": 8, "attention.value_residual_mix_lora_rank": 8,
     "attention.gate_lora_rank": 8, "expert_feed_forward_length": 16,
+    "ssm.group_count": 2,
 }  # fmt: skip
 
 

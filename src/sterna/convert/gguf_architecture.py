@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sterna.convert.gguf_keys import Keys
-from sterna.convert.gguf_layouts import Undo
+from sterna.convert.gguf_layouts import Undo, less_one
 from sterna.convert.gguf_sizes import attention_sizes
 
 ENDS = {
@@ -32,6 +32,15 @@ LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# Norms whose weights are around 0 in checkpoints and around 1 in files.
+ADDED_ONE: Mapping[str, Undo] = dict.fromkeys(
+    (
+        *("model.norm.weight", "input_layernorm.weight", "post_attention_layernorm.weight"),
+        *("pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight"),
+        *("self_attn.q_norm.weight", "self_attn.k_norm.weight"),
+    ),
+    less_one,
+)
 ROPE_TABLES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 Paths = str | tuple[str, ...]
 

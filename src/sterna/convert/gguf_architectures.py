@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
-from sterna.convert.gguf_architecture import ENDS, LAYER, Architecture, Paths
+from sterna.convert.gguf_architecture import ADDED_ONE, ENDS, LAYER, Architecture, Paths
 from sterna.convert.gguf_keys import Keys
 from sterna.convert.gguf_layouts import (
     grouped_heads,
-    less_one,
     of_rows,
     rotated_halves,
     shaped,
@@ -107,14 +106,6 @@ _PAIRS = {
     "self_attn.k_proj": rotated_halves("num_key_value_heads"),
 }
 _APART = {path: of_rows(i) for i, path in enumerate(_QKV)}
-_ADDED_ONE = dict.fromkeys(
-    (
-        *("model.norm.weight", "input_layernorm.weight", "post_attention_layernorm.weight"),
-        *("pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight"),
-        *("self_attn.q_norm.weight", "self_attn.k_norm.weight"),
-    ),
-    less_one,
-)
 
 
 def _query_scale(largest: int) -> Callable[[Mapping[str, Any], Keys], dict[str, Any]]:
@@ -180,6 +171,9 @@ _PLAIN: dict[str, Architecture] = {
     # Its converter takes q, k and v apart, and then this is a Llama.
     "internlm2": Architecture("llama", "LlamaForCausalLM", undo=_PAIRS),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
+    # Of Qwen2-VL and 2.5-VL, whose towers are in files of their own. The three positions of a
+    # text's token are the same, and then this is a Qwen2.
+    "qwen2vl": Architecture("qwen2", "Qwen2ForCausalLM"),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM"),
     "phi2": Architecture(
         "phi",
@@ -190,12 +184,12 @@ _PLAIN: dict[str, Architecture] = {
         epsilon="layer_norm_eps",
     ),
     "phi3": Architecture("phi3", "Phi3ForCausalLM", {**LAYER, **_FUSED}),
-    "gemma": Architecture("gemma", "GemmaForCausalLM", undo=_ADDED_ONE, config=_GEMMA),
+    "gemma": Architecture("gemma", "GemmaForCausalLM", undo=ADDED_ONE, config=_GEMMA),
     "gemma2": Architecture(
         "gemma2",
         "Gemma2ForCausalLM",
         {**LAYER, **_SANDWICH},
-        undo=_ADDED_ONE,
+        undo=ADDED_ONE,
         config=_GEMMA,
         implied=_query_scale(46),
     ),
@@ -203,7 +197,7 @@ _PLAIN: dict[str, Architecture] = {
         "gemma3_text",
         "Gemma3ForCausalLM",
         {**LAYER, **_SANDWICH},
-        undo=_ADDED_ONE,
+        undo=ADDED_ONE,
         config=_GEMMA3,
         implied=_query_scale(62),
     ),

@@ -51,7 +51,7 @@ def joined(parts: Sequence[StoredTensor], config: Config) -> StoredTensor:
 
 
 def moved(order: Order) -> Undo:
-    """Rows in another order: `order(rows, config)` says where each of the checkpoint's lies."""
+    """Rows in another order, or some: `order(rows, config)` says where the checkpoint's lie."""
 
     def undo(parts: Sequence[StoredTensor], config: Config) -> StoredTensor:
         tensor = joined(parts, config)
@@ -66,7 +66,13 @@ def moved(order: Order) -> Undo:
             whole = tensor.read(0, tensor.shape[0])
             return {key: part[found[first:last]] for key, part in whole.items()}
 
-        return replace(tensor, read=read, whole=True)
+        return replace(
+            tensor,
+            shape=(len(found), *tensor.shape[1:]),
+            nbytes=tensor.nbytes * len(found) // tensor.shape[0],
+            read=read,
+            whole=True,
+        )
 
     return undo
 
@@ -118,6 +124,41 @@ def of_rows(part: int) -> Undo:
             nbytes=tensor.nbytes * count // tensor.shape[0],
             read=lambda first, last: tensor.read(start + first, start + last),
         )
+
+    return undo
+
+
+def qkvz_sizes(config: Config) -> tuple[int, ...]:
+    """Rows of a key head's q and k, and of its value heads' v and z."""
+    each = config["linear_num_value_heads"] // config["linear_num_key_heads"]
+    key, value = config["linear_key_head_dim"], config["linear_value_head_dim"] * each
+    return key, key, value, value
+
+
+def ba_sizes(config: Config) -> tuple[int, ...]:
+    """Rows of the shares and steps of a key head's value heads."""
+    each = config["linear_num_value_heads"] // config["linear_num_key_heads"]
+    return each, each
+
+
+def of_key_heads(sizes: Callable[[Config], tuple[int, ...]], *wanted: int) -> Undo:
+    """Those parts of a gated delta net's matrix, where it has all parts of each key head in turn.
+
+    A matrix of those parts alone has them one after another already.
+    """
+
+    def order(rows: int, config: Config) -> NDArray[Any] | None:
+        heads, each = config["linear_num_key_heads"], sizes(config)
+        if rows != heads * sum(each):
+            return None
+        parts = np.split(np.arange(rows).reshape(heads, -1), np.cumsum(each)[:-1], axis=1)
+        return np.concatenate([parts[i].reshape(-1) for i in wanted])
+
+    def undo(parts: Sequence[StoredTensor], config: Config) -> StoredTensor:
+        each = sizes(config)
+        own = config["linear_num_key_heads"] * sum(each[i] for i in wanted)
+        apart = len(parts) == 1 and parts[0].shape[0] == own
+        return parts[0] if apart else moved(order)(parts, config)
 
     return undo
 

@@ -6,16 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from sterna.base.errors import UnsupportedModel
-from sterna.convert.gguf_architecture import LAYER, Architecture
+from sterna.convert.gguf_architecture import ADDED_ONE, LAYER, Architecture, Paths
 from sterna.convert.gguf_keys import Keys
 from sterna.convert.gguf_layouts import (
+    ba_sizes,
     joined,
     latent_rows,
     logarithm,
+    of_key_heads,
+    qkvz_sizes,
     rotated_halves,
     shaped,
 )
-from sterna.convert.gguf_sizes import hybrid_sizes, latent_sizes, mamba_sizes, rwkv_sizes
+from sterna.convert.gguf_sizes import (
+    delta_sizes,
+    hybrid_sizes,
+    latent_sizes,
+    mamba_sizes,
+    rwkv_sizes,
+)
 
 _EXPERTS = {
     "ffn_gate_inp": "mlp.gate",
@@ -103,15 +112,39 @@ _RWKV = {
     "channel_mix_key": "ffn.key",
     "channel_mix_value": "ffn.value",
 }
+_DELTA: dict[str, Paths] = {
+    **LAYER,
+    "post_attention_norm": "post_attention_layernorm",
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z",
+    "ssm_beta": "linear_attn.in_proj_b",
+    "ssm_alpha": "linear_attn.in_proj_a",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_dt.bias": "linear_attn.dt_bias",
+    "ssm_a": "linear_attn.A_log",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+}
+_DELTA_EXPERTS: dict[str, Paths] = {**_DELTA, **_EXPERTS, **_SHARED}
 _ONE_ROW = {
     f"{block}.shared_expert_gate.weight": shaped(1, "hidden_size")
     for block in ("mlp", "feed_forward")
+}
+_DELTA_UNDO = {
+    **ADDED_ONE,
+    **_ONE_ROW,
+    "linear_attn.conv1d.weight": shaped(-1, 1, "linear_conv_kernel_dim"),
+    "linear_attn.A_log": logarithm,
 }
 _CHOSEN = {"num_experts_per_tok": "expert_used_count"}
 _QWEN_EXPERTS = {
     **_CHOSEN,
     "num_experts": "expert_count",
     "moe_intermediate_size": "expert_feed_forward_length",
+}
+_QWEN_SHARED = {
+    **_QWEN_EXPERTS,
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
 }
 _ROUTED = {
     **_CHOSEN,
@@ -190,10 +223,7 @@ MIXTURES: dict[str, Architecture] = {
         {**LAYER, **_EXPERTS, **_SHARED},
         undo=_ONE_ROW,
         config={"norm_topk_prob": False},
-        counts={
-            **_QWEN_EXPERTS,
-            "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
-        },
+        counts=_QWEN_SHARED,
     ),
     "qwen3moe": Architecture(
         "qwen3_moe",
@@ -201,6 +231,44 @@ MIXTURES: dict[str, Architecture] = {
         {**LAYER, **_EXPERTS},
         config={"norm_topk_prob": True},
         counts=_QWEN_EXPERTS,
+    ),
+    # Its converter takes z out of what it is joined with, and then this is a Qwen3.5, but for the
+    # order of value heads. The first files (ssm_in) have it joined.
+    "qwen3next": Architecture(
+        "qwen3_5_moe_text",
+        "Qwen3_5MoeForCausalLM",
+        {
+            **_DELTA_EXPERTS,
+            "ssm_in": ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z"),
+            "ssm_ba": ("linear_attn.in_proj_b", "linear_attn.in_proj_a"),
+        },
+        undo={
+            **_DELTA_UNDO,
+            "linear_attn.in_proj_qkv": of_key_heads(qkvz_sizes, 0, 1, 2),
+            "linear_attn.in_proj_z": of_key_heads(qkvz_sizes, 3),
+            "linear_attn.in_proj_b": of_key_heads(ba_sizes, 0),
+            "linear_attn.in_proj_a": of_key_heads(ba_sizes, 1),
+        },
+        sizes=delta_sizes,
+        counts=_QWEN_SHARED,
+    ),
+    # What is of value heads lies in their order here, so that out_proj's columns keep their blocks.
+    "qwen35": Architecture(
+        "qwen3_5_text",
+        "Qwen3_5ForCausalLM",
+        _DELTA,
+        undo=_DELTA_UNDO,
+        sizes=delta_sizes,
+        config={"linear_heads_tiled": True},
+    ),
+    "qwen35moe": Architecture(
+        "qwen3_5_moe_text",
+        "Qwen3_5MoeForCausalLM",
+        _DELTA_EXPERTS,
+        undo=_DELTA_UNDO,
+        sizes=delta_sizes,
+        config={"linear_heads_tiled": True},
+        counts=_QWEN_SHARED,
     ),
     "gpt-oss": Architecture(
         "gpt_oss",

@@ -28,6 +28,7 @@ from sterna.convert.gguf_keys import Keys
 from sterna.convert.gguf_layouts import Undo, joined
 from sterna.convert.gguf_vocabulary import end_ids
 
+_TOWER = "clip"  # general.architecture of every tower's file
 _POOLINGS = {1: "mean", 2: "cls", 3: "last"}  # pooling_type; 0 says nothing, 4 is of rankers
 
 
@@ -44,6 +45,11 @@ def architecture(file: GgufFile) -> Architecture:
     """The row of general.architecture; UnsupportedModel where there is none."""
     name = file.metadata.get("general.architecture")
     found = ARCHITECTURES.get(name) if isinstance(name, str) else None
+    if name == _TOWER:
+        raise UnsupportedModel(
+            f"{file.path} holds what looks at images for another model (mmproj); name the file of "
+            "the text model, or for images take the Hugging Face folder"
+        )
     if found is None:
         raise UnsupportedModel(
             f"{file.path} holds a model of the architecture {str(name)[:80]!r}; GGUF files of "

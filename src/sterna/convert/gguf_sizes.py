@@ -97,6 +97,20 @@ def hybrid_sizes(keys: Keys) -> Sizes:
     }
 
 
+def delta_sizes(keys: Keys) -> Sizes:
+    """Qwen3-Next and 3.5: heads of the layers that attend, and of those with gated delta nets."""
+    inner, heads = keys.positive("ssm.inner_size"), keys.positive("ssm.time_step_rank")
+    return {
+        **attention_sizes(keys),
+        "full_attention_interval": keys.positive("full_attention_interval", 4),
+        "linear_num_key_heads": keys.positive("ssm.group_count"),
+        "linear_num_value_heads": heads,
+        "linear_key_head_dim": keys.positive("ssm.state_size"),
+        "linear_value_head_dim": max(1, inner // heads),
+        "linear_conv_kernel_dim": keys.positive("ssm.conv_kernel"),
+    }
+
+
 def rwkv_sizes(keys: Keys) -> Sizes:
     """RWKV-7: ranks of the small products stand among the keys of attention."""
     return {
@@ -116,8 +130,11 @@ def _heads(keys: Keys) -> Sizes:
         raise UnsupportedModel(
             f"{keys.file.path} has keys and values of different lengths, which no family computes"
         )
+    experts = "expert_feed_forward_length"  # the only width of models that have experts everywhere
     return {
-        "intermediate_size": keys.positive("feed_forward_length"),
+        "intermediate_size": keys.positive(
+            "feed_forward_length", keys.positive(experts) if keys.has(experts) else None
+        ),
         "num_attention_heads": heads,
         "head_dim": dim,
     }

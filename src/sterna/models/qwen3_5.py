@@ -21,13 +21,16 @@ EXPERT_KEYS = (
 
 
 class Qwen35(Qwen3Next):
-    """Dense: a gated feed-forward layer in each layer."""
+    """Dense: a gated feed-forward layer in each layer.
+
+    `linear_heads_tiled` is of configs made from GGUF files, which order value heads otherwise.
+    """
 
     MODEL_TYPES: ClassVar[tuple[str, ...]] = ("qwen3_5_text",)
     ARCHITECTURES: ClassVar[tuple[str, ...]] = ("Qwen3_5ForCausalLM",)
     KEYS = (
         f"{DELTA_KEYS} attn_output_gate output_gate_type mlp_only_layers mamba_ssm_dtype "
-        "mtp_num_hidden_layers mtp_use_dedicated_embeddings"
+        "mtp_num_hidden_layers mtp_use_dedicated_embeddings linear_heads_tiled"
     )
     FUSED: ClassVar[Fused] = {
         **Qwen3Next.FUSED,

@@ -88,6 +88,7 @@ class Qwen3Next(Family):
             kernel=f.positive("linear_conv_kernel_dim", 4, most=64),
             norm_eps=f.number("rms_norm_eps", 1e-6),
             joined=cls.joined,
+            tiled=f.flag("linear_heads_tiled"),
         )
 
     @classmethod

@@ -26,7 +26,8 @@ class DeltaOptions:
 
     `joined` says that a checkpoint has two matrices, in which each key head's q and k are followed
     by its value heads' v and z, and its shares by its steps; else there are four, of q, k and v,
-    of z, of shares and of steps.
+    of z, of shares and of steps. The value heads of a key head lie side by side, or, where they
+    are `tiled`, as many heads apart as there are key heads.
     """
 
     hidden_size: int
@@ -37,6 +38,7 @@ class DeltaOptions:
     kernel: int
     norm_eps: float
     joined: bool
+    tiled: bool = False
 
     @property
     def key_width(self) -> int:
@@ -91,8 +93,9 @@ class GatedDeltaNet(SelfAttention):
         mixed, cache = self.conv1d(qkv, cache, index)
         mixed = emit("silu", mixed)
         unit = self.lengths(mixed.part(0, 2 * o.key_width)).scaled(o.key_dim**-0.5)
+        width = o.key_width if o.tiled else o.key_dim  # of what stands several times in a row
         q, k = (
-            emit("repeat_heads", part, head_dim=o.key_dim, times=o.value_heads // o.key_heads)
+            emit("repeat_heads", part, head_dim=width, times=o.value_heads // o.key_heads)
             for part in (unit.part(0, o.key_width), unit.part(o.key_width, o.key_width))
         )
         share = emit("sigmoid", share.cast(F32))
