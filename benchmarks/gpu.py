@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 from random_model import write_model
+from sampling import WAYS, orders
 
 from sterna.base.artifact import Manifest
 from sterna.base.target import parse_target
@@ -39,11 +40,11 @@ from sterna.engine.engine import Engine
 from sterna.engine.loader import Located
 from sterna.engine.options import EngineOptions
 from sterna.inspection.costs import step_cost
+from sterna.inspection.kernel_times import one_sequence
 from sterna.inspection.peaks import Peaks, measure_peaks
 from sterna.local import locate
 from sterna.runtime.devices import choose_device
-from sterna.runtime.executable import Executable, StepInput
-from sterna.runtime.sampling import SampleInput
+from sterna.runtime.executable import Executable
 from sterna.tune.device_peaks import device_peaks
 
 CONFIG: dict[str, Any] = {
@@ -82,18 +83,6 @@ class Loaded:
     @property
     def manifest(self) -> Manifest:
         return self.executable.manifest
-
-    def step_of(self, context: int, tokens: int) -> StepInput:
-        """`tokens` more of a sequence with `context` in the cache, and logits of the last."""
-        used = -(-(context + tokens) // self.manifest.kv_cache.page_size)
-        return StepInput(
-            tokens=np.arange(tokens, dtype=np.int32) % self.manifest.model.vocab_size,
-            positions=np.arange(context, context + tokens, dtype=np.int32),
-            seq_indptr=np.array([0, tokens], np.int32),
-            page_indptr=np.array([0, used], np.int32),
-            page_table=np.arange(used, dtype=np.int32),
-            logit_rows=np.array([tokens - 1], np.int32),
-        )
 
 
 def load(device: str, source: Path, options: argparse.Namespace) -> Loaded:
@@ -148,25 +137,9 @@ def seconds(call: Callable[[], object]) -> float:
     return float(np.percentile(found, 25))
 
 
-def greedy(vocab: int) -> SampleInput:
-    """The likeliest token of one row."""
-    return SampleInput(
-        vocabulary=vocab,
-        rows=np.zeros(1, np.int32),
-        inverse_temperature=np.zeros(1, np.float32),
-        limits=np.array([[0, 1 << 16, 1]], np.int32),
-        keys=np.zeros((1, 5), np.uint32),
-        masked=np.zeros(1, np.int32),
-        allowed=np.zeros((1, -(-vocab // 32)), np.uint32),
-        edit_indptr=np.zeros(2, np.int32),
-        edit_ids=np.zeros(0, np.int32),
-        edits=np.zeros((0, 4), np.float32),
-    )
-
-
 def decode(loaded: Loaded, context: int) -> dict[str, float]:
-    executable, step = loaded.executable, loaded.step_of(context, 1)
-    order = greedy(loaded.manifest.model.vocab_size)
+    executable, step = loaded.executable, one_sequence(loaded.manifest, context, 1)
+    order = orders(WAYS["greedy"], 1, loaded.manifest.model.vocab_size)
 
     def one() -> None:
         executable.run(step)
@@ -197,7 +170,7 @@ def chunks(loaded: Loaded, prompt: int) -> Iterator[tuple[int, int]]:
 
 def prefill(loaded: Loaded, prompt: int) -> dict[str, float]:
     entry, plan = loaded.manifest.entry("prefill"), list(chunks(loaded, prompt))
-    steps = [loaded.step_of(*chunk) for chunk in plan]
+    steps = [one_sequence(loaded.manifest, *chunk) for chunk in plan]
 
     def whole() -> None:
         for step in steps:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import re
 import shutil
 import struct
-import subprocess
 from ctypes import byref, c_char_p, c_size_t, c_void_p
 from pathlib import Path
 
 import pytest
 from conformance import cases, rendered, target_named
+from ptxas import spills
 from run_kernel import NOTHING
 
 from sterna.base.errors import ToolchainError
@@ -60,18 +59,8 @@ def test_ptx_without_a_toolkit(parts: LibraryParts, ptx: str) -> None:
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_90", "sm_120"])
 def test_decode_kernels_do_not_spill(ptx: str, architecture: str, tmp_path: Path) -> None:
     prefill = {c.name for c in cases(target_named("cuda")) if c.op == "attention" and not c.single}
-    ptxas = shutil.which("ptxas")
-    if ptxas is None:
-        pytest.skip("needs ptxas, of CUDA's toolkit")
-    (tmp_path / "kernels.ptx").write_text(ptx)
-    line = [ptxas, f"-arch={architecture}", "-v", "kernels.ptx", "-o", "kernels.cubin"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
-    if f"'{architecture}' is not defined" in done.stderr:
-        pytest.skip(f"this ptxas does not know {architecture}")
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = re.findall(r"properties for (\w+)\n.*?(\d+) bytes spill stores", done.stderr)
-    assert len(told) == ptx.count(".visible .entry")
-    spilled = {title for title, size in told if size != "0"}
+    found = spills(ptx, architecture, tmp_path)
+    spilled = {title for title, size in found.items() if size}
     assert spilled <= prefill, f"kernels of a decode step spill: {spilled - prefill}"
 
 

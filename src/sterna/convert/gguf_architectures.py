@@ -136,6 +136,21 @@ def _falcon_heads(config: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
     return {"multi_query": groups == 1}
 
 
+def _falcon(layer: Mapping[str, Paths], **own: Any) -> Architecture:
+    return Architecture(
+        "falcon",
+        "FalconForCausalLM",
+        layer,
+        _FALCON_ENDS,
+        "transformer.h",
+        undo={"self_attention.query_key_value": grouped_heads},
+        present={"bias": "attn_qkv.bias"},
+        implied=_falcon_heads,
+        epsilon="layer_norm_epsilon",
+        **own,
+    )
+
+
 def _token_types(config: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
     types = keys.file.tensors.get("token_types.weight")
     width = config["hidden_size"]
@@ -294,27 +309,9 @@ _PLAIN: dict[str, Architecture] = {
         present={"attention_bias": "attn_qkv.bias"},
         epsilon="layer_norm_eps",
     ),
-    "falcon": Architecture(
-        "falcon",
-        "FalconForCausalLM",
+    "falcon": _falcon(
         _FALCON,
-        _FALCON_ENDS,
-        "transformer.h",
-        undo={"self_attention.query_key_value": grouped_heads},
-        present={"bias": "attn_qkv.bias"},
-        implied=_falcon_heads,
-        epsilon="layer_norm_epsilon",
-        other=Architecture(
-            "falcon",
-            "FalconForCausalLM",
-            {**_FALCON, "attn_norm": "ln_mlp", "attn_norm_2": "ln_attn"},
-            _FALCON_ENDS,
-            "transformer.h",
-            undo={"self_attention.query_key_value": grouped_heads},
-            present={"bias": "attn_qkv.bias"},
-            implied=_falcon_heads,
-            epsilon="layer_norm_epsilon",
-        ),
+        other=_falcon({**_FALCON, "attn_norm": "ln_mlp", "attn_norm_2": "ln_attn"}),
         is_other=lambda keys: keys.holds("attn_norm_2.weight"),
     ),
     "bert": Architecture(

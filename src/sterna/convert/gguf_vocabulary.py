@@ -193,7 +193,8 @@ class _Vocabulary:
             "vocab": self._ids(),
         }
         ends = (self._marker("cls", "[CLS]"), self._marker("seperator", "[SEP]"))
-        return self._whole(model, normalizer, {"type": "BertPreTokenizer"}, None, ends)
+        decoder = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+        return self._whole(model, normalizer, {"type": "BertPreTokenizer"}, decoder, ends)
 
     def unigram(self) -> dict[str, Any]:
         """SentencePiece Unigram: XLM-R's and T5's; the best of all cuts by the pieces' scores."""
@@ -316,7 +317,7 @@ class _Vocabulary:
         model: dict[str, Any],
         normalizer: dict[str, Any] | None,
         pre_tokenizer: dict[str, Any] | None,
-        decoder: dict[str, Any] | None,
+        decoder: dict[str, Any],
         ends: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
         return {

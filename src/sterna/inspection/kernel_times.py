@@ -111,8 +111,7 @@ def kernel_times(
         try:
             spent = _Spent(library, sites)
             return [
-                _measured(executable, spent, _batch(source.manifest, pages, *step))
-                for step in steps
+                _measured(executable, spent, one_sequence(source.manifest, *step)) for step in steps
             ]
         finally:
             executable.close()
@@ -166,7 +165,8 @@ def _once(executable: cpu.CpuExecutable, spent: _Spent, batch: StepInput) -> Ste
     return StepTimes(seconds, kernels, waiting, host)
 
 
-def _batch(manifest: Manifest, pages: int, context: int, tokens: int) -> StepInput:
+def one_sequence(manifest: Manifest, context: int, tokens: int) -> StepInput:
+    """A step of `tokens` more of a sequence with `context` in the cache; logits of the last."""
     used = -(-(context + tokens) // manifest.kv_cache.page_size)
     return StepInput(
         tokens=np.arange(tokens, dtype=np.int32) % manifest.model.vocab_size,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from ctypes import c_bool, c_int32, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,8 @@ from sterna.base.artifact import Phase
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, Unavailable
 from sterna.runtime.library import read_manifest
 from sterna.runtime.objc import ObjectiveC
-from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
-from sterna.runtime.work_groups import GroupExecutable, Limits, Sized, loader
+from sterna.runtime.work_groups import Limits, Sized, loader
 
 _FRAMEWORK = "/System/Library/Frameworks/Metal.framework/Metal"
 _SHARED = c_uint64(0)  # storage that both sides reach
@@ -67,22 +66,13 @@ def open_device(index: int = 0) -> MetalDevice:
     return MetalDevice(runtime, _chosen(found, index))
 
 
-_load = loader(open_device)
-
-
-def load(
-    library: Path,
-    weights: Mapping[str, WeightReader],
-    *,
-    num_pages: int,
-    threads: int | None = None,
-    index: int = 0,
-    packed: Path | None = None,
-) -> GroupExecutable:
-    """Load an artifact; see `load_on`. Unavailable where it is for another family of GPUs."""
+def _check_library(library: Path, index: int) -> None:
+    """Unavailable where a library is for another family of GPUs."""
     runtime, found = _found()
     check_features(runtime, _chosen(found, index), read_manifest(library).features)
-    return _load(library, weights, num_pages=num_pages, threads=threads, index=index, packed=packed)
+
+
+load = loader(open_device, _check_library)
 
 
 def check_features(runtime: ObjectiveC, device: c_void_p, features: Sequence[str]) -> None:

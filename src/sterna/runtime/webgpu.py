@@ -7,7 +7,7 @@ sizes in small uniform buffers that are written before it.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from sterna.base.artifact import Phase
 from sterna.base.errors import ArtifactError, Unavailable
 from sterna.runtime.library import read_manifest
-from sterna.runtime.params import WeightReader
 from sterna.runtime.report import DeviceReport
 from sterna.runtime.web_folder import Offer
-from sterna.runtime.work_groups import GroupExecutable, Limits, check_threads, load_on
+from sterna.runtime.work_groups import Limits, loader
 
 _MODULE = "//// module "  # as the renderer writes it
 _STORAGE = 0x80 | 0x08 | 0x04  # storage, copied to and from
@@ -38,21 +37,6 @@ _LIMITS = {
     "max-storage-buffer-binding-size": "bytes",
     "max-buffer-size": "bytes",
 }
-
-
-def load(
-    library: Path,
-    weights: Mapping[str, WeightReader],
-    *,
-    num_pages: int,
-    threads: int | None = None,
-    index: int = 0,
-    packed: Path | None = None,
-) -> GroupExecutable:
-    """Load an artifact; see `load_on`. Unavailable where there is no adapter or no package."""
-    check_threads(threads)
-    _check_features(library, index)
-    return load_on(open_device(index), library, weights, num_pages=num_pages)
 
 
 def _check_features(library: Path, index: int) -> None:
@@ -102,6 +86,9 @@ def _in_browsers(name: str) -> str:
 def open_device(index: int = 0) -> WebGpuDevice:
     """The adapter with that number; Unavailable says what is missing."""
     return WebGpuDevice(_adapter(index))
+
+
+load = loader(open_device, _check_features)
 
 
 def _adapters() -> list[Any]:

@@ -163,8 +163,13 @@ class Load(Protocol):
     ) -> GroupExecutable: ...
 
 
-def loader(open_device: Callable[[int], Device]) -> Load:
-    """What loads an artifact on the device that `open_device` gives for a number; see `load_on`."""
+def loader(
+    open_device: Callable[[int], Device], check: Callable[[Path, int], None] | None = None
+) -> Load:
+    """What loads an artifact on the device that `open_device` gives for a number; see `load_on`.
+
+    Before that `check` refuses a library that wants what this device does not have.
+    """
 
     def load(
         library: Path,
@@ -176,6 +181,8 @@ def loader(open_device: Callable[[int], Device]) -> Load:
         packed: Path | None = None,
     ) -> GroupExecutable:
         check_threads(threads)
+        if check is not None:
+            check(library, index)
         return load_on(open_device(index), library, weights, num_pages=num_pages)
 
     return load

@@ -115,8 +115,7 @@ def choose(group: Group, target: Target) -> Schedule:
 
 def planned(group: Group, plan: Plan) -> tuple[Schedule, PrimFunc]:
     """The steps of a plan and the loops that they make; ScheduleError where it does not fit."""
-    form = RULES[plan.rule].form
-    formed = group if form is None else form(group)
+    formed = _formed(group, plan)
     steps = RULES[plan.rule].write(formed, plan.knobs)
     return steps, apply(formed, steps)
 
@@ -172,8 +171,13 @@ def _many_rows(found: Product, knobs: Knobs) -> Plan:
 
 def schedule(group: Group, plan: Plan) -> Schedule:
     """The steps of a plan; ScheduleError where its rule does not fit the Group."""
-    rule = RULES[plan.rule]
-    return rule.write(group if rule.form is None else rule.form(group), plan.knobs)
+    return RULES[plan.rule].write(_formed(group, plan), plan.knobs)
+
+
+def _formed(group: Group, plan: Plan) -> Group:
+    """The Group as the plan's rule takes it."""
+    form = RULES[plan.rule].form
+    return group if form is None else form(group)
 
 
 def _in_groups(group: Group, knobs: GroupKnobs, unit: MatrixUnit | None) -> Plan:

@@ -1,0 +1,29 @@
+"""NVIDIA's assembler, where CUDA's toolkit is installed: what it makes of PTX."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+def spills(ptx: str, architecture: str, folder: Path) -> dict[str, int]:
+    """Bytes that each function stores for want of registers.
+
+    Skips the test where no ptxas is installed, or one that is older than the architecture.
+    """
+    ptxas = shutil.which("ptxas")
+    if ptxas is None:
+        pytest.skip("needs ptxas, of CUDA's toolkit")
+    (folder / "kernels.ptx").write_text(ptx)
+    line = [ptxas, f"-arch={architecture}", "-v", "kernels.ptx", "-o", "kernels.cubin"]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True)
+    if f"'{architecture}' is not defined" in done.stderr:
+        pytest.skip(f"this ptxas does not know {architecture}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = re.findall(r"properties for (\w+)\n.*?(\d+) bytes spill stores", done.stderr)
+    assert len(told) == ptx.count(".visible .entry")
+    return {title: int(size) for title, size in told}
