@@ -24,7 +24,7 @@ from sterna.engine.grid_reader import GridReader
 from sterna.engine.image_reader import ImageReader
 from sterna.engine.limits import Limits, draft_limits, embedding_limits, plan
 from sterna.engine.null_model import NULL, null_manifest, null_parts
-from sterna.engine.options import EngineOptions, KVDtype
+from sterna.engine.options import EngineOptions, KVDtype, Mode
 from sterna.engine.parts import Parts
 from sterna.runtime.devices import DeviceModule, choose_device, parse_device
 from sterna.runtime.executable import Executable
@@ -92,7 +92,7 @@ def load(located: Located, options: EngineOptions, draft: Located | None = None)
     executable = _load_on(device, index, located, manifest, limits.num_pages, options)
     with ExitStack() as undo:
         undo.callback(executable.close)
-        tokenizer = Tokenizer.load(located.folder)
+        tokenizer = Tokenizer.load(located.folder, _kept_tokens(options))
         template = readable(ChatTemplate.load(located.folder))
         give_back_memory()  # reading a large vocabulary takes more than the vocabulary
         parts = Parts(
@@ -246,6 +246,17 @@ def packed_file(located: Located, manifest: Manifest, options: EngineOptions) ->
     files = [file_state(path, path.name) for path in shards]
     name = key(layout(manifest), str(located.folder.resolve()), _listed(located), *files)
     return folder / f"{located.folder.resolve().name[:80]}-{name[:16]}.bin"
+
+
+def _kept_tokens(options: EngineOptions) -> Path | None:
+    """Where the cache keeps large vocabularies; a server has all of its own from the start."""
+    if not options.keep_packed or options.mode == Mode.SERVER:
+        return None
+    try:
+        return cache_dir("tokens")
+    except UsageError as error:
+        _LOG.warning("tokens are not kept: %s", error)
+        return None
 
 
 def _listed(located: Located) -> bytes:

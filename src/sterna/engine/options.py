@@ -132,7 +132,9 @@ class EngineOptions:
     )
     threads: int | None = _option(None, int, "threads of a CPU device (default: all cores)", 1)
     keep_packed: bool = _option(
-        True, bool, "keep weights in the cache as kernels read them, for the next start to map"
+        True,
+        bool,
+        "keep weights as kernels read them and large vocabularies in the cache, for later starts",
     )
     kv_dtype: KVDtype | str = field(
         default=KVDtype.AUTO,

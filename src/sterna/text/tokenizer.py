@@ -3,8 +3,9 @@
 In: a model folder (tokenizer.json, vocab.json + merges.txt, ranks, tokenizer.model, or RWKV's
 vocabulary); out: a `Tokenizer`. The `tokenizers` library does the work of all but the last; it is
 imported when a folder is loaded, so that importing Sterna stays quick. Files are hostile until
-checked, and every failure is a `TokenizerError`. Does not know chat templates (chat_template.py)
-nor streaming (detokenizer.py).
+checked, and every failure is a `TokenizerError`. A large vocabulary may be kept in a file, of which
+later loads read what texts need (partial.py). Does not know chat templates (chat_template.py) nor
+streaming (detokenizer.py).
 """
 
 from __future__ import annotations
@@ -15,24 +16,32 @@ import re
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sterna.base.cache import key
 from sterna.base.errors import RequestError, TokenizerError
+from sterna.base.version import file_state, source_state
 from sterna.text import decoding
 from sterna.text.greedy import FILE, GreedyBackend, build_greedy
 from sterna.text.json_file import check_size, read_optional
 from sterna.text.marking import one_of
+from sterna.text.partial import PartialBackend, keep
 from sterna.text.sentencepiece import build_sentencepiece
 from sterna.text.special_tokens import SpecialTokens, read_special_tokens
 from sterna.text.tiktoken import build_tiktoken, find_ranks
+from sterna.text.token_store import open_store
 from sterna.text.vocab_merges import add_configured_tokens, build_byte_level
 
 if TYPE_CHECKING:
     import tokenizers
 
+    Backend = tokenizers.Tokenizer | GreedyBackend | PartialBackend
+
 MAX_EXPANSION = 1024
 MAX_ADDED = 16
+SMALLEST_KEPT = 1 << 20  # bytes of a tokenizer.json; what is below is read in no time
 
 
 class Tokenizer:
@@ -44,9 +53,7 @@ class Tokenizer:
     `special_ids` their ids.
     """
 
-    def __init__(
-        self, backend: tokenizers.Tokenizer | GreedyBackend, special: SpecialTokens
-    ) -> None:
+    def __init__(self, backend: Backend, special: SpecialTokens) -> None:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -67,12 +74,16 @@ class Tokenizer:
         self._adds_bos = self.bos_id is not None and first == [self.bos_id]
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
-        """Load the tokenizer of a model folder; TokenizerError when there is none that works."""
+    def load(cls, folder: Path, keep_in: Path | None = None) -> Tokenizer:
+        """Load the tokenizer of a model folder; TokenizerError when there is none that works.
+
+        A large vocabulary is kept in the folder `keep_in` for later loads, which are quick and
+        small. They suit one conversation; who encodes much loads all of it sooner or later.
+        """
         folder = Path(folder)
         special = read_special_tokens(folder)
         with _damaged(f"files in {folder} are"):
-            return cls(_build(folder), special)
+            return cls(_build(folder, keep_in), special)
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False
@@ -132,8 +143,12 @@ class Tokenizer:
                 )
             )
         self._backend.add_tokens(tokens)
-        ids: Mapping[str, int] = self._backend.get_vocab(with_added_tokens=True)
-        self._aliased = {ids[alias]: self.special_tokens[t] for t, alias in self._aliases.items()}
+        ids = {alias: self._backend.token_to_id(alias) for alias in self._aliases.values()}
+        self._aliased = {
+            i: self.special_tokens[text]
+            for text, alias in self._aliases.items()
+            if (i := ids[alias]) is not None
+        }
         return self._aliases
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
@@ -212,10 +227,10 @@ def _check_unicode(text: str) -> None:
         ) from error
 
 
-def _build(folder: Path) -> tokenizers.Tokenizer | GreedyBackend:
+def _build(folder: Path, keep_in: Path | None) -> Backend:
     """Choose the files: tokenizer.json, vocab.json + merges.txt, ranks, .model, then RWKV's."""
     if (folder / "tokenizer.json").exists():
-        return _load_json(folder)
+        return _load_json(folder) if keep_in is None else _load_kept(folder, keep_in)
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return build_byte_level(folder)
     ranks = find_ranks(folder)
@@ -229,6 +244,25 @@ def _build(folder: Path) -> tokenizers.Tokenizer | GreedyBackend:
         f"{folder} holds no tokenizer: looked for tokenizer.json, vocab.json + merges.txt, "
         f"tokenizer.model and {FILE}; copy them from the model's source folder"
     )
+
+
+def _load_kept(folder: Path, keep_in: Path) -> tokenizers.Tokenizer | PartialBackend:
+    """As `_load_json`, by way of a file that holds a large vocabulary; made if not there."""
+    import tokenizers
+
+    files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json")]
+    check_size(files[0])
+    if files[0].stat().st_size < SMALLEST_KEPT:
+        return _load_json(folder)
+    states = (file_state(file, file.name) for file in files if file.exists())
+    name = key(*source_state("text"), tokenizers.__version__, str(folder.resolve()), *states)
+    path = keep_in / f"{folder.resolve().name[:80]}-{name[:16]}.sqlite"
+    if (store := open_store(path)) is not None:
+        return PartialBackend(store, partial(_load_json, folder))
+    whole = _load_json(folder)
+    if not path.exists() or path.stat().st_size > 0:  # an empty one: it cannot be kept
+        keep(whole, path)
+    return whole
 
 
 def _load_json(folder: Path) -> tokenizers.Tokenizer:
