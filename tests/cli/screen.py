@@ -57,12 +57,12 @@ class Screen:
     def type(self, keys: str) -> None:
         self._program.send(keys)
 
-    def wait(self, *texts: str) -> None:
-        """Until every text stands on the screen."""
+    def wait(self, *texts: str, times: int = 1) -> None:
+        """Until every text stands on the screen, `times` times."""
         end = time.monotonic() + SECONDS
         while True:
             shown = self.text
-            if all(text in shown for text in texts):
+            if all(shown.count(text) >= times for text in texts):
                 return
             assert time.monotonic() < end, f"waited for {texts} in vain:\n{shown}"
             self._read(0.05)

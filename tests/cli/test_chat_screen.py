@@ -99,9 +99,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(chat):
         screen.type("\x03")
         screen.wait("[stopped]", ">>>")
         screen.type("more\r")
-        screen.wait(">>> more")
+        screen.wait(">>> more\nword word")  # before the line is taken Ctrl-C is a key like others
         screen.type("\x03")
-        screen.wait("[stopped]")
+        screen.wait("[stopped]", times=2)
         screen.type("\x04")
         assert screen.wait_end() == 0
         assert b"\x1b[?25h" in screen.raw.rpartition(b"\x1b[?25l")[2]  # the cursor is back
