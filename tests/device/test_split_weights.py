@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
 from compiled import Compiled, build_tiny, tiny
-from conformance import CONFIG, driver_webgpu
+from conformance import CONFIG, TARGETS, driver_webgpu
 from test_whole_models import some_steps
 
 from sterna.base.target import Target, parse_target
@@ -60,7 +60,7 @@ def test_what_is_bound_in_parts(model: Compiled, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["webgpu", "webgpu:barrier-free"])
+@pytest.mark.parametrize("name", ["webgpu", "webgpu:barrier-free", "vulkan", "vulkan:f32"])
 def test_parts_give_the_same_bits(name: str, model: Compiled, tmp_path: Path) -> None:
     tensors = read_mlc_folder(model.folder).tensors
     found = []
@@ -68,7 +68,7 @@ def test_parts_give_the_same_bits(name: str, model: Compiled, tmp_path: Path) ->
         library = tmp_path / f"{title}.sterna"
         options = CompileOptions(**OPTIONS)
         compile_model(model.folder, target, library, options=options, cached=False)
-        executable = load_on(driver_webgpu(), library, tensors, num_pages=40)
+        executable = load_on(TARGETS[name](), library, tensors, num_pages=40)
         found.append(some_steps(executable))
         executable.close()
     assert read_manifest(tmp_path / "parts.sterna").part_bytes == PART

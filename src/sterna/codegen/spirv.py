@@ -13,6 +13,7 @@ and not promised to be the same bits.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite, isnan
 from typing import ClassVar
@@ -62,6 +63,7 @@ class Spirv(CStyle):
 
     module: Module = field(init=False)
     ends: list[tuple[str, ...]] = field(default_factory=list)  # what closes each open block
+    split: dict[Buffer, tuple[Sequence[str], int]] = field(default_factory=dict)  # parts, bytes
 
     def __post_init__(self) -> None:
         self.module = Module(self.unique)
@@ -234,8 +236,31 @@ class Spirv(CStyle):
     def is_argument(self, buffer: Buffer) -> bool:
         return buffer not in self.kernel.private and buffer not in self.kernel.shared
 
-    def pointer(self, buffer: Buffer, kind: str, at: str) -> str:
-        """Where the element `at` of a buffer lies."""
+    def joined(self, buffer: Buffer, title: str, parts: Sequence[str], size: int) -> None:
+        """Nothing is declared: each load chooses among the parts."""
+        self.split[buffer] = parts, size
+
+    def fetched(self, buffer: Buffer, kind: str, at: str) -> str:
+        """The element `at` as it lies in memory.
+
+        Of a buffer in parts, each is read, at its first element where `at` lies in another.
+        """
+        m = self.module
+        if buffer not in self.split:
+            return m.op("OpLoad", kind, self.pointer(buffer, kind, at))
+        parts, size = self.split[buffer]
+        each, zero, found = size * 8 // int(kind[1:]), m.number("u32", 0), ""
+        for i, part in enumerate(parts):
+            away = m.op("OpISub", "i32", at, m.number("i32", i * each))
+            near = m.op("OpBitcast", "u32", away)  # large before the part
+            inside = m.op("OpULessThan", "bool", near, m.number("u32", each))
+            near = m.op("OpSelect", "u32", inside, near, zero)
+            value = m.op("OpLoad", kind, self.pointer(buffer, kind, near, part))
+            found = m.op("OpSelect", kind, inside, value, found) if found else value
+        return found
+
+    def pointer(self, buffer: Buffer, kind: str, at: str, part: str = "") -> str:
+        """Where the element `at` of a buffer, or of a part of it, lies."""
         if buffer not in self.buffers:
             raise CodegenError(f"buffer {buffer.name} is used where it is not known")
         m, place = self.module, self.module.fresh()
@@ -244,18 +269,18 @@ class Spirv(CStyle):
         else:
             storage, path = ("Function" if buffer in self.kernel.private else "Workgroup"), at
         pointer = m.pointer(storage, kind, m.type(kind))
-        self.line(f"{place} = OpAccessChain {pointer} {self.buffers[buffer]} {path}")
+        self.line(f"{place} = OpAccessChain {pointer} {part or self.buffers[buffer]} {path}")
         return place
 
     def load(self, e: Load) -> str:
         m, at, kind = self.module, self.offset(e.buffer, e.index), self.element_type(e.buffer)
         value = self.TYPES[e.dtype]
         if kind == value:
-            return m.op("OpLoad", kind, self.pointer(e.buffer, kind, at))
+            return self.fetched(e.buffer, kind, at)
         if self.WORDS:
             found = self.cut(e.buffer, at, kind)
         else:
-            small = m.op("OpLoad", kind, self.pointer(e.buffer, kind, at))
+            small = self.fetched(e.buffer, kind, at)
             name, to = ("OpSConvert", "i32") if kind.startswith("i") else ("OpUConvert", "u32")
             found = m.op(name, to, small)
         return self.converted(found, U32, BOOL) if value == "bool" else found
@@ -266,7 +291,7 @@ class Spirv(CStyle):
         many = 32 // bits
         shift, mask = m.number("i32", many.bit_length() - 1), m.number("i32", many - 1)
         where = m.op("OpShiftRightArithmetic", "i32", at, shift)
-        word = m.op("OpLoad", "u32", self.pointer(buffer, "u32", where))
+        word = self.fetched(buffer, "u32", where)
         first = m.op("OpBitwiseAnd", "i32", at, mask)
         first = m.op("OpIMul", "i32", first, m.number("i32", bits))
         size = m.number("i32", bits)
