@@ -238,7 +238,8 @@ def compile_source(
             "them: they go with weights of 2 or 4 bits whose codes fill words; leave the option out"
         )
     tiles = prepack(module)
-    module = fuse(module)
+    near_rows = not target.group_threads
+    module = fuse(module, near_rows=near_rows)
     dump.phase("06_fuse", to_text(module))
     table = KernelTable(target, tuned or {})
     embeds = isinstance(model, EmbeddingModel)
@@ -248,7 +249,11 @@ def compile_source(
     if (sight := sight_of(model)) is not None:
         shown = run(trace_causal_lm(model, _limits(model, sizes), given=True), passes)
         shown_tiles = prepack(shown)
-        entries += (_entry(PREFILL_GIVEN, fuse(shown), shown_tiles, model, sizes, table),)
+        entries += (
+            _entry(
+                PREFILL_GIVEN, fuse(shown, near_rows=near_rows), shown_tiles, model, sizes, table
+            ),
+        )
         fused = models.family(config).FUSED
         seen = see_entry(sight, fused, model.cache.page_size, sizes.context, table)
         entries, params = (*entries, seen.entry), (*params, *seen.params)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import msgspec
 import pytest
 from null_model import manifest
 
@@ -56,6 +57,19 @@ def test_override():
     )
     assert (found.temperature, found.top_p, found.stop) == (0, 0.9, ("x",))
     assert found.logit_bias == {3: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("target", "asked", "chunk"),
+    [("cpu:x86-64-v3-linux", None, 256), ("cpu:x86-64-v3-linux", 512, 512), ("cuda", None, 512)],
+)
+def test_a_step_of_a_processor_is_no_longer_than_pays(target, asked, chunk):
+    compiled = manifest(context_window_size=4096, prefill_chunk_size=512)
+    compiled = msgspec.structs.replace(compiled, target=target)
+    options = EngineOptions(prefill_chunk_size=asked)
+    assert plan(options, compiled).chunk == chunk
+    small = manifest(context_window_size=4096, prefill_chunk_size=64)
+    assert plan(EngineOptions(), msgspec.structs.replace(small, target=target)).chunk == 64
 
 
 def test_modes():

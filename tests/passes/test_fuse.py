@@ -15,13 +15,13 @@ from sterna.passes.pipeline import infer
 PACKED = "bias=7, bits=4, depth=32, group=32, layout='NK', packing='word', rows=64"
 
 
-def fused(params: str, *lines: str) -> tuple[IRModule, IRModule]:
+def fused(params: str, *lines: str, near_rows: bool = False) -> tuple[IRModule, IRModule]:
     """A function f(x, y, ...) of those lines before and after, both verified."""
     body = "".join(f"    {line}\n" for line in lines)
     text = f"n = dim(1, 8)\n\n@function\ndef f({params}):\n{body}\nentry('f')\n"
     before = parse_module(text)
     verify(before, infer)
-    after = fuse(before)
+    after = fuse(before, near_rows=near_rows)
     verify(after, infer)
     return before, after
 
@@ -193,6 +193,36 @@ def test_a_model_computes_the_same_from_few_kernels(
     for a, b in zip(outcome(before, stored), outcome(after, stored), strict=True):
         np.testing.assert_array_equal(a, b)
     assert_defined_once(before, after)
+
+
+CODED = (
+    "c, s, t = outs(dynamic_quantize({}, group=4, parts=2, span=4), "
+    "i32[n, 2, 2], f32[n, 2], i32[n, 2])"
+)
+ACTIVATED = ["a: f32[n, 8] = silu(x)", "b: f32[n, 8] = multiply(a, y)", CODED.format("b")]
+
+
+@pytest.mark.parametrize(
+    ("lines", "near", "expected"),
+    [
+        ([*ACTIVATED, "return c, s, t"], True, ["silu multiply dynamic_quantize"]),
+        ([*ACTIVATED, "return c, s, t"], False, ["silu multiply", "dynamic_quantize"]),
+        # What others read too is stored, once.
+        ([*ACTIVATED, "return b, c, s, t"], True, ["silu multiply", "dynamic_quantize"]),
+        # A product's epilogue stays with the product.
+        (
+            ["a: f32[n, 8] = matmul(x, m)", "b: f32[n, 8] = silu(a)", CODED.format("b"),
+             "return c, s, t"],
+            True,
+            ["matmul silu", "dynamic_quantize"],
+        ),
+        ([CODED.format("x"), "return c, s, t"], True, ["dynamic_quantize"]),
+    ],
+)  # fmt: skip
+def test_what_only_becomes_codes_is_not_stored(
+    lines: list[str], near: bool, expected: list[str]
+) -> None:
+    assert kernels(fused(SUMS, *lines, near_rows=near)[1]) == expected
 
 
 def assert_defined_once(before: IRModule, after: IRModule) -> None:

@@ -70,10 +70,25 @@ def kernels(name: str, most: int, shape: tuple[int, int] = SHAPE) -> dict[str, G
     return {"codes": first, "product": second}
 
 
+def gated(most: int, near: bool) -> list[Group]:
+    """What makes codes of silu(x) * u: one kernel where rows are kept near, else two."""
+    trace, n = Trace(f"gated_{near}_{most}"), rows(most)
+    x, u = (trace.param(name, (n, SHAPE[1]), F32) for name in "xu")
+    y = trace.emit("multiply", trace.emit("silu", x), u)
+    y = trace.emit("matmul", y, weight(trace, SHAPE, scheme_of("q4f16_1")))
+    function = trace.function(y)
+    module = IRModule({function.name: function}, function.name, (n,))
+    module = fuse(cleanup(quantize_activations(module)), near_rows=near)
+    *made, _ = (f for f in module.functions.values() if f.primitive)
+    return [lower(f, {}).group for f in made]
+
+
 def groups() -> Iterator[Group]:
     for name in (*WIDE, *NARROW):
         for most in BOUNDS:
             yield from kernels(name, most).values()
+    for most in BOUNDS[::2]:
+        yield from (*gated(most, True), *gated(most, False))
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +118,21 @@ def test_every_rule_gives_the_same_bits_near_the_real_product(library: Library, 
         for most in BOUNDS:
             part = run(library, name, most, arrays, count)
             assert np.array_equal(part.view(np.uint32), wide[:count].view(np.uint32)), (count, most)
+
+
+@pytest.mark.parametrize("most", BOUNDS[::2])
+def test_what_becomes_codes_on_the_way_has_the_same_codes(library: Library, most: int) -> None:
+    rng = np.random.default_rng(most)
+    arrays = {name: rng.standard_normal((2, SHAPE[1]), np.float32) for name in "xu"}
+    (near,), (first, second) = gated(most, True), gated(most, False)
+    (stored,) = library.run(first.name, arrays, n=2).values()
+    (x,) = (p.name for p in second.inputs)
+    found = library.run(near.name, arrays, n=2).values()
+    wanted = library.run(second.name, {x: stored}, n=2).values()
+    for a, b in zip(found, wanted, strict=True):
+        assert np.array_equal(a.view(np.uint32), b.view(np.uint32))
+    # Computed once: what is read twice is a stage of the kernel.
+    assert next(c.name.partition(".")[2] for c in near.computes) == "x"
 
 
 @pytest.mark.parametrize("name", ["q4f16_1", "q3f16_1", "q8f16_1z", "q4f16_1 i8", "q4f16_1z i8"])

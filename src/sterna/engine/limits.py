@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 
 from sterna.base.artifact import Manifest
 from sterna.base.errors import OutOfMemory, RequestError
+from sterna.base.target import KINDS
 from sterna.engine.options import EngineOptions, Mode, PrefillMode
 
 _LOCAL_SEQUENCES = 4
 _LOCAL_TOKENS = 8192
+_CHUNK = 256  # tokens in a processor's step: more are no faster, and fill more memory
 _SPARE_WINDOWS = 2  # of cache in server mode, for each sequence: its own, and one to remember
 
 
@@ -52,7 +54,9 @@ def plan(options: EngineOptions, manifest: Manifest, fitting_pages: int | None =
     sequences = _within(
         "max_num_sequence", options.max_num_sequence, model.max_batch_size, _sequences(options)
     )
-    chunk = _within("prefill_chunk_size", options.prefill_chunk_size, model.prefill_chunk_size)
+    chunk = _within(
+        "prefill_chunk_size", options.prefill_chunk_size, model.prefill_chunk_size, _chunk(manifest)
+    )
     window = _within("context_window_size", options.context_window_size, model.context_window_size)
     tokens = options.max_total_tokens or (
         sequences * kv.page_size if kv.recurrent else _tokens(options, sequences, window)
@@ -125,6 +129,12 @@ def _rows(manifest: Manifest) -> int:
     """The most logits that a step of any entry point gives; without entries, one a token."""
     bounds = [dim.hi for entry in manifest.entries for dim in entry.dims if dim.name == "r"]
     return max(bounds, default=manifest.model.prefill_chunk_size)
+
+
+def _chunk(manifest: Manifest) -> int | None:
+    """The tokens of a step that do best; an encoder's text is one step, however long."""
+    on_processor = manifest.target.partition(":")[0] == KINDS[0]
+    return _CHUNK if on_processor and manifest.model.pooling is None else None
 
 
 def _within(name: str, asked: int | None, compiled: int, preferred: int | None = None) -> int:

@@ -47,9 +47,15 @@ def _quantize(
 ) -> tuple[Compute, ...]:
     """scale = max |x| / 32767 (or 127) of a group; code = x / scale, to the nearest integer.
 
-    The results are codes side by side, scales and sums.
+    The results are codes side by side, scales and sums. `kept`: x, which is read twice, is a stage
+    of its own and not computed by each reader.
     """
     (x,) = args
+    kept: tuple[Compute, ...] = ()
+    if attrs.get("kept"):
+        n, k = (axis(name, extent) for name, extent in zip("nk", x.shape, strict=True))
+        kept = (Compute(Buffer(f"{out}.x", x.dtype, x.shape), (n, k), x[n.var, k.var]),)
+        x = kept[0].out
     group, parts = integer(attrs, "group"), integer(attrs, "parts")
     step, width = integer(attrs, "span") // parts, 32 // parts
     largest = (1 << (width - 1)) - 1
@@ -83,7 +89,7 @@ def _quantize(
     sums = _by_group(added, group, SUM, lambda n, k: code[n, k])
     n, g = axis("n", rows), axis("g", depth // group)
     summed = Compute(total, (n, g), added[n.var, g.var])
-    return (*peaks, scaled, inverted, coded, *sums, summed, laid)
+    return (*kept, *peaks, scaled, inverted, coded, *sums, summed, laid)
 
 
 def _by_group(

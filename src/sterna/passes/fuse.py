@@ -3,7 +3,8 @@
 What moves values only (dequantize, slice, cast) goes into each of its readers and is never
 stored. An element-wise operator joins the kernel that makes its input, as its epilogue, when it is
 that input's only reader; a sum that a norm reads joins the norm's kernel and is stored beside it.
-Operators with a loop program of their own head a kernel and take movers in.
+Operators with a loop program of their own head a kernel and take movers in. Where rows are kept
+near, element-wise operators whose result only becomes codes join the kernel that makes the codes.
 
 In: a module after the passes over operators. Out: the same values, by calls of primitive
 Functions alone. It knows how operators fuse, not what kernels cost.
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from sterna.ir.graph import Binding, Call, Function, IRModule, Value
+from sterna.ir.graph import Binding, Call, Function, IRModule, Value, call
 from sterna.ops import OPS, Kind, op
 from sterna.ops.restore import UNPACKING
 
@@ -22,10 +23,14 @@ from sterna.ops.restore import UNPACKING
 MOVERS = (*UNPACKING, "slice", "slice_groups", "repeat_heads", "flatten", "cast")
 NORMS = ("rms_norm", "layer_norm")
 PRODUCTS = ("matmul", "quantized_matmul")
+CODES = "dynamic_quantize"
 
 
-def fuse(module: IRModule) -> IRModule:
+def fuse(module: IRModule, *, near_rows: bool = False) -> IRModule:
     """Replace the operators of every Function by calls of primitive Functions.
+
+    `near_rows`: a thread may keep a row of any length near it, which is then computed once where
+    a kernel needs it more than once.
 
     Before:
         n = dim(1, 64)
@@ -82,7 +87,7 @@ def fuse(module: IRModule) -> IRModule:
         if function.primitive:
             functions[function.name] = function
             continue
-        fused = _Fusion(function)
+        fused = _Fusion(function, near_rows)
         functions[function.name] = fused.caller()
         functions.update({p.name: p for p in fused.primitives})
     return replace(module, functions=functions)
@@ -93,6 +98,7 @@ class _Fusion:
     """The kernels of one Function."""
 
     function: Function
+    near_rows: bool
     maker: dict[Value, int] = field(default_factory=dict)
     readers: dict[Value, list[int]] = field(default_factory=dict)
     groups: list[list[int]] = field(default_factory=list)
@@ -131,6 +137,8 @@ class _Fusion:
             home = self.group_of.get(source) if source is not None else None
             joined = source is not None and self._for_norm(source)
             return home if joined and home is not None and self._may_wait(home, i) else None
+        if call.op == CODES:
+            return self._codes_home(call.args[0])
         if op(call.op).kind is not Kind.ELEMENTWISE or self._for_norm(i):
             return None
         for arg in call.args:
@@ -138,6 +146,16 @@ class _Fusion:
             if source is not None and source in self.group_of and self._joins(source, arg):
                 return self.group_of[source]
         return None
+
+    def _codes_home(self, value: Value) -> int | None:
+        """The group of element-wise operators that makes `value` for nothing but its codes."""
+        source = self.maker.get(value)
+        home = None if source is None else self.group_of.get(source)
+        alone = len(self.readers[value]) == 1 and value not in self.function.results
+        if home is None or not alone or not self.near_rows:
+            return None
+        kinds = {op(self.function.bindings[m].call.op).kind for m in self.groups[home]}
+        return home if kinds == {Kind.ELEMENTWISE} else None
 
     def _may_wait(self, home: int, i: int) -> bool:
         """Whether a group may run as late as binding i: no other kernel needs its values sooner."""
@@ -180,7 +198,7 @@ class _Fusion:
     def _primitive(self, g: int) -> Function:
         members = self.groups[g]
         needed = sorted({*members, *self._movers_of(members)})
-        inside = [self.function.bindings[i] for i in needed]
+        inside = [self._inside(i, members) for i in needed]
         made = {o for b in inside for o in b.outs}
         used = dict.fromkeys(a for b in inside for a in b.call.args if a not in made)
         weights = tuple(v for v in used if v in self.function.weights)
@@ -191,6 +209,14 @@ class _Fusion:
         heads = "_".join(self.function.bindings[i].call.op for i in members)
         name = f"{self.function.name}_{len(self.primitives)}_{heads}"
         return Function(name, params, weights, tuple(inside), results, primitive=True)
+
+    def _inside(self, i: int, members: list[int]) -> Binding:
+        """Binding i as it stands in a kernel of these members."""
+        binding = self.function.bindings[i]
+        if binding.call.op != CODES or len(members) == 1:
+            return binding
+        attrs = dict(binding.call.attrs) | {"kept": 1}
+        return replace(binding, call=call(CODES, *binding.call.args, **attrs))
 
     def _movers_of(self, members: Iterable[int]) -> set[int]:
         """Bindings outside every group that members read, and what those read in turn."""
