@@ -4,15 +4,15 @@
         [--activations i16] [--context 512] [--prompt 2048] [--rounds 3] [--out FILE]
 
 A model of random weights (Llama 3.1 8B's shape unless CONFIG_JSON says another), compiled for each
-device, with `--activations` as `sterna compile` has it (i16 and i8 are what matrix units take, on
-the targets that have some). In each round the devices take turns, so that what else runs disturbs
-all alike; ratios are to the first device of the list. Decode is a step of one token with its
-greedy token read back: bytes are weights and cached keys and values once (the manifest's own
-formulas), set against a copy kernel of ours. Prefill is a prompt in chunks as large as the library
-takes, its operations set against bfloat16 products of PyTorch where that is installed for the
-device, and against chains of multiply-adds of ours. The host's part is what a step takes beyond
-its share of many that are queued and waited for once. An engine's tokens are timed too: with
-scheduling, detokenization and all.
+device, with `--activations` as `sterna compile` has it (matrix units take all but f32, on the
+targets that have some: f16 is the one instruction a product, for prompts and decode alike). In each
+round the devices take turns, so that what else runs disturbs all alike; ratios are to the first
+device of the list. Decode is a step of one token with its greedy token read back: bytes are weights
+and cached keys and values once (the manifest's own formulas), set against a copy kernel of ours.
+Prefill is a prompt in chunks as large as the library takes, its operations set against bfloat16
+products of PyTorch where that is installed for the device, and against chains of multiply-adds of
+ours. The host's part is what a step takes beyond its share of many that are queued and waited for
+once. An engine's tokens are timed too: with scheduling, detokenization and all.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--devices", nargs="+", default=["cuda"])
     parser.add_argument("--config", type=Path)
     parser.add_argument("--scheme", default="q4f16_1")
-    parser.add_argument("--activations", choices=("i16", "i8", "f32"))
+    parser.add_argument("--activations", choices=("i16", "i8", "f16", "bf16", "f32"))
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--prompt", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)

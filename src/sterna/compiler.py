@@ -48,6 +48,7 @@ from sterna.passes.fuse import fuse
 from sterna.passes.lower_opaque import Setting
 from sterna.passes.pipeline import graph_passes, run
 from sterna.passes.prepack import prepack
+from sterna.passes.products import Activations, count_by_unit, factors_of
 from sterna.passes.quantize_activations import code_bits
 from sterna.passes.specialize import specialize
 from sterna.program import (
@@ -76,11 +77,6 @@ ENTRIES = ("prefill", "decode", "verify")
 EMBED = "embed"  # the only one of an embedding model
 
 Progress = Callable[[str], None]
-
-# How products with packed weights see their other factor: as codes of 16 or 8 bits, or as it is.
-# Without a word it is 16 bits on CPUs where the scheme computes in 16, and f32 elsewhere.
-Activations = Literal["i16", "i8", "f32"]
-_CODE_BITS: Mapping[str, int] = {"i16": 16, "i8": 8}
 
 # What the cache keeps of a key or value: a float, or 8 bits and a scale for each token and head.
 KVDtype = Literal["f16", "q8"]
@@ -125,6 +121,7 @@ class Source:
     table: KernelTable
     entries: tuple[EntryPoint, ...]
     products: Mapping[int, int]  # of codes, by the bits of their activations
+    by_unit: tuple[int, int]  # products of floats: by the matrix unit, and those left to others
 
     @property
     def tuned(self) -> int:
@@ -178,6 +175,8 @@ def compile_model(
         dump.kernels(sources[-1], renderer)
     if options.activations == "i8" and (wider := sources[0].products[16]):
         say(f"{wider} of {sum(sources[0].products.values())} products keep activations of 16 bits")
+    if left := sources[0].by_unit[1]:
+        say(f"{left} of {sum(sources[0].by_unit)} products keep activations in f32, and no unit")
     count, changed = sum(len(s.table.kernels) for s in sources), sum(s.tuned for s in sources)
     say(f"{count} kernels, {changed} of them tuned; making {output.name}")
     built = renderer.build_library([s.parts for s in sources], target)
@@ -224,9 +223,11 @@ def compile_source(
     dtype = _cache_dtype(target, options, model.cache)
     model.cache = model.cache.kept_in(dtype, sizes.context)
     module = trace_causal_lm(model, _limits(model, sizes))
+    factors = factors_of(options.activations, target, folder.quantization, quantization.compute)
     passes = graph_passes(
         models.family(config).FUSED,
-        code_bits=_code_bits(target, options, quantization.compute),
+        code_bits=factors.code_bits,
+        floats=factors.floats,
         adapters=_adapters(options, model, quantization.compute),
         most_buffers=target.most_buffers or None,
     )
@@ -237,6 +238,7 @@ def compile_source(
             f"activations i8 were asked for, but no product of {folder.quantization} can use "
             "them: they go with weights of 2 or 4 bits whose codes fill words; leave the option out"
         )
+    by_unit = count_by_unit(module, factors, folder.quantization)
     tiles = prepack(module)
     near_rows = not target.group_threads
     module = fuse(module, near_rows=near_rows)
@@ -263,13 +265,7 @@ def compile_source(
     vision = None if sight is None else sight.told(sizes.context)
     manifest = msgspec.structs.replace(manifest, adapters=options.adapters, vision=vision)
     parts = LibraryParts(manifest, table.code(), constants)
-    return Source(manifest, parts, table, entries, products)
-
-
-def _code_bits(target: Target, options: CompileOptions, compute: DType) -> int | None:
-    """Bits of the codes that activations become, by default where scheme and target ask for 16."""
-    default = "i16" if compute.bits == 16 and target.pair_products else "f32"
-    return _CODE_BITS.get(options.activations or default)
+    return Source(manifest, parts, table, entries, products, by_unit)
 
 
 def _adapters(

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from sterna.base.artifact import AdapterRoom
-from sterna.base.dtype import F32
+from sterna.base.dtype import F16, F32
 from sterna.ir.equal import equal
 from sterna.ir.parser import parse_group, parse_module
 from sterna.ir.printer import to_text
@@ -16,10 +16,15 @@ from sterna.ir.verify import verify, verify_group
 from sterna.passes.fuse import fuse
 from sterna.passes.pipeline import graph_passes, infer
 from sterna.passes.regroup import regroup
+from sterna.passes.unit_products import unit_products
 
 FUSED = {"gate_up": ("gate", "up")}  # the table that combine_matmul's example names
 ROOM = AdapterRoom(count=2, rank=3, modules=("layers.{i}.up",))  # and add_adapters'
-PASSES = dict(graph_passes(FUSED, code_bits=16, adapters=(ROOM, F32))) | {"fuse": fuse}
+PASSES = {
+    **dict(graph_passes(FUSED, code_bits=16, adapters=(ROOM, F32))),
+    "unit_products": partial(unit_products, operands=F16),
+    "fuse": fuse,
+}
 
 
 def example(transform: Callable[..., object]) -> tuple[str, str]:

@@ -36,22 +36,33 @@ inline float half_of(const unsigned *words, unsigned i) {
     return f32_from_f16((unsigned short)(words[i / 2] >> i % 2 * 16));
 }
 
+inline float brain_of(const unsigned *words, unsigned i) {
+    return bits_f32((words[i / 2] >> i % 2 * 16) << 16);
+}
+
 template <class A, class B> float added(float c, int depth, A a, B b) {
     for (int k = depth - 1; k >= 0; k--) c += a(k) * b(k);
     return c;
 }
 
 // PTX ISA 9.7.14, mma.m16n8k16 with f16: groupID = lane / 4, threadID_in_group = lane % 4.
-inline void mma_16x8x16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+template <float (*number)(const unsigned *, unsigned)>
+void mma_of(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     simt::show(-1, {a[0], a[1], a[2], a[3], b[0], b[1]});
     for (int i = 0; i < 4; i++) {
         int row = simt::lane() / 4 + (i < 2 ? 0 : 8), column = simt::lane() % 4 * 2 + i % 2;
         c[i] = added(c[i], 16,
             [&](int k) { // a0, a1: rows 0..7; a2, a3: 8..15; then the same with k from 8 on
-                return half_of(simt::shown(row % 8 * 4 + k % 8 / 2), k / 8 * 4 + row / 8 * 2 + k % 2);
+                return number(simt::shown(row % 8 * 4 + k % 8 / 2), k / 8 * 4 + row / 8 * 2 + k % 2);
             },
-            [&](int k) { return half_of(simt::shown(column * 4 + k % 8 / 2) + 4, k / 8 * 2 + k % 2); });
+            [&](int k) { return number(simt::shown(column * 4 + k % 8 / 2) + 4, k / 8 * 2 + k % 2); });
     }
+}
+inline void mma_16x8x16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    mma_of<half_of>(c, a, b);
+}
+inline void mma_16x8x16_bf16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    mma_of<brain_of>(c, a, b);
 }
 
 // mma.m16n8k8: a0 has rows 0..7 and a1 rows 8..15, both at k = lane % 4 * 2 and the next.
@@ -67,20 +78,28 @@ inline void mma_16x8x8(float (&c)[4], const unsigned (&a)[2], unsigned b) {
 
 // CDNA 2 ISA, V_MFMA_F32_16X16X16F16: lane l brings row l % 16 of a and column l % 16 of b at k
 // from l / 16 * 4 on, and keeps column l % 16 of c at rows from l / 16 * 4 on.
-inline void mfma_16x16x16(float (&c)[4], const unsigned (&a)[2], const unsigned (&b)[2]) {
+template <float (*number)(const unsigned *, unsigned)>
+void mfma_of(float (&c)[4], const unsigned (&a)[2], const unsigned (&b)[2]) {
     simt::show(-2, {a[0], a[1], b[0], b[1]});
     for (int i = 0; i < 4; i++) {
         int row = simt::lane() / 16 * 4 + i, column = simt::lane() % 16;
         c[i] = added(c[i], 16,
-            [&](int k) { return half_of(simt::shown(k / 4 * 16 + row), k % 4); },
-            [&](int k) { return half_of(simt::shown(k / 4 * 16 + column) + 2, k % 4); });
+            [&](int k) { return number(simt::shown(k / 4 * 16 + row), k % 4); },
+            [&](int k) { return number(simt::shown(k / 4 * 16 + column) + 2, k % 4); });
     }
+}
+inline void mfma_16x16x16(float (&c)[4], const unsigned (&a)[2], const unsigned (&b)[2]) {
+    mfma_of<half_of>(c, a, b);
+}
+inline void mfma_16x16x16_bf16(float (&c)[4], const unsigned (&a)[2], const unsigned (&b)[2]) {
+    mfma_of<brain_of>(c, a, b);
 }
 
 // RDNA 3 ISA 7.9, V_WMMA_F32_16X16X16_F16 in wave32: lanes 0..15 and 16..31 bring the same; here
 // the first half of k is taken from the ones and the rest from the others. Lane l keeps column
 // l % 16 of c, the even rows below 16 and the odd ones above.
-inline void wmma_16x16x16(float (&c)[8], const unsigned (&a)[8], const unsigned (&b)[8]) {
+template <float (*number)(const unsigned *, unsigned)>
+void wmma_of(float (&c)[8], const unsigned (&a)[8], const unsigned (&b)[8]) {
     unsigned both[16];
     memcpy(both, a, sizeof a);
     memcpy(both + 8, b, sizeof b);
@@ -88,9 +107,15 @@ inline void wmma_16x16x16(float (&c)[8], const unsigned (&a)[8], const unsigned 
     for (int i = 0; i < 8; i++) {
         int row = 2 * i + simt::lane() / 16, column = simt::lane() % 16;
         c[i] = added(c[i], 16,
-            [&](int k) { return half_of(simt::shown(k / 8 * 16 + row), k); },
-            [&](int k) { return half_of(simt::shown(k / 8 * 16 + column) + 8, k); });
+            [&](int k) { return number(simt::shown(k / 8 * 16 + row), k); },
+            [&](int k) { return number(simt::shown(k / 8 * 16 + column) + 8, k); });
     }
+}
+inline void wmma_16x16x16(float (&c)[8], const unsigned (&a)[8], const unsigned (&b)[8]) {
+    wmma_of<half_of>(c, a, b);
+}
+inline void wmma_16x16x16_bf16(float (&c)[8], const unsigned (&a)[8], const unsigned (&b)[8]) {
+    wmma_of<brain_of>(c, a, b);
 }
 
 // Metal's simdgroup_float8x8, with the elements where Apple's GPUs keep them. All threads name the

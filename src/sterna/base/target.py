@@ -19,13 +19,13 @@ SMALL = ("f16", "bf16", "i8", "u8", "bool")
 
 @dataclass(frozen=True, slots=True)
 class MatrixUnit:
-    """What the threads of a subgroup do together: c += a b, f16 [rows, depth] and [depth, columns].
+    """What the threads of a subgroup do together: c += a b, of [rows, depth] and [depth, columns].
 
-    c is f32 and lies in the threads' registers; a and b are shared. `row_bits` and `column_bits`
-    say where in c an element lies that a thread keeps, bit by bit, the highest first: "l2" is bit
-    2 of the thread's number in its subgroup, "s0" bit 0 of the element's among the thread's own.
-    In which order a unit adds, and how it rounds between, is its own; sums of whole numbers below
-    2**24 are exact on all of them.
+    a and b are of one dtype, one of `operands`. c is f32 and lies in the threads' registers; a and
+    b are shared. `row_bits` and `column_bits` say where in c an element lies that a thread keeps,
+    bit by bit, the highest first: "l2" is bit 2 of the thread's number in its subgroup, "s0" bit 0
+    of the element's among the thread's own. In which order a unit adds, and how it rounds between,
+    is its own; sums of whole numbers below 2**24 are exact on all of them.
     """
 
     rows: int
@@ -33,6 +33,7 @@ class MatrixUnit:
     depth: int
     row_bits: str
     column_bits: str
+    operands: tuple[str, ...] = ("f16",)
 
     @property
     def lanes(self) -> int:
@@ -162,9 +163,9 @@ _WEBGPU_ALONE = replace(_WEBGPU, spec="webgpu:barrier-free", table="imitated", b
 # mma.m16n8k16", and for mma.m16n8k8), AMD in the instruction set manuals of CDNA 2 and 3 and of
 # RDNA 3; Apple's is what `thread_elements` has been on every GPU since its seventh family.
 _SMALL_MMA = MatrixUnit(16, 8, 8, "s1 l4 l3 l2", "l1 l0 s0")  # since sm_75
-_MMA = MatrixUnit(16, 8, 16, "s1 l4 l3 l2", "l1 l0 s0")
-_MFMA = MatrixUnit(16, 16, 16, "l5 l4 s1 s0", "l3 l2 l1 l0")
-_WMMA = MatrixUnit(16, 16, 16, "s2 s1 s0 l4", "l3 l2 l1 l0")
+_MMA = MatrixUnit(16, 8, 16, "s1 l4 l3 l2", "l1 l0 s0", ("f16", "bf16"))
+_MFMA = MatrixUnit(16, 16, 16, "l5 l4 s1 s0", "l3 l2 l1 l0", ("f16", "bf16"))
+_WMMA = MatrixUnit(16, 16, 16, "s2 s1 s0 l4", "l3 l2 l1 l0", ("f16", "bf16"))
 _SIMDGROUP = MatrixUnit(8, 8, 8, "l4 l2 l1", "l3 l0 s0")
 
 _CUDA = Target("cuda", renderer="cuda", device="cuda", table="work_groups", suffix=".sterna",
@@ -287,6 +288,12 @@ def _grouped(spec: str, kind: str, detail: str) -> Target:
 def targets_of(target: Target) -> tuple[Target, ...]:
     """The targets that programs are compiled for: those that it carries, or itself."""
     return tuple(parse_target(spec) for spec in target.carried) or (target,)
+
+
+def targets_with_unit(operands: str) -> tuple[str, ...]:
+    """Targets with a matrix unit for such operands."""
+    rows = (row for kind in _GROUPED.values() for row in kind.values())
+    return tuple(row.spec for row in rows if row.unit and operands in row.unit.operands)
 
 
 def host_target() -> Target:

@@ -54,10 +54,10 @@ def add(verbs: Subparsers) -> None:
     )
     parser.add_argument(
         "--activations",
-        choices=("i16", "i8", "f32"),
-        help="what packed weights are multiplied with: 16-bit codes, exact within a group of "
-        "weights; 8-bit codes, faster and coarser; or f32 (default: i16 on CPUs for schemes that "
-        "compute in 16 bits, and f32)",
+        choices=("i16", "i8", "f16", "bf16", "f32"),
+        help="what weights are multiplied with: 16-bit codes, exact within a group of packed "
+        "weights; 8-bit codes, faster and coarser; 16-bit floats, for GPUs with a matrix unit; or "
+        "f32 (default: i16 on CPUs for schemes that compute in 16 bits, and f32)",
     )
     parser.add_argument(
         "-o",

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sterna.base.artifact import Phase
-from sterna.base.dtype import F32, I32, I64, DType
+from sterna.base.dtype import F16, F32, I32, I64, DType
 from sterna.base.errors import CodegenError
 from sterna.base.target import MatrixUnit, Target
 from sterna.codegen.c_names import Names, name
@@ -299,6 +299,8 @@ class CStyle(ExprStyle):
         for side in (found.a, found.b):
             args += [f"&{self.place(side.buffer, side.index)}", self.text(side.buffer.shape[1])]
         shape = f"{unit.rows}x{unit.columns}x{unit.depth}"
+        if found.a.dtype != F16:
+            shape += f"_{found.a.dtype}"
         self.line(f"multiply_{shape}({', '.join(args)});")
 
     def loop(self, loop: For) -> None:

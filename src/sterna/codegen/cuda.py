@@ -69,6 +69,12 @@ STERNA_MAYBE void mma_16x8x16(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2])
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+STERNA_MAYBE void mma_16x8x16_bf16(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 STERNA_MAYBE void mma_16x8x8(f32 (&c)[4], const u32 (&a)[2], u32 b) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
@@ -76,9 +82,9 @@ STERNA_MAYBE void mma_16x8x8(f32 (&c)[4], const u32 (&a)[2], u32 b) {
 }
 #endif
 """
-# c += a b on a warp's tensor core. a and b are rows of f16 along k; fragments are those of the PTX
-# ISA, "Matrix Fragments for mma.m16n8k16 with floating point type" and for mma.m16n8k8.
-_UNIT = r"""
+# c += a b on a warp's tensor core. a and b are rows of 16-bit floats along k; fragments are those
+# of the PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type" and for mma.m16n8k8.
+_SMALL_UNIT = r"""
 STERNA_MAYBE void multiply_16x8x8(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
                                   const u16 *a, i32 a_row, const u16 *b, i32 b_row) {
     const i32 lane = (i32)(threadIdx.x & 31u), row = lane >> 2, k = (lane & 3) * 2;
@@ -88,6 +94,8 @@ STERNA_MAYBE void multiply_16x8x8(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
     mma_16x8x8(c, left, *(const halves *)(b + row * b_row + k));
     c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
 }
+"""
+_UNIT = r"""
 STERNA_MAYBE void multiply_16x8x16(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
                                    const u16 *a, i32 a_row, const u16 *b, i32 b_row) {
     const i32 lane = (i32)(threadIdx.x & 31u), row = lane >> 2, k = (lane & 3) * 2;
@@ -101,6 +109,11 @@ STERNA_MAYBE void multiply_16x8x16(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
 }
 """
 _WARP = 32
+
+
+def in_bf16(unit: str) -> str:
+    """What multiplies f16 with a unit, for bf16: fragments lie alike."""
+    return unit.replace("x16(", "x16_bf16(")
 
 
 class Cuda(CStyle):
@@ -143,5 +156,9 @@ class Cuda(CStyle):
 
 
 RENDERER = MachineCodeRenderer(
-    ".cu", Cuda, _PRELUDE + _UNIT + group_math(), ptx_or_fatbin, ("ptxas", "fatbinary")
+    ".cu",
+    Cuda,
+    _PRELUDE + _SMALL_UNIT + _UNIT + in_bf16(_UNIT) + group_math(),
+    ptx_or_fatbin,
+    ("ptxas", "fatbinary"),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sterna.base.dtype import F16, F32
+from sterna.base.dtype import F32
 from sterna.base.errors import CodegenError
 from sterna.base.target import MatrixUnit
 from sterna.codegen.lanes import Nest
@@ -41,7 +41,7 @@ def fragments(loop: For, nest: Nest, unit: MatrixUnit, simplifier: Simplifier) -
         loops.append(loops[-1].body)
     *own, depth = loops
     store = depth.body
-    a, b = _factors(store)
+    a, b = _factors(store, unit)
     assert isinstance(store, Store), "checked by _factors"
     weights = _weights(_lanes(nest, unit), own, unit)
     for what, index, row, column, along in (
@@ -73,7 +73,7 @@ def _unfit(why: str) -> CodegenError:
     return CodegenError(f"these loops are no product of the target's matrix unit: {why}")
 
 
-def _factors(store: Stmt) -> tuple[Load, Load]:
+def _factors(store: Stmt, unit: MatrixUnit) -> tuple[Load, Load]:
     """a and b of `c = fma(f32(a), f32(b), c)`, shared by the group."""
     if isinstance(store, Store) and isinstance(store.value, Intrin) and store.value.name == "fma":
         *pair, total = store.value.args
@@ -81,10 +81,12 @@ def _factors(store: Stmt) -> tuple[Load, Load]:
         a, b = (e if isinstance(e, Load) else None for e in (*loads, None, None)[:2])
         same = isinstance(total, Load) and total.buffer is store.buffer
         if a and b and same and isinstance(total, Load) and total.index == store.index:
-            halves = all(x.dtype == F16 and x.buffer.scope == "shared" for x in (a, b))
-            if halves and len(a.index) == len(b.index) == 2 and store.buffer.dtype == F32:
+            known = a.dtype == b.dtype and a.dtype.name in unit.operands
+            shared = all(x.buffer.scope == "shared" for x in (a, b))
+            if known and shared and len(a.index) == len(b.index) == 2 and store.buffer.dtype == F32:
                 return a, b
-    raise _unfit("they are not c += a * b, of f16 that the group shares")
+    dtypes = " or ".join(unit.operands)
+    raise _unfit(f"they are not c += a * b, of {dtypes} that the group shares")
 
 
 def _lanes(nest: Nest, unit: MatrixUnit) -> list[For]:

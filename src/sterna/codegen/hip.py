@@ -8,7 +8,7 @@ the tests' simulator.
 from __future__ import annotations
 
 from sterna.codegen.c_math import group_math
-from sterna.codegen.cuda import Cuda
+from sterna.codegen.cuda import Cuda, in_bf16
 from sterna.codegen.gpu_code import MachineCodeRenderer, offload_bundle
 
 _PRELUDE = r"""
@@ -58,11 +58,19 @@ typedef f32 vector4 __attribute__((ext_vector_type(4)));
 typedef f32 vector8 __attribute__((ext_vector_type(8)));
 typedef _Float16 halves4 __attribute__((ext_vector_type(4)));
 typedef _Float16 halves16 __attribute__((ext_vector_type(16)));
+typedef i16 shorts4 __attribute__((ext_vector_type(4)));
+typedef i16 shorts16 __attribute__((ext_vector_type(16)));
 #if defined(__gfx90a__) || defined(__gfx942__)
 STERNA_MAYBE void mfma_16x16x16(f32 (&c)[4], const u32 (&a)[2], const u32 (&b)[2]) {
     vector4 sum = {c[0], c[1], c[2], c[3]};
     sum = __builtin_amdgcn_mfma_f32_16x16x16f16(
         __builtin_bit_cast(halves4, a), __builtin_bit_cast(halves4, b), sum, 0, 0, 0);
+    for (i32 i = 0; i < 4; i++) c[i] = sum[i];
+}
+STERNA_MAYBE void mfma_16x16x16_bf16(f32 (&c)[4], const u32 (&a)[2], const u32 (&b)[2]) {
+    vector4 sum = {c[0], c[1], c[2], c[3]};
+    sum = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(
+        __builtin_bit_cast(shorts4, a), __builtin_bit_cast(shorts4, b), sum, 0, 0, 0);
     for (i32 i = 0; i < 4; i++) c[i] = sum[i];
 }
 #endif
@@ -71,6 +79,12 @@ STERNA_MAYBE void wmma_16x16x16(f32 (&c)[8], const u32 (&a)[8], const u32 (&b)[8
     vector8 sum = {c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]};
     sum = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(
         __builtin_bit_cast(halves16, a), __builtin_bit_cast(halves16, b), sum);
+    for (i32 i = 0; i < 8; i++) c[i] = sum[i];
+}
+STERNA_MAYBE void wmma_16x16x16_bf16(f32 (&c)[8], const u32 (&a)[8], const u32 (&b)[8]) {
+    vector8 sum = {c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]};
+    sum = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32(
+        __builtin_bit_cast(shorts16, a), __builtin_bit_cast(shorts16, b), sum);
     for (i32 i = 0; i < 8; i++) c[i] = sum[i];
 }
 #endif
@@ -107,4 +121,6 @@ STERNA_MAYBE void multiply_16x16x16(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
 """
 
 
-RENDERER = MachineCodeRenderer(".hip", Cuda, _PRELUDE + _UNIT + group_math(), offload_bundle)
+RENDERER = MachineCodeRenderer(
+    ".hip", Cuda, _PRELUDE + _UNIT + in_bf16(_UNIT) + group_math(), offload_bundle
+)

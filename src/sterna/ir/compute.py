@@ -4,7 +4,9 @@ A Compute defines one buffer over named axes. The order *inside* its reduction i
 meaning (DESIGN section 7): `over` axes run in lexicographic order, one accumulator an element,
 starting from the identity, and a sum of products accumulates with fma. A schedule may compute
 elements in any order, anywhere, but never reassociates a reduction: two schedules of one Compute
-give the same bits.
+give the same bits. The exception is a sum that a matrix unit makes (`UNIT_SUM`): in which order it
+adds, and how it rounds, is the hardware's, the same for every element and however many there are.
+In order, as the interpreter makes it, is one of the ways.
 
 A Group is a short list of Computes that become one kernel: later ones read earlier ones.
 """
@@ -36,9 +38,11 @@ class Combine:
 
     op: str  # a BINARY operator: "+" or "max"
     identity: float
+    by_unit: bool = False  # applied in whatever order the target's matrix unit has
 
 
 SUM = Combine("+", 0.0)
+UNIT_SUM = Combine("+", 0.0, by_unit=True)
 MAX = Combine("max", -3.0e38)
 
 

@@ -163,7 +163,8 @@ class _Encoder:
     def compute(self, node: Compute) -> int:
         axes = self.put("axes", *map(self.axis, node.axes))
         over = self.put("axes", *map(self.axis, node.over))
-        combine = "" if node.combine is None else f"{node.combine.op} {node.combine.identity!r}"
+        found = node.combine
+        combine = "" if found is None else f"{found.op} {found.identity!r} {found.by_unit:d}"
         body = self.expr(node.body)
         return self.put("compute", axes, over, combine, body, self.declaration(node.out))
 

@@ -39,13 +39,13 @@ from sterna.ir.block_parser import (
     source,
     text_of,
 )
-from sterna.ir.compute import MAX, SUM, Axis, Combine, Compute, Group, axis
+from sterna.ir.compute import MAX, SUM, UNIT_SUM, Axis, Combine, Compute, Group, axis
 from sterna.ir.expr import BINARY, Buffer, Expr, Var
 from sterna.ir.graph import Attr, Binding, Call, Function, IRModule, TensorType, Value
 from sterna.ir.loop import PrimFunc, Stmt
 
 T = TypeVar("T")
-_REDUCTIONS = {"sum": SUM, "max": MAX}
+_REDUCTIONS = {"sum": SUM, "max": MAX, "unit_sum": UNIT_SUM}
 
 
 class _Parser(BlockParser):

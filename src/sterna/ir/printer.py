@@ -20,7 +20,7 @@ import numpy as np
 
 from sterna.base.dtype import BOOL, F32, I32, DType
 from sterna.base.errors import InvalidIR
-from sterna.ir.compute import MAX, SUM, Axis, Combine, Compute, Group
+from sterna.ir.compute import MAX, SUM, UNIT_SUM, Axis, Combine, Compute, Group
 from sterna.ir.equal import flat
 from sterna.ir.expr import (
     BINARY,
@@ -367,7 +367,7 @@ def first_vars(exprs: Iterable[Expr]) -> list[Var]:
 
 
 def _reduction(combine: Combine, generator: str) -> str:
-    for name, known in (("sum", SUM), ("max", MAX)):
+    for name, known in (("sum", SUM), ("max", MAX), ("unit_sum", UNIT_SUM)):
         if combine == known:
             return f"{name}({generator})"
     return f"reduce({combine.op!r}, {_number(combine.identity)}, ({generator}))"

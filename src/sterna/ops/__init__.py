@@ -18,6 +18,7 @@ from sterna.ops import (
     restore,
     routing,
     shape,
+    unit_matmul,
 )
 from sterna.ops.op import Kind, Op
 
@@ -71,6 +72,7 @@ OPS: dict[str, Op] = {
         restore.RESTORE,
         quantized_matmul.DYNAMIC_QUANTIZE,
         quantized_matmul.QUANTIZED_MATMUL,
+        unit_matmul.UNIT_MATMUL,
         attention.COSINE,
         attention.SINE,
         attention.ROPE,

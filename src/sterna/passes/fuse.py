@@ -22,7 +22,7 @@ from sterna.ops.restore import UNPACKING
 # Recomputed by each reader: they cost next to nothing.
 MOVERS = (*UNPACKING, "slice", "slice_groups", "repeat_heads", "flatten", "cast")
 NORMS = ("rms_norm", "layer_norm")
-PRODUCTS = ("matmul", "quantized_matmul")
+PRODUCTS = ("matmul", "quantized_matmul", "unit_matmul")
 CODES = "dynamic_quantize"
 
 

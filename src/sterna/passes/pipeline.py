@@ -23,6 +23,7 @@ from sterna.passes.combine_matmul import combine_matmul
 from sterna.passes.fuse_rope_append import fuse_rope_append
 from sterna.passes.last_rows import last_rows
 from sterna.passes.quantize_activations import quantize_activations
+from sterna.passes.unit_products import unit_products
 
 Pass = tuple[str, Callable[[IRModule], IRModule]]
 Dump = Callable[[str, str], None]
@@ -32,22 +33,26 @@ def graph_passes(
     fused: Mapping[str, tuple[str, ...]],
     *,
     code_bits: int | None,
+    floats: DType | None = None,
     adapters: tuple[AdapterRoom, DType] | None = None,
     most_buffers: int | None = None,
 ) -> tuple[Pass, ...]:
     """The passes that come before fusion; `fused` is the family's FUSED table.
 
     `code_bits`: packed weights are multiplied as codes, with activations of so many bits; None:
-    as floats. `adapters`: what room there is for them, and the dtype of their factors.
+    as floats. `floats`: by the matrix unit, with activations of this dtype. `adapters`: what room
+    there is for them, and the dtype of their factors.
     `most_buffers`: how many a kernel may bind, if there is a limit.
     """
-    codes: tuple[Pass, ...] = ()
+    products: tuple[Pass, ...] = ()
     low_rank: tuple[Pass, ...] = ()
     if adapters is not None:
         room, dtype = adapters
         low_rank = (("add_adapters", partial(add_adapters, room=room, dtype=dtype)),)
     if code_bits is not None:
-        codes = (("quantize_activations", partial(quantize_activations, bits=code_bits)),)
+        products = (("quantize_activations", partial(quantize_activations, bits=code_bits)),)
+    if floats is not None:
+        products = (("unit_products", partial(unit_products, operands=floats)),)
     return (
         *low_rank,  # sees weights under the names that adapters know: none is stacked yet
         ("last_rows", last_rows),  # sees norm and head as traced: none is stacked or shared yet
@@ -55,7 +60,7 @@ def graph_passes(
             "combine_matmul",
             partial(combine_matmul, fused=fused),
         ),  # readers get slices of one matmul
-        *codes,  # one product a stack, not one a part
+        *products,  # one product a stack, not one a part
         (
             "fuse_rope_append",
             partial(fuse_rope_append, most_buffers=most_buffers),

@@ -31,7 +31,7 @@ def _row_major(function: Function, made: dict[Value, Binding], call: Call) -> li
     """The weights that a call reads by columns of several rows, and that are stored rows first."""
     if call.op == "matmul":
         return _parts(function, made, call.args[1])
-    if call.op == "quantized_matmul" and call.attr("layout") == "NK":
+    if call.op in ("quantized_matmul", "unit_matmul") and call.attr("layout") == "NK":
         return [a for a in call.args if a in function.weights]
     return []
 

@@ -36,6 +36,7 @@ from sterna.schedule.rules.matmul import (
 )
 from sterna.schedule.rules.matrix_unit import UnitKnobs, matmul_units
 from sterna.schedule.rules.norm import NormKnobs, norm
+from sterna.schedule.rules.unit_rows import FewRowsKnobs, few_rows_units
 from sterna.schedule.rules.work_groups import (
     FLAT_SPACE,
     MATMUL_SPACE,
@@ -48,7 +49,7 @@ from sterna.schedule.rules.work_groups import (
     norm_groups,
 )
 from sterna.schedule.steps import Schedule
-from sterna.schedule.whole import has_digits, in_digits
+from sterna.schedule.whole import by_unit, has_digits, in_digits, with_kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,14 @@ class AloneKnobs:
     matmul: MatmulKnobs
     norm: NormKnobs
     contraction: ContractionKnobs
+
+
+@dataclass(frozen=True, slots=True)
+class FloatUnitKnobs:
+    """How products whose sums are the unit's are made, for few rows of x and for many."""
+
+    few: FewRowsKnobs
+    many: UnitKnobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +190,8 @@ def _formed(group: Group, plan: Plan) -> Group:
 
 
 def _in_groups(group: Group, knobs: GroupKnobs, unit: MatrixUnit | None) -> Plan:
+    if by_unit(group):
+        return _by_unit(group, unit)
     found = product(group)
     if found is not None:
         few = _most_rows(found) <= knobs.few_rows
@@ -191,6 +202,17 @@ def _in_groups(group: Group, knobs: GroupKnobs, unit: MatrixUnit | None) -> Plan
         return Plan("contraction_groups", knobs)
     reduces = any(c.over for c in group.computes)
     return Plan("norm_groups" if reduces else "elementwise_groups", knobs)
+
+
+def _by_unit(group: Group, unit: MatrixUnit | None) -> Plan:
+    """The unit for any number of rows: with fewer it would add in another order."""
+    if unit is None:
+        raise ScheduleError(f"{group.name} is for a matrix unit, and the target has none")
+    knobs = float_unit_table()[unit.shape]
+    most = bounds(group.outputs[0].shape[0])[1]
+    if most is not None and most <= knobs.few.rows:
+        return Plan("few_rows_units", replace(knobs.few, unit=unit))
+    return Plan("float_units", replace(knobs.many, unit=unit))
 
 
 def _alone(group: Group, knobs: AloneKnobs) -> Plan:
@@ -230,8 +252,10 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "elementwise": Rule(ElementwiseKnobs, elementwise, ElementwiseKnobs.SPACE),
         "matvec_groups": Rule(GroupKnobs, _of_product(matvec_groups), MATVEC_SPACE),
         "matmul_groups": Rule(GroupKnobs, _of_product(matmul_groups), MATMUL_SPACE),
-        # Not tuned: a plan of it has the target's unit in it, and tuned plans are numbers alone.
+        # Not tuned: plans of units have the target's in them, and tuned plans are numbers alone.
         "matmul_units": Rule(UnitKnobs, matmul_units, {}, in_digits),
+        "float_units": Rule(UnitKnobs, matmul_units, {}),
+        "few_rows_units": Rule(FewRowsKnobs, few_rows_units, {}, with_kept),
         "contraction_groups": Rule(GroupKnobs, contraction_groups, FLAT_SPACE),
         "norm_groups": Rule(GroupKnobs, norm_groups, FLAT_SPACE),
         "elementwise_groups": Rule(GroupKnobs, elementwise_groups, FLAT_SPACE),
@@ -263,6 +287,13 @@ def unit_table() -> dict[str, UnitKnobs]:
     """The rows of the table of matrix units, by their shape."""
     text = (files("sterna.schedule") / "tables" / "matrix_units.json").read_text(encoding="utf-8")
     return msgspec.json.decode(text, type=dict[str, UnitKnobs])
+
+
+@cache
+def float_unit_table() -> dict[str, FloatUnitKnobs]:
+    """The rows of the table of matrix units that make sums of floats, by their shape."""
+    text = (files("sterna.schedule") / "tables" / "float_units.json").read_text(encoding="utf-8")
+    return msgspec.json.decode(text, type=dict[str, FloatUnitKnobs])
 
 
 @cache

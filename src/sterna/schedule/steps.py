@@ -95,7 +95,8 @@ class Tensorize(Step):
     """Loop `axis` and all inside it are one thread's part in an operation of the matrix unit.
 
     The stage sums products of two stages of whole numbers in f16, and its sums stay below 2**24:
-    they are exact in f32, whatever order the unit adds in. Nothing else is left to it.
+    they are exact in f32, whatever order the unit adds in. Or its order is the unit's by meaning
+    (`UNIT_SUM`). Nothing else is left to it.
     """
 
     axis: str

@@ -3,7 +3,8 @@
 In: a Group that sums dot products of integers. Out: the same Group, but that its operands are
 stages of whole numbers in f16, and its sums f32. Units of that type are everywhere, and the order
 in which they add is nowhere told; a sum of whole numbers below 2**24 has the same bits in any. So
-`check_exact` is what stands between a unit and a sum whose order is its meaning.
+`check_exact` is what stands between a unit and a sum whose order is its meaning. A Group whose sums
+are the unit's own by meaning (`UNIT_SUM`) has such stages already, of floats.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
-from sterna.base.dtype import F16, F32, I32
+from sterna.base.dtype import BF16, F16, F32, I32
 from sterna.base.errors import ScheduleError
 from sterna.ir.bounds import bounds
 from sterna.ir.compute import Compute, Group, axis
@@ -33,11 +34,12 @@ from sterna.schedule.steps import Tensorize
 
 _HALF_EXACT, _SINGLE_EXACT = 1 << 11, 1 << 24  # whole numbers up to here are exact
 _CODE = 0x00FF  # codes of a weight have 8 bits at most
+_KEPT = "kept"
 
 
 @dataclass(frozen=True, slots=True)
 class Digits:
-    """The stages of a Group of `in_digits`: `sums[i]` adds up products with `digits[i]`."""
+    """The stages of a Group for a unit: `sums[i]` adds up products with `digits[i]`."""
 
     digits: tuple[Compute, ...]
     weight: Compute
@@ -105,8 +107,38 @@ def has_digits(group: Group, depth: int) -> bool:
     return size is not None and int(size) * (32 // _width(sums.body)) % depth == 0
 
 
+def by_unit(group: Group) -> bool:
+    """Whether the unit makes its sums by meaning, in floats."""
+    return any(c.combine is not None and c.combine.by_unit for c in group.computes)
+
+
+def with_kept(group: Group) -> Group:
+    """The same Group, but that other threads than those that made a unit's sums add them up."""
+    (sums,) = digits_of(group).sums
+    m, n, b = (axis(name, a.extent) for name, a in zip("mnb", sums.axes, strict=True))
+    kept = Buffer(f"{sums.name}.{_KEPT}", F32, sums.out.shape)
+
+    def moved(load: Load) -> Expr | None:
+        return kept[load.index] if load.buffer is sums.out else None
+
+    computes: list[Compute] = []
+    for compute in group.computes:
+        computes.append(replace(compute, body=replace_loads(compute.body, moved)))
+        if compute is sums:
+            computes.append(Compute(kept, (m, n, b), sums.out[m.var, n.var, b.var]))
+    return replace(group, computes=tuple(computes))
+
+
+def kept_of(group: Group) -> Compute:
+    """The stage that `with_kept` added."""
+    found = next((c for c in group.computes if c.name.endswith(f".{_KEPT}")), None)
+    if found is None:
+        raise ScheduleError(f"{group.name} keeps no sums")
+    return found
+
+
 def digits_of(group: Group) -> Digits:
-    """The stages of a Group that `in_digits` made."""
+    """The stages of a Group that `in_digits` made, or whose sums are the unit's."""
     *sums, total = (c for c in group.computes if c.over)
     outs = [c for c in group.computes if c.out in group.outputs]
     read = [_factor(side) for c in sums for side in _pair(c)]
@@ -118,7 +150,12 @@ def digits_of(group: Group) -> Digits:
 
 
 def check_exact(step: Tensorize, compute: Compute, computes: list[Compute]) -> None:
-    """ScheduleError, unless a stage's sums are exact in whichever order they are made."""
+    """ScheduleError, unless a stage's sums are exact in whichever order they are made.
+
+    Those whose order is the unit's by meaning may be anything.
+    """
+    if compute.combine is not None and compute.combine.by_unit:
+        return
     most = 1
     by_out = {c.out: c for c in computes}
     for side in _pair(compute):
@@ -143,9 +180,9 @@ def _pair(compute: Compute) -> tuple[Expr, ...]:
 
 
 def _factor(side: Expr) -> Buffer | None:
-    """The f16 stage that a factor f32(stage[...]) reads."""
+    """The stage of 16-bit floats that a factor f32(stage[...]) reads."""
     if isinstance(side, Cast) and side.dtype == F32 and isinstance(side.a, Load):
-        return side.a.buffer if side.a.dtype == F16 else None
+        return side.a.buffer if side.a.dtype in (F16, BF16) else None
     return None
 
 

@@ -1,10 +1,11 @@
-"""The schedule of a product with packed weights for targets with a matrix unit: prompts.
+"""The schedule of a product for targets with a matrix unit: prompts.
 
-In: a Group in digits (`schedule.whole`). Out: steps. A group of threads unpacks, a scale group of
-k at a time, rows of x and of the weight into f16 that its threads share; each of its subgroups
-multiplies a tile of them with the unit, and every thread scales and adds up what it keeps of the
-tile. Which element a thread keeps is told by the unit's bits, and so by splits of the axes: loops
-over bits of the thread's number are thread loops, the others are the thread's own.
+In: a Group in digits (`schedule.whole`), or of floats whose sums are the unit's. Out: steps. A
+group of threads unpacks, a scale group of k at a time, rows of x and of the weight into 16-bit
+floats that its threads share; each of its subgroups multiplies a tile of them with the unit, and
+every thread scales and adds up what it keeps of the tile. Which element a thread keeps is told by
+the unit's bits, and so by splits of the axes: loops over bits of the thread's number are thread
+loops, the others are the thread's own.
 """
 
 from __future__ import annotations
@@ -65,23 +66,28 @@ def matmul_units(group: Group, knobs: UnitKnobs) -> Schedule:
     if unit is None or knobs.rows % unit.rows or knobs.columns % unit.columns:
         raise ScheduleError(f"{group.name}: tiles of {knobs} do not suit a unit of {unit}")
     knobs = _with_room(found, knobs)
+    tile = (knobs.rows, knobs.columns)
     out, total = found.out, found.total
     m, n = (axis.name for axis in out.axes)
     steps: list[Step] = [
         Split(out.name, n, f"{n}_block", f"{n}_all", knobs.columns * knobs.across),
         Split(out.name, m, f"{m}_block", f"{m}_all", knobs.rows * knobs.down),
-        *_in_tiles(out, f"{m}_all", f"{n}_all", (f"{n}_block", f"{m}_block"), (), knobs, unit),
+        *in_tiles(out, f"{m}_all", f"{n}_all", (f"{n}_block", f"{m}_block"), (), tile, unit),
         Fuse(out.name, f"{n}_block", f"{m}_block", "group"),
         Parallel(out.name, "group"),
         At(total.name, out.name, "group", "register"),
     ]
     m, n = (axis.name for axis in total.axes)
     g = total.over[0].name
-    steps += _in_tiles(total, m, n, (g,), (), knobs, unit)
-    for stage in (*found.digits, found.weight):
-        steps += [At(stage.name, total.name, g, "shared"), *_unpacked(stage, found, knobs, unit)]
+    steps += in_tiles(total, m, n, (g,), (), tile, unit)
+    size = int(const_value(found.sums[0].over[0].extent) or 0)
+    threads, beside = unit.lanes * knobs.down * knobs.across, knobs.columns * knobs.across
+    for stage in found.digits:
+        steps += [At(stage.name, total.name, g, "shared"), *unpacked_x(stage, size, threads)]
+    steps.append(At(found.weight.name, total.name, g, "shared"))
+    steps += unpacked_weight(found.weight, size, beside, threads)
     for stage in found.sums:
-        steps += [At(stage.name, total.name, g, "register"), *_multiplied(stage, knobs, unit)]
+        steps += [At(stage.name, total.name, g, "register"), *multiplied(stage, tile, unit)]
     return tuple(steps)
 
 
@@ -100,22 +106,23 @@ def _with_room(found: Digits, knobs: UnitKnobs) -> UnitKnobs:
     return knobs
 
 
-def _multiplied(stage: Compute, knobs: UnitKnobs, unit: MatrixUnit) -> list[Step]:
+def multiplied(stage: Compute, tile: tuple[int, int], unit: MatrixUnit) -> list[Step]:
+    """A subgroup's tile of sums over its third axis, by the unit."""
     (m, n, g), i = (axis.name for axis in stage.axes), stage.over[0].name
     step, inside = f"{i}_step", f"{i}_inside"
     first, *others = _own(m, n, unit)
     return [
         Split(stage.name, i, step, inside, unit.depth),
-        *_in_tiles(stage, m, n, (g,), (step, inside), knobs, unit),
+        *in_tiles(stage, m, n, (g,), (step, inside), tile, unit),
         Unroll(stage.name, step),
         Tensorize(stage.name, first),
         *(Unroll(stage.name, name) for name in others),
     ]
 
 
-def _in_tiles(
+def in_tiles(
     stage: Compute, m: str, n: str, outer: tuple[str, ...], depth: tuple[str, ...],
-    knobs: UnitKnobs, unit: MatrixUnit,
+    tile: tuple[int, int], unit: MatrixUnit,
 ) -> list[Step]:  # fmt: skip
     """outer { threads { step of depth { tiles { own elements { rest of depth } } } } }."""
     rows, columns = _axis(m, unit.row_bits), _axis(n, unit.column_bits)
@@ -123,8 +130,8 @@ def _in_tiles(
     own, threads = _own(m, n, unit), (rows.subgroup, columns.subgroup, *lanes)
     tiles = (rows.tile, columns.tile)
     steps: list[Step] = [
-        *_split(stage, m, unit.row_bits, knobs.rows),
-        *_split(stage, n, unit.column_bits, knobs.columns),
+        *_split(stage, m, unit.row_bits, tile[0]),
+        *_split(stage, n, unit.column_bits, tile[1]),
         Reorder(stage.name, (*outer, *threads, *depth[:1], *tiles, *own, *depth[1:])),
         *(Thread(stage.name, name) for name in threads),
     ]
@@ -175,22 +182,24 @@ def _split(stage: Compute, axis: str, bits: str, size: int) -> list[Step]:
     return steps
 
 
-def _unpacked(stage: Compute, found: Digits, knobs: UnitKnobs, unit: MatrixUnit) -> list[Step]:
-    """All threads fill rows of f16: of x neighbours along k, of weights, which lie so, along n."""
+def unpacked_weight(stage: Compute, size: int, rows: int, threads: int) -> list[Step]:
+    """All threads fill `rows` rows of `size` along k: neighbours, as the weight lies, along n."""
     row, k = (axis.name for axis in stage.axes)
-    size = int(const_value(found.sums[0].over[0].extent) or 0)
-    threads = unit.lanes * knobs.down * knobs.across
-    if stage is found.weight:
-        beside = min(knobs.columns * knobs.across, threads)
-        parts = max(1, min(threads // beside, size))
-        return [
-            Pad(stage.name, k, _PAD),
-            Split(stage.name, k, f"{k}_thread", f"{k}_turn", size // parts),
-            Split(stage.name, row, f"{row}_turn", f"{row}_thread", beside),
-            Reorder(stage.name, (f"{k}_thread", f"{row}_thread", f"{row}_turn", f"{k}_turn")),
-            Thread(stage.name, f"{k}_thread"),
-            Thread(stage.name, f"{row}_thread"),
-        ]
+    beside = min(rows, threads)
+    parts = max(1, min(threads // beside, size))
+    return [
+        Pad(stage.name, k, _PAD),
+        Split(stage.name, k, f"{k}_thread", f"{k}_turn", size // parts),
+        Split(stage.name, row, f"{row}_turn", f"{row}_thread", beside),
+        Reorder(stage.name, (f"{k}_thread", f"{row}_thread", f"{row}_turn", f"{k}_turn")),
+        Thread(stage.name, f"{k}_thread"),
+        Thread(stage.name, f"{row}_thread"),
+    ]
+
+
+def unpacked_x(stage: Compute, size: int, threads: int) -> list[Step]:
+    """All threads fill rows of `size` along k: neighbours along k."""
+    row, k = (axis.name for axis in stage.axes)
     beside = min(size, threads)
     return [
         Pad(stage.name, k, _PAD),

@@ -1,0 +1,308 @@
+"""Products of floats by matrix units: a row has the same bits however many are computed with it.
+
+The units are imitated (`tests/simt/languages.h`) and add backwards, so their bits are not those of
+the operator's reference; that is near by a bound that is derived. What is equal to the bit is what
+one unit makes: rows alone, in threes, and in tiles of prompts.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "schedule"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
+
+from compiled import Compiled, Part, convert, drawn_source, step_input, tiny
+from conformance import CHAT, CONFIG
+from ptxas import spills
+from run_kernel import NOTHING, RunningKernels
+from schedule_groups import product_arrays, rows, weight
+from simt_device import SimtDevice
+from traffic import traffic_of
+
+from sterna.base.dtype import F32
+from sterna.base.errors import InvalidIR, ScheduleError, UsageError
+from sterna.base.target import Target, parse_target
+from sterna.checkpoint.mlc import read_mlc_folder
+from sterna.checkpoint.model_folder import ModelFolder
+from sterna.codegen import gpu_code
+from sterna.codegen.renderer import LibraryParts, RenderedKernel, renderer_of
+from sterna.codegen.toolchain import find_clang
+from sterna.compiler import Activations, CompileOptions, compile_model, compile_source
+from sterna.ir.compute import Group
+from sterna.ir.evaluate import evaluate_group
+from sterna.ir.graph import IRModule
+from sterna.ir.parser import parse_group
+from sterna.ir.printer import to_text
+from sterna.nn.trace import Trace
+from sterna.ops.unit_matmul import OPERANDS
+from sterna.passes.cleanup import cleanup
+from sterna.passes.fuse import fuse
+from sterna.passes.lower import lower
+from sterna.passes.unit_products import products_by_unit, unit_products
+from sterna.quantize.pack import dequantize, quantize
+from sterna.quantize.scheme import SCHEMES, scheme
+from sterna.runtime.work_groups import load_on
+from sterna.schedule.choose import plan_of, planned
+from sterna.tune.space import can_tune
+
+Array = NDArray[Any]
+UNITS = ("cuda", "cuda:sm_80", "rocm:gfx90a", "rocm:gfx1100", "metal:apple7")
+# Scale groups of 32 and of 128 and none, codes of 4, 3 and 8 bits, both layouts; by operands.
+CASES = {
+    "q4f16_1": "f16", "q4f16_0": "f16", "q3f16_1": "f16", "q8f16_1z": "f16", "q0f16": "f16",
+    "q4bf16_1": "bf16", "q0bf16": "bf16",
+}  # fmt: skip
+ROWS, MOST = (1, 3, 8, 9), 65  # few at a time, and a prompt
+FEW, MANY = 32, 512
+STEP = 2.0**-24  # half a unit in the last place of f32
+
+
+def shape_of(name: str) -> tuple[int, int]:
+    return (77, 256 if name == "q4f16_0" else 96)
+
+
+def product(name: str, most: int, shape: tuple[int, int]) -> Group:
+    """The kernel as the passes make it, with a sum behind the product."""
+    trace, n = Trace(f"{name}_{most}"), rows(most)
+    x = trace.param("x", (n, shape[1]), F32)
+    y = trace.emit("matmul", x, weight(trace, shape, SCHEMES[name]))
+    function = trace.function(trace.param("r", (n, shape[0]), F32) + y)
+    module = IRModule({function.name: function}, function.name, (n,))
+    module = unit_products(module, OPERANDS[CASES[name]])
+    assert products_by_unit(module) == (1, 0)
+    module = fuse(cleanup(module))
+    tiles = dict.fromkeys(trace.weights, 64) if SCHEMES[name].layout == "NK" else {}
+    (only,) = (lower(f, tiles).group for f in module.functions.values() if f.primitive)
+    return replace(only, name=f"{name}_{most}")
+
+
+GROUPS = {
+    (name, most): product(name, most, shape_of(name)) for name in CASES for most in (FEW, MANY)
+}
+
+
+def taken(target: Target) -> list[str]:
+    assert target.unit is not None
+    return [name for name, operands in CASES.items() if operands in target.unit.operands]
+
+
+def rendered(target: Target) -> dict[str, RenderedKernel]:
+    made = {}
+    for (name, most), group in GROUPS.items():
+        if name in taken(target):
+            plan = plan_of(group, target)
+            assert plan.rule == ("few_rows_units" if most == FEW else "float_units")
+            assert not can_tune(plan)
+            func = planned(group, plan)[1]
+            made[func.name] = RenderedKernel(func, renderer_of(target).render_kernel(func, target))
+    return made
+
+
+def rounded(x: Array, operands: str) -> Array:
+    return x.astype(OPERANDS[operands].numpy).astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, tuple[dict[str, Array], Array, Array]]:
+    """Arguments of 65 rows, what the operator makes of them, and how far another order may be."""
+    found = {}
+    for name, operands in CASES.items():
+        shape, group = shape_of(name), GROUPS[name, MANY]
+        arrays = product_arrays(shape, SCHEMES[name], MOST)
+        dims = {group.inputs[0].shape[0]: MOST}
+        (out,) = evaluate_group(group, arrays, dims).values()  # type: ignore[arg-type]
+        drawn = np.random.default_rng(shape[0] * 1000 + shape[1]).standard_normal(shape)
+        packed = quantize(drawn.astype(np.float32), SCHEMES[name])
+        full = dequantize(packed, SCHEMES[name], shape).astype(np.float64)
+        x = rounded(arrays["x"], operands)
+        # Each of K products and sums rounds once; so does each block's, and the epilogue.
+        bound = 2 * (shape[1] + 16) * STEP * (np.abs(x) @ np.abs(full).T + np.abs(arrays["r"]))
+        exact = x @ full.T + arrays["r"]
+        assert (np.abs(out - exact) <= bound).all()
+        found[name] = arrays, out, bound
+    return found
+
+
+@pytest.mark.parametrize("spec", UNITS)
+def test_rows_are_equal_however_many_there_are(
+    spec: str, reference: dict[str, tuple[dict[str, Array], Array, Array]]
+) -> None:
+    target = replace(parse_target(spec), architectures=())
+    assert target.unit is not None
+    lanes = target.unit.lanes
+
+    class Simulated(SimtDevice):
+        limits = replace(SimtDevice.limits, lanes=lanes)
+
+    made = rendered(target)
+    running = RunningKernels(made, target, Simulated())
+    for name in taken(target):
+        _, wanted, bound = reference[name]
+
+        def run(most: int, first: int, count: int, name: str = name) -> Array:
+            func, own = made[f"{name}_{most}"].func, reference[name][0]
+            part = {k: a[first : first + count] if k in "xr" else a for k, a in own.items()}
+            out = func.params[-1]
+            part[out.name] = np.zeros((count, shape_of(name)[0]), np.float32)
+            return running.run(func.name, part, {"n": count})[out.name]
+
+        whole = run(MANY, 0, MOST)
+        assert (np.abs(whole - wanted) <= bound).all(), name
+        assert (whole != wanted).any(), name  # the unit has an order of its own
+        for count in ROWS:
+            for first in (0, MOST - count):
+                few = run(FEW, first, count)
+                there = whole[first : first + count]
+                assert np.array_equal(few.view(np.uint32), there.view(np.uint32)), (name, count)
+        part = run(MANY, 40, 9)
+        assert np.array_equal(part.view(np.uint32), whole[40:49].view(np.uint32)), name
+
+
+def test_decode_reads_each_byte_of_a_weight_once() -> None:
+    """Eight sequences that decode, and two work groups."""
+    count, shape = 8, (64, 32)
+    group = product("q4f16_1", count, shape)
+    plan = plan_of(group, parse_target("cuda:sm_80"))
+    assert plan.rule == "few_rows_units"
+    func = planned(group, plan)[1]
+    arrays = product_arrays(shape, SCHEMES["q4f16_1"], count)
+    arrays[func.params[-1].name] = np.zeros((count, shape[0]), np.float32)
+    traffic = traffic_of(func, arrays, dict.fromkeys(func.dims, count))
+    for part in ("layer_q_weight", "layer_q_scale"):
+        assert traffic.read[part] == arrays[part].nbytes
+    assert traffic.read["x"] == 2 * arrays["x"].nbytes
+
+
+def test_a_units_sum_prints_and_parses() -> None:
+    text = to_text(GROUPS["q0f16", FEW])
+    assert "unit_sum(" in text
+    assert to_text(parse_group(text)) == text
+
+
+def test_what_is_larger_than_f16_becomes_its_largest() -> None:
+    group = GROUPS["q0f16", FEW]
+    arrays = product_arrays(shape_of("q0f16"), SCHEMES["q0f16"], 1)
+    arrays["x"][:] = 0
+    arrays["r"][:] = 0
+    arrays["x"][0, 5] = -1e6
+    dims = {group.inputs[0].shape[0]: 1}
+    (out,) = evaluate_group(group, arrays, dims).values()  # type: ignore[arg-type]
+    assert np.isfinite(out).all()
+    assert np.abs(out).max() > 65504
+
+
+def test_groups_for_a_unit_are_refused_without_one() -> None:
+    with pytest.raises(ScheduleError, match="is for a matrix unit, and the target has none"):
+        plan_of(GROUPS["q4f16_1", FEW], parse_target("opencl"))
+
+
+def test_weights_that_do_not_suit_stay() -> None:
+    """Of another dtype, and in groups of 40."""
+    for shape, own, operands in (
+        ((8, 80), scheme("q3f16_0"), "f16"),
+        ((8, 96), SCHEMES["q0f16"], "bf16"),
+    ):
+        trace, n = Trace("f"), rows(8)
+        x = trace.param("x", (n, shape[1]), F32)
+        function = trace.function(trace.emit("matmul", x, weight(trace, shape, own)))
+        module = IRModule({"f": function}, "f", (n,))
+        assert products_by_unit(unit_products(module, OPERANDS[operands])) == (0, 1)
+
+
+def test_the_operator_refuses_what_it_cannot_mean() -> None:
+    trace, n = Trace("f"), rows(8)
+    x, w = trace.param("x", (n, 40), F32), trace.weight("w", (8, 40), OPERANDS["f16"])
+    with pytest.raises(InvalidIR, match="groups of 40 have no blocks"):
+        trace.emit("unit_matmul", x, w, layout="NK", operands="f16")
+    with pytest.raises(InvalidIR, match="must be of the operands"):
+        trace.emit("unit_matmul", x, w, layout="NK", operands="bf16")
+    with pytest.raises(InvalidIR, match="operands are f16 or bf16"):
+        trace.emit("unit_matmul", x, w, layout="NK", operands="f32")
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "activations", "told"),
+    [
+        ("cpu", "q4f16_1", "f16", "has no matrix unit that takes them; possible are cuda, "),
+        ("vulkan:f32", "q4f16_1", "f16", "vulkan:f32 has no matrix unit"),
+        ("cuda:sm_75", "q4bf16_1", "bf16", "possible are cuda:sm_80, "),
+        ("cuda:sm_80", "q4f32_1", "f16", "q4f32_1 computes in f32"),
+        ("cuda:sm_80", "q0f16", "bf16", "no product of q0f16 can use them"),
+    ],
+)
+def test_what_cannot_be_is_said(spec: str, name: str, activations: Activations, told: str) -> None:
+    folder = ModelFolder(Path(), dict(CHAT), dict(CONFIG), "llama", name, name, {})
+    with pytest.raises(UsageError, match=re.escape(told)):
+        compile_source(folder, parse_target(spec), CompileOptions(activations=activations))
+
+
+PROMPT = [3 + 7 * i % 61 for i in range(11)]
+CUTS = ((11,), (8, 3), (1,) * 11)  # at once, in chunks, token by token
+
+
+def steps(executable: Any, cut: tuple[int, ...], pages: list[int]) -> Array:
+    """The logits after the prompt, cut so."""
+    begin, page = 0, executable.manifest.kv_cache.page_size
+    for count in cut:
+        part = Part(PROMPT[begin : begin + count], begin, pages)
+        logits: Array = executable.step(step_input([part], page)).copy()
+        begin += count
+    return logits
+
+
+def test_a_prompt_has_the_bits_of_its_tokens(tmp_path: Path) -> None:
+    shape = {**tiny.VARIANTS["llama2-gqa"], **CONFIG}
+    folder = convert(drawn_source(tmp_path, shape, tiny.weights(shape)), tmp_path / "m", "q4f16_1")
+    target = replace(parse_target("cuda:sm_80"), architectures=())
+    sizes = {"prefill_chunk_size": 48, "max_batch_size": 4, "context_window_size": 64}
+    library, plain = tmp_path / "library.sterna", tmp_path / "plain.so"
+    options = CompileOptions(**sizes, activations="f16")
+    compile_model(folder, target, library, options=options, cached=False)
+    ours = load_on(SimtDevice(), library, read_mlc_folder(folder).tensors, num_pages=4)
+    whole, *others = (steps(ours, cut, [i]) for i, cut in enumerate(CUTS))
+    for logits in others:
+        assert np.array_equal(logits.view(np.uint32), whole.view(np.uint32))
+    ours.close()
+    compile_model(folder, parse_target("cpu"), plain, options=replace(options, activations="f32"))
+    theirs = Compiled(folder, plain).load(num_pages=4)
+    cpu = steps(theirs, CUTS[0], [1])
+    assert 0 < np.abs(whole - cpu).max() < 2e-3 * np.ptp(cpu)  # f16 has eleven bits
+    theirs.close()
+
+
+def source(spec: str) -> str:
+    target = parse_target(spec)
+    return renderer_of(target).library_source(LibraryParts(NOTHING, rendered(target), {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90a"])
+def test_ptxas_spills_nothing(architecture: str, tmp_path: Path) -> None:
+    text = gpu_code._ptx(source(f"cuda:{architecture}"), architecture, tmp_path).decode()
+    count = 2 * len(taken(parse_target(f"cuda:{architecture}")))
+    assert text.count(".visible .entry") == count
+    assert ".local" not in text
+    assert ("bf16.bf16" in text) == (architecture != "sm_75")
+    assert list(spills(text, architecture, tmp_path).values()) == [0] * count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gfx90a", "gfx942", "gfx1100"])
+def test_amd_code_spills_nothing(architecture: str, tmp_path: Path) -> None:
+    (tmp_path / "kernels.hip").write_text(source(f"rocm:{architecture}"))
+    gpu_code._code_object(find_clang(), architecture, tmp_path)
+    text = (tmp_path / f"kernels-{architecture}.s").read_text()
+    assert re.search(r"v_mfma_f32_16x16x16_?bf16|v_wmma_f32_16x16x16_bf16", text)
+    count = 2 * len(CASES)
+    assert re.findall(r"\.vgpr_spill_count: +(\d+)", text) == ["0"] * count
+    assert re.findall(r"\.private_segment_fixed_size: +(\d+)", text) == ["0"] * count
