@@ -27,6 +27,7 @@ from ptxas import spills
 from run_kernel import NOTHING, RunningKernels
 from schedule_groups import product_arrays, rows, weight
 from simt_device import SimtDevice
+from test_whole_models import OPTIONS
 from traffic import traffic_of
 
 from sterna.base.dtype import F32
@@ -57,9 +58,9 @@ from sterna.tune.space import can_tune
 
 Array = NDArray[Any]
 UNITS = ("cuda", "cuda:sm_80", "rocm:gfx90a", "rocm:gfx1100", "metal:apple7")
-# Scale groups of 32 and of 128 and none, codes of 4, 3 and 8 bits, both layouts; by operands.
+# Scale groups of 32 and of 128 and none, codes of 4 and 8 bits, both layouts; by operands.
 CASES = {
-    "q4f16_1": "f16", "q4f16_0": "f16", "q3f16_1": "f16", "q8f16_1z": "f16", "q0f16": "f16",
+    "q4f16_1": "f16", "q4f16_0": "f16", "q8f16_1z": "f16", "q0f16": "f16",
     "q4bf16_1": "bf16", "q0bf16": "bf16",
 }  # fmt: skip
 ROWS, MOST = (1, 3, 8, 9), 65  # few at a time, and a prompt
@@ -202,8 +203,12 @@ def test_what_is_larger_than_f16_becomes_its_largest() -> None:
 
 
 def test_groups_for_a_unit_are_refused_without_one() -> None:
+    group, target = GROUPS["q4f16_1", FEW], parse_target("cuda:sm_80")
     with pytest.raises(ScheduleError, match="is for a matrix unit, and the target has none"):
-        plan_of(GROUPS["q4f16_1", FEW], parse_target("opencl"))
+        plan_of(group, parse_target("opencl"))
+    assert target.unit is not None
+    with pytest.raises(ScheduleError, match="float_units has no row for 16x8x32/32"):
+        plan_of(group, replace(target, unit=replace(target.unit, depth=32)))
 
 
 def test_weights_that_do_not_suit_stay() -> None:
@@ -260,13 +265,13 @@ def steps(executable: Any, cut: tuple[int, ...], pages: list[int]) -> Array:
     return logits
 
 
+@pytest.mark.slow
 def test_a_prompt_has_the_bits_of_its_tokens(tmp_path: Path) -> None:
     shape = {**tiny.VARIANTS["llama2-gqa"], **CONFIG}
     folder = convert(drawn_source(tmp_path, shape, tiny.weights(shape)), tmp_path / "m", "q4f16_1")
     target = replace(parse_target("cuda:sm_80"), architectures=())
-    sizes = {"prefill_chunk_size": 48, "max_batch_size": 4, "context_window_size": 64}
     library, plain = tmp_path / "library.sterna", tmp_path / "plain.so"
-    options = CompileOptions(**sizes, activations="f16")
+    options = CompileOptions(**OPTIONS, activations="f16")
     compile_model(folder, target, library, options=options, cached=False)
     ours = load_on(SimtDevice(), library, read_mlc_folder(folder).tensors, num_pages=4)
     whole, *others = (steps(ours, cut, [i]) for i, cut in enumerate(CUTS))

@@ -208,7 +208,9 @@ def _by_unit(group: Group, unit: MatrixUnit | None) -> Plan:
     """The unit for any number of rows: with fewer it would add in another order."""
     if unit is None:
         raise ScheduleError(f"{group.name} is for a matrix unit, and the target has none")
-    knobs = float_unit_table()[unit.shape]
+    knobs = float_unit_table().get(unit.shape)
+    if knobs is None:
+        raise ScheduleError(f"{group.name}: the table float_units has no row for {unit.shape}")
     most = bounds(group.outputs[0].shape[0])[1]
     if most is not None and most <= knobs.few.rows:
         return Plan("few_rows_units", replace(knobs.few, unit=unit))
