@@ -2,14 +2,14 @@
  * How many tokens of a prompt a step takes.
  *
  * A step is submitted in pieces that are short, see pace.ts, and no piece is less than a launch. So
- * the first chunk is small; the longest launch of each says how large the next may be. A step ends
+ * the first chunk is one tile; the longest launch of each says how large the next may be. A step ends
  * before somebody who interrupts it gets impatient. Kernels take some tokens together, which cost
  * what one does: chunks are whole numbers of these, and one at least.
  */
 
 import { AIM } from "./pace.js";
 
-const TOGETHER = 8; // tokens
+const TOGETHER = 4; // tokens: the tile of kernels for imitated GPUs, the only ones so slow
 const PATIENCE = 500; // ms of a step
 
 export class Chunks {

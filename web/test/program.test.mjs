@@ -125,8 +125,8 @@ test("chunks are as large as the longest launch allows", async () => {
     const prompt = Array.from({ length: 100 }, (_, i) => i % 50);
     runner.begin(prompt);
     assert.equal(await runner.next(prompt, async () => sample(), () => false), 3);
-    if (costs === FAST) assert.deepEqual(sizes, [8, 16, 32, 44]);
-    else assert.ok(sizes.every((size) => size <= 8), sizes.join());
+    if (costs === FAST) assert.deepEqual(sizes, [4, 8, 16, 32, 40]);
+    else assert.ok(sizes.every((size) => size <= 4), sizes.join());
     assert.equal(sizes.reduce((a, b) => a + b), prompt.length);
   }
 });

@@ -36,7 +36,7 @@ async function answer(runner, asked, interrupted = () => false) {
 }
 
 test("an answer is what the model says, whatever the chunks", async () => {
-  for (const [longest, chunks] of [[0, [8, 16, 21]], [30, [8, 8, 8, 8, 8, 5]]]) {
+  for (const [longest, chunks] of [[0, [4, 8, 16, 17]], [30, [...Array(11).fill(4), 1]]]) {
     const device = Object.assign(new NullExecutable(), { longest });
     const runner = new Runner(device, never, () => 0);
     const { tokens, finish, progress } = await answer(runner, ask(PROMPT, { max_tokens: 9 }));
@@ -159,26 +159,41 @@ test("chunks grow while their longest launch is short, and shrink at once when i
     sizes.push(size);
     chunks.took(size, size, size * 0.5); // 0.5 ms a token: 80 tokens in 40 ms
   }
-  assert.deepEqual(sizes, [8, 16, 32, 64, 80, 80, 80, 80]);
+  assert.deepEqual(sizes, [4, 8, 16, 32, 64, 80, 80, 80]);
   chunks.took(5, 50, 20); // the rest of a prompt
   assert.equal(chunks.next(10_000), 80);
   chunks.took(80, 900, 300);
-  assert.equal(chunks.next(10_000), 8); // 10 would cost what 16 do
+  assert.equal(chunks.next(10_000), 8); // 10 would cost what 12 do
   chunks.took(8, 10_000, 5000);
-  assert.equal(chunks.next(10_000), 8); // fewer take as long
-  assert.equal(chunks.next(5), 5);
+  assert.equal(chunks.next(10_000), 4); // fewer take as long
+  assert.equal(chunks.next(3), 3);
   assert.equal(chunks.next(0), 0);
 });
 
 test("a chunk ends before who interrupts gets impatient", () => {
   const chunks = new Chunks(512);
   const sizes = [];
-  for (let i = 0; i < 5; i++) {
+  for (let i = 0; i < 6; i++) {
     const size = chunks.next(10_000);
     sizes.push(size);
     chunks.took(size, 10 * size, 1); // many short launches
   }
-  assert.deepEqual(sizes, [8, 16, 32, 48, 48]);
+  assert.deepEqual(sizes, [4, 8, 16, 32, 48, 48]);
+});
+
+test("no launch of a prompt is too long, the first included, where one of a tile is not", async () => {
+  for (const ms of [1, 3, 7, 12]) { // a token; kernels take four together
+    const device = new NullExecutable();
+    const launches = [];
+    const step = device.step.bind(device);
+    device.step = (batch, sample) => {
+      device.longest = 4 * ms * Math.ceil(batch.tokens.length / 4);
+      launches.push(device.longest);
+      return step(batch, sample);
+    };
+    await answer(new Runner(device, never, () => 0), ask(PROMPT, { max_tokens: 1 }));
+    assert.ok(Math.max(...launches) <= 50, launches.join());
+  }
 });
 
 test("a program that takes fewer tokens than kernels do has them all", () => {
