@@ -102,6 +102,21 @@ def test_models_are_listed_and_handed_out_in_ranges(served: Running) -> None:
     assert past.status == 416
 
 
+def test_the_pages_files_are_listed_as_they_are_now(served: Running, built: Path) -> None:
+    page = served.ask("/page.json").json
+    hashes = {file["path"]: file["sha256"] for file in page["files"]}
+    assert {"/", "/sterna/vendor/x.js", "/ui/style.css"} <= hashes.keys()
+    assert not [path for path in hashes if path.startswith("/models")]
+    for path, digest in hashes.items():
+        assert hashlib.sha256(served.ask(path).body).hexdigest() == digest
+    assert served.ask("/page.json").json == page
+    (built / "dist" / "index.js").write_text("export const newer = 1;")
+    newer = served.ask("/page.json").json
+    assert newer["version"] != page["version"]
+    changed = [a["path"] for a, b in zip(newer["files"], page["files"], strict=True) if a != b]
+    assert changed == ["/sterna/index.js"]
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "serve"))
 
 from running import Running
 
+from sterna.serve import web
 from sterna.serve.options import ServeOptions
 from sterna.serve.web import WebApp
 
@@ -30,6 +33,13 @@ IN_WORKER = """async ([url, request]) => {
   if (url) await window.worker.reload(url);
   return await window.worker.chat.completions.create(request);
 }"""
+
+
+KEPT = """async () => {
+  await navigator.serviceWorker.ready;
+  while (navigator.serviceWorker.controller === null) await new Promise((r) => setTimeout(r, 20));
+}"""
+VERSIONS = "caches.keys().then((all) => all.filter((name) => name.startsWith('sterna-page.')))"
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +112,9 @@ def barriers(page: Any) -> list[str]:
     return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found]
 
 
-def test_a_model_is_loaded_asked_and_kept(page: Any, complaints: list[str]) -> None:
+def test_a_model_is_loaded_asked_and_kept_and_starts_without_a_network(
+    page: Any, complaints: list[str]
+) -> None:
     asked: list[str] = []
     page.locator("#models small", has_text="to fetch").wait_for()
     assert "MB of memory" in page.locator("#models small").inner_text()
@@ -116,11 +128,54 @@ def test_a_model_is_loaded_asked_and_kept(page: Any, complaints: list[str]) -> N
     page.locator("#load", has_text="Start").wait_for()
     assert "in this browser" in page.locator("#models small").inner_text()
     assert barriers(page) == []
-    load(page)
-    ask(page, "What is 12 + 30?")
-    assert "42" in answered(page)
     assert any(url.endswith("sterna-web.json") for url in asked)
     assert not [url for url in asked if url.endswith((".bin", ".sterna", "tokenizer.json"))]
+    page.evaluate(KEPT)
+    page.context.set_offline(True)
+    try:
+        page.reload()
+        assert page.evaluate("fetch('/models/x').then(() => 'there', () => 'away')") == "away"
+        load(page)
+        ask(page, "What is 12 + 30?")
+        assert "42" in answered(page)
+    finally:
+        page.context.set_offline(False)
+        complaints[:] = [said for said in complaints if "ERR_INTERNET_DISCONNECTED" not in said]
+
+
+def test_a_newer_page_replaces_the_kept_one_and_another_server_removes_it(
+    launch: Launch, dist: Path, tern: WebModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dist").symlink_to(dist)
+    shutil.copytree(WEB / "demo", tmp_path / "demo")
+    monkeypatch.setattr(web, "_PLACES", (tmp_path,))
+    options = ServeOptions(port=0, web=(tern.folder,))
+    running = Running(WebApp(options), options)  # type: ignore[arg-type]
+    context = launch()
+    page = watched(context, [])
+    page.goto(running.url)
+    page.evaluate(KEPT)
+    html = tmp_path / "demo" / "index.html"
+    text = html.read_text()
+    html.write_text(text.replace("<title>Sterna", "<title>Newer Sterna"))
+    page.reload()
+    assert page.title().startswith("Newer")
+    running.server.stop()
+    running.thread.join(10)
+    page.reload()
+    assert page.title().startswith("Newer")
+    assert len(page.evaluate(VERSIONS)) == 1, "what was kept before is still there"
+    page.locator("#load:not([disabled])").click()
+    assert "There is no network" in problem(page)
+    assert "cannot be fetched: the server cannot be reached" in problem(page)
+    other = replace(options, port=running.port)
+    monkeypatch.setattr(web, "_page", lambda own: None)  # a server that has no such list
+    running = Running(WebApp(other), other)  # type: ignore[arg-type]
+    page.reload()
+    assert page.evaluate(VERSIONS) == []
+    running.server.stop()
+    running.thread.join(10)
+    context.close()
 
 
 def test_an_answer_is_stopped_and_the_page_stays_responsive(page: Any) -> None:

@@ -328,4 +328,7 @@ log.addEventListener("click", async (event) => {
 $("stop").addEventListener("click", stop);
 $("new").addEventListener("click", startAnew);
 
+// The next start needs no network; where a page may have no service worker, it needs one.
+navigator.serviceWorker?.register("offline.js", { updateViaCache: "none" }).catch(() => undefined);
+
 await listModels();

@@ -2,12 +2,14 @@
 
 In: folders that `sterna compile` wrote for browsers. Out: an application that hands out the
 page, the package it is made with, and those files of the folders that their indexes list, with
-ranges and with the headers that browsers ask for before they give a page threads and exact time.
+ranges and with the headers that browsers ask for before they give a page threads and exact time;
+and which files the page has, by which browsers keep it and notice a newer one.
 Knows no engine: nothing is computed here.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +64,20 @@ class Listed(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class PageFile(msgspec.Struct, frozen=True):
+    """A file of the page, its path on the server."""
+
+    path: str
+    sha256: str
+
+
+class Page(msgspec.Struct, frozen=True):
+    """All files of the page as they are now; `version` changes with any of them."""
+
+    version: str
+    files: list[PageFile]
+
+
 @dataclass(frozen=True, slots=True)
 class WebModel:
     """A folder, under the name that it is served by."""
@@ -77,9 +93,9 @@ class WebApp:
     def __init__(self, options: ServeOptions) -> None:
         self.state = SimpleNamespace(draining=False)
         models = read_models(options.web)
-        files = dict(_page_files(assets())) | dict(_model_files(models))
+        own = dict(_page_files(assets()))
         listed = ENCODER.encode([_listed(model) for model in models])
-        self._app = Guard(_application(files, listed), options)
+        self._app = Guard(_application(own, dict(_model_files(models)), listed), options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
@@ -150,7 +166,17 @@ def _listed(model: WebModel) -> Listed:
     )
 
 
-def _application(files: Mapping[str, Path], listed: bytes) -> Starlette:
+def _page(own: Mapping[str, Path]) -> Page:
+    """What is there now: in a checkout files change while a server runs."""
+    files = [PageFile(at, hashlib.sha256(f.read_bytes()).hexdigest()) for at, f in own.items()]
+    return Page(hashlib.sha256(ENCODER.encode(files)).hexdigest(), files)
+
+
+def _application(
+    own: Mapping[str, Path], of_models: Mapping[str, Path], listed: bytes
+) -> Starlette:
+    files = {**own, **of_models}
+
     async def show(request: Request) -> Response:
         found = files.get(request.url.path)
         if found is None:
@@ -161,8 +187,12 @@ def _application(files: Mapping[str, Path], listed: bytes) -> Starlette:
     async def models(request: Request) -> Response:
         return Response(listed, headers=_HEADERS, media_type=JSON.decode())
 
+    def the_page(request: Request) -> Response:
+        return Response(ENCODER.encode(_page(own)), headers=_HEADERS, media_type=JSON.decode())
+
     methods = ["GET", "HEAD"]
     routes = [
+        Route("/page.json", the_page, methods=methods),
         Route("/models.json", models, methods=methods),
         Route("/{path:path}", show, methods=methods),
     ]
