@@ -306,7 +306,8 @@ class _Builder:
 
     def launch(self, function: Function) -> _Launch:
         """The kernel of a primitive Function; its values are those of the caller."""
-        op = "_".join(b.call.op for b in function.bindings if b.call.op not in _QUIET)
+        heads = [b.call.op for b in function.bindings if b.call.op not in _QUIET]
+        op = "_".join(heads) or function.bindings[-1].call.op  # one that only moves is heard of
         if is_opaque(function, self.setting):
             program = lower_opaque(function, self.setting)
             cost = _opaque_cost(function, self.tiles)

@@ -251,6 +251,16 @@ def test_what_cannot_be_is_said(spec: str, name: str, activations: Activations, 
         compile_source(folder, parse_target(spec), CompileOptions(activations=activations))
 
 
+def test_a_tied_plain_head_is_the_units_too() -> None:
+    """Rows of its table are stored as f32 by a kernel that only moves, which has a name as all."""
+    config = {**CONFIG, "num_hidden_layers": 1, "tie_word_embeddings": True}
+    folder = ModelFolder(Path(), dict(CHAT), config, "llama", "q0f16", "q0f16", {})
+    options = CompileOptions(activations="f16")
+    source = compile_source(folder, parse_target("cuda:sm_80"), options)
+    assert source.by_unit == (5, 0)  # q, k and v; o; gate and up; down; the head
+    assert all(re.fullmatch(r"[a-z]\w+", title) for title in source.table.kernels)
+
+
 PROMPT = [3 + 7 * i % 61 for i in range(11)]
 CUTS = ((11,), (8, 3), (1,) * 11)  # at once, in chunks, token by token
 
