@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from sterna.base.dtype import F32, I32
+from sterna.base.dtype import F16, F32, I32, DType
 from sterna.base.target import parse_target
 from sterna.codegen.renderer import renderer_of
-from sterna.ir.expr import Buffer, Expr, Var, wrap
+from sterna.ir.expr import Buffer, Cast, Expr, Var, wrap
 from sterna.ir.loop import For, ForKind, PrimFunc, store
 
 N = Var("n", I32, 1)
@@ -46,3 +46,16 @@ def test_others_are_read_one_by_one(width: int, columns: list[int | Expr]) -> No
 
 def test_what_is_stored_to_is_no_array_of_fours() -> None:
     assert "x: array<f32>" in rendered(8, [0, 1, 2, 3], stores=True)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(F32, "vec4<f32>, 6"), (F16, "u32, 12")])
+def test_an_array_of_known_length_says_it(dtype: DType, kind: str) -> None:
+    w, y = Buffer("w", dtype, (wrap(3), wrap(8))), Buffer("y", F32, (N, wrap(1)))
+    total: Expr = wrap(0.0)
+    for column in range(4):
+        total = total + Cast(F32, w[0, column])
+    func = PrimFunc("f", (w, y), (N,), For(AT, N, store(y, (AT, 0), total), ForKind.PARALLEL))
+    target = parse_target("webgpu:barrier-free")
+    text = renderer_of(target).render_kernel(func, target).text
+    assert f"w: array<{kind}>" in text
+    assert "y: array<f32>" in text, "how many rows there are is not known"

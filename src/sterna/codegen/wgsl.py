@@ -9,8 +9,10 @@ for sine and cosine, so results are close to other targets' and not the same bit
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import ClassVar, TypeGuard
 
 from sterna.base.dtype import BF16, BOOL, F16, F32, I8, I32, U8, U16, U32, DType
@@ -85,13 +87,14 @@ class Wgsl(CStyle):
 
     def head(self, s: Signature) -> str:
         lines = []
+        times = Counter(buffer for buffer, _, _ in s.buffers)
         for i, (buffer, title, writes) in enumerate(s.buffers):
             if writes and buffer.dtype in self.PACKED:
                 raise CodegenError(
                     f"kernel {s.symbol} stores {buffer.dtype}, and memory has no such numbers "
                     "there; leave out the option that asks for them, or choose another target"
                 )
-            kind = self.stored(buffer)
+            kind = self.stored(buffer) + (self.extent(buffer) if times[buffer] == 1 else "")
             binding = f"@group(0) @binding({i}) var<storage, {self.access(buffer, writes)}>"
             lines.append(f"{binding} {title}: array<{kind}>;")
         fields = ", ".join(f"{d}: i32" for d in s.dims)
@@ -135,6 +138,10 @@ class Wgsl(CStyle):
     def stored(self, buffer: Buffer) -> str:
         """The type of what a buffer is an array of."""
         return "u32" if buffer.dtype in self.PACKED else self.TYPES[buffer.dtype]
+
+    def extent(self, buffer: Buffer) -> str:
+        """How many of these an array has, where that is said; of one bound in parts it is not."""
+        return ""
 
     def joined(self, buffer: Buffer, title: str, parts: Sequence[str], size: int) -> None:
         each = size // (4 if buffer.dtype in self.PACKED else buffer.dtype.bytes)
@@ -215,7 +222,8 @@ class HalfWgsl(Wgsl):
 class AloneWgsl(Wgsl):
     """WGSL for devices imitated by a processor, whose compilers take a kernel as it is told.
 
-    Each access is checked, and looked up by each lane: elements read by fours are one access.
+    Each access is checked, and looked up by each lane: elements read by fours are one access, and
+    an array of known length needs no look for its length, nor often a check.
     """
 
     fours: frozenset[Buffer] = frozenset()  # arrays of vectors of four
@@ -232,14 +240,18 @@ class AloneWgsl(Wgsl):
 
     def by_fours(self, buffer: Buffer) -> bool:
         """Whether all four of neighbours are read, at offsets that are known, and are all there."""
-        size = 1
-        for d in buffer.shape:
-            size *= int(const_value(d) or 1)
+        size = prod(int(const_value(d) or 1) for d in buffer.shape)
         if size % 4 or buffer.dtype in self.PACKED:
             return False
         found = [self.sum(n) for n in visit(self.kernel.body) if _reads(n, buffer)]
         apart = any(step % 4 for sum_ in found for step in sum_.terms.values())
         return not apart and {sum_.constant % 4 for sum_ in found} == {0, 1, 2, 3}
+
+    def extent(self, buffer: Buffer) -> str:
+        sizes = [const_value(d) for d in buffer.shape]
+        size = prod(int(n) for n in sizes if n is not None)
+        apart = 4 if buffer in self.fours else 32 // self.PACKED.get(buffer.dtype, 32)
+        return "" if None in sizes or size == 0 else f", {-(-size // apart)}"
 
     def sum(self, e: Load) -> Sum:
         return self.simplifier.sum(self.flat(e.buffer, e.index))
