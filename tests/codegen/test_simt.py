@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from sterna.base.dtype import F32, I32
@@ -60,6 +62,30 @@ def test_a_loop_that_reuses_shared_memory_waits_at_both_ends() -> None:
     turn = threads("", 8, store(Y, k * 8 + u, a[7 - u]), var=u)
     kernel = group_kernel(grid(Alloc(a, For(k, wrap(4), seq(fill, turn)))))
     assert syncs(kernel.body) == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "read", "in_a_turn"),
+    [
+        (lambda k: k % 2, lambda k: k % 2, 1),  # the next turn writes what nobody reads now
+        (lambda k: (k + 1) % 2, lambda k: k % 2, 1),  # read is what the turn before wrote
+        (lambda k: k % 2, lambda k: (k + 3) % 2, 1),
+        (lambda k: wrap(0), lambda k: wrap(0), 2),
+        (lambda k: k % 2, lambda k: wrap(0), 2),  # of a number no turn is known
+        (lambda k: (2 * k) % 2, lambda k: (4 * k) % 2, 2),  # one half is used always
+        (lambda k: (k // 2) % 2, lambda k: (k // 2) % 2, 2),
+    ],
+)
+def test_two_halves_used_by_turns_need_one_barrier(
+    written: Callable[[Var], Expr], read: Callable[[Var], Expr], in_a_turn: int
+) -> None:
+    a = Buffer("a", F32, (wrap(2), wrap(8)), "shared")
+    t, u, k = thread_var("t", 8), thread_var("u", 8), Var("k", I32, 0, 3)
+    fill = threads("", 8, store(a, (written(k), t), X[k * 8 + t]), var=t)
+    turn = threads("", 8, store(Y, k * 8 + u, a[read(k), 7 - u]), var=u)
+    kernel = group_kernel(grid(Alloc(a, For(k, wrap(4), seq(fill, turn)))))
+    (loop,) = (n for n in visit(kernel.body) if isinstance(n, For) and n.var is k)
+    assert syncs(loop) == in_a_turn
 
 
 def test_what_all_threads_read_alike_waits_for_the_one_that_wrote_it() -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from sterna.base.dtype import I32
 from sterna.base.errors import CodegenError
 from sterna.codegen.lanes import Exchange, Nest, handed_over, in_registers
+from sterna.codegen.touches import Touch, Touches, half_of, unknown
 from sterna.ir.bounds import Interval, Intervals
 from sterna.ir.expr import Buffer, Expr, Load, Var, ceil_div, const_value, wrap
 from sterna.ir.loop import Alloc, For, ForKind, If, Let, Prefetch, Seq, Stmt, Store, Sync, seq
@@ -97,7 +98,7 @@ def group_kernel(stmt: Stmt, *, barriers: bool = True, lanes: int = 0) -> GroupK
             shared.append(node.buffer)
         else:
             private[node.buffer] = found
-    body, _ = _Barriers(frozenset(private), accesses).stmt(body, _State())
+    body, _ = _Barriers(frozenset(private), accesses).stmt(body, Touches())
     if not barriers and any(isinstance(n, Sync) for n in visit(body)):
         raise CodegenError("threads of a group would wait for each other, and the target has none")
     alike = frozenset(accesses.alike)
@@ -326,36 +327,7 @@ def _touched(stmt: Stmt) -> set[Buffer]:
     return {n.buffer for n in visit(stmt) if isinstance(n, Load | Store)}
 
 
-Owner = tuple[Share, ...] | str | None  # which thread touches an element; None: any of them
 _ONE = "one"  # the one thread that runs what stands at group level
-Touch = tuple[Buffer, Owner]
-
-
-@dataclass(slots=True)
-class _State:
-    """What threads read and wrote since they last met."""
-
-    reads: frozenset[Touch] = frozenset()
-    writes: frozenset[Touch] = frozenset()
-
-    def meets(self, before: _State) -> bool:
-        """Whether a thread could find here what another has not finished."""
-        return (
-            _clash(self.writes, before.writes)
-            or _clash(self.reads, before.writes)
-            or _clash(self.writes, before.reads)
-        )
-
-    def joined(self, other: _State) -> _State:
-        return _State(self.reads | other.reads, self.writes | other.writes)
-
-
-def _clash(ours: frozenset[Touch], theirs: frozenset[Touch]) -> bool:
-    return any(
-        mine is other and (owner is None or owner != before)
-        for mine, owner in ours
-        for other, before in theirs
-    )
 
 
 def _together(stmts: Sequence[Stmt]) -> list[Stmt]:
@@ -377,7 +349,7 @@ class _Barriers:
     private: frozenset[Buffer]
     accesses: _Accesses
 
-    def stmt(self, stmt: Stmt, state: _State) -> tuple[Stmt, _State]:
+    def stmt(self, stmt: Stmt, state: Touches) -> tuple[Stmt, Touches]:
         if not _has(stmt, ForKind.THREAD) or (
             isinstance(stmt, For) and stmt.kind is ForKind.THREAD
         ):
@@ -391,11 +363,11 @@ class _Barriers:
                 return Seq(tuple(parts)), state
             case For(var=var, extent=extent, body=body, kind=kind):
                 before, state = self.met(Seq(()), self.uniform(extent), state)
-                if self.touched(body).meets(state):  # once, instead of in every turn
-                    before, state = Sync(), _State()
-                _, once = self.stmt(body, state)
-                body, after = self.stmt(body, state.joined(once))
-                return Seq((before, For(var, extent, body, kind))), state.joined(after)
+                if self.touched(body).halved(unknown).meets(state):  # once, not in every turn
+                    before, state = Sync(), Touches()
+                new, after = self.turns(body, var, state.entered(var))
+                state = state.joined(after.halved(unknown))
+                return Seq((before, For(var, extent, new, kind))), state
             case Let(var=var, value=value, body=body):
                 before, state = self.met(Seq(()), self.uniform(value), state)
                 body, state = self.stmt(body, state)
@@ -410,18 +382,27 @@ class _Barriers:
                 return Alloc(buffer, body), state
         raise CodegenError(f"{type(stmt).__name__} has no place in a work group")
 
-    def met(self, stmt: Stmt, own: _State, state: _State) -> tuple[Stmt, _State]:
+    def turns(self, body: Stmt, var: Var, state: Touches) -> tuple[Stmt, Touches]:
+        """A loop's body that suits every turn: what one leaves, the next may find."""
+        while True:
+            new, after = self.stmt(body, state)
+            found = state.joined(after.next_turn(var))
+            if found == state:
+                return new, after
+            state = found
+
+    def met(self, stmt: Stmt, own: Touches, state: Touches) -> tuple[Stmt, Touches]:
         """The statement behind a Sync, if it needs one."""
         if own.meets(state):
             return Seq((Sync(), stmt)), own  # not flattened: what one thread runs stays one
         return stmt, state.joined(own)
 
-    def uniform(self, e: Expr) -> _State:
+    def uniform(self, e: Expr) -> Touches:
         """An expression that all threads evaluate alike."""
         reads = (n.buffer for n in visit(e) if isinstance(n, Load))
-        return _State(frozenset((b, None) for b in reads if b not in self.private))
+        return Touches(frozenset((b, None, None) for b in reads if b not in self.private))
 
-    def touched(self, stmt: Stmt) -> _State:
+    def touched(self, stmt: Stmt) -> Touches:
         """Everything that a statement at group level touches, and who does."""
         if not _has(stmt, ForKind.THREAD):
             return self.state(stmt, ())
@@ -437,17 +418,18 @@ class _Barriers:
                 parts = [then] if orelse is None else [then, orelse]
                 found = self.uniform(cond)
             case Seq(stmts=stmts):
-                parts, found = list(stmts), _State()
+                parts, found = list(stmts), Touches()
             case _:
                 raise CodegenError(f"{type(stmt).__name__} has no place in a work group")
         for part in parts:
             found = found.joined(self.touched(part))
         return found
 
-    def state(self, stmt: Stmt, nest: Nest) -> _State:
+    def state(self, stmt: Stmt, nest: Nest) -> Touches:
         reads, writes = set[Touch](), set[Touch]()
         for node in visit(stmt):
             if isinstance(node, Load | Store) and node.buffer not in self.private:
                 owner = self.accesses.shares(nest, node.index) if nest else _ONE
-                (reads if isinstance(node, Load) else writes).add((node.buffer, owner))
-        return _State(frozenset(reads), frozenset(writes))
+                half = half_of(node.buffer, node.index, self.accesses.simplifier)
+                (reads if isinstance(node, Load) else writes).add((node.buffer, owner, half))
+        return Touches(frozenset(reads), frozenset(writes))

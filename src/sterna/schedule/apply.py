@@ -32,6 +32,7 @@ from sterna.schedule.steps import (
     LINE_BYTES,
     Ahead,
     At,
+    DoubleBuffer,
     Inline,
     Pad,
     Schedule,
@@ -133,12 +134,23 @@ class _Placed:
             shape = _padded(stage, region, steps)
             stored = Buffer(compute.name.replace(".", "_"), compute.out.dtype, shape, at.scope)
             stage.buffer = None if at.scope == "global" else stored
+        self._double(stage, next((s for s in steps if isinstance(s, DoubleBuffer)), None))
         self.stages[compute.name] = stage
         self.owner[compute.out] = stage
         for step in steps:
             transform(stage, step)
             if isinstance(step, Tensorize):
                 check_exact(step, compute, self.computes)
+
+    def _double(self, stage: Stage, step: DoubleBuffer | None) -> None:
+        """Two regions of the stage, one for each other turn of its loop."""
+        if step is None:
+            return
+        at, one = stage.at, stage.buffer
+        if at is None or one is None or one.scope != "shared" or stage.compute.over:
+            raise ScheduleError(f"{step}: only what is no sum and kept in shared memory")
+        stage.turn = self.stages[at.of].loop(at.axis).var
+        stage.buffer = Buffer(one.name, one.dtype, (wrap(2), *one.shape), one.scope)
 
     def _add_loop(
         self, stage: Stage, axis: Var, base: Expr, extent: Expr, *, reduces: bool
@@ -257,7 +269,42 @@ class _Placed:
         body = seq(
             *(p for a in stage.ahead if a.axis == loop.name for p in self._asked(stage, a)), body
         )
-        return For(loop.var, loop.extent, body, loop.kind)
+        return self._begun(stage, loop, For(loop.var, loop.extent, body, loop.kind))
+
+    def _begun(self, stage: Stage, loop: Loop, stmt: Stmt) -> Stmt:
+        """The loop behind the first regions of what is made a turn ahead."""
+        for attached in reversed(self._here(stage, loop)):
+            buffer = attached.buffer
+            if attached.turn is not None and buffer is not None:
+                first = substitute(self.emit(attached), {loop.var: wrap(0)})
+                stmt = Alloc(buffer, seq(first, stmt))
+        return stmt
+
+    def _turned(self, attached: Stage, loop: Loop, body: Stmt) -> Stmt:
+        """A turn that makes the next one's region: into registers before, out of them behind."""
+        if any(s.at is not None and s.at.of == attached.name for s in self.stages.values()):
+            raise ScheduleError(f"{attached.name!r} is made a turn ahead: no stage can be in it")
+        if loop.kind is not ForKind.SERIAL:
+            raise ScheduleError(
+                f"{attached.name!r} is made a turn ahead, and no turn of {loop.name!r} is next"
+            )
+        for load in loads(attached.compute.body):
+            source = self.owner.get(load.buffer)
+            if source is not None and source.at is not None and source.at.axis == loop.name:
+                raise ScheduleError(
+                    f"{attached.name!r} is made a turn ahead of {source.name!r}, which it reads"
+                )
+        two = attached.buffer
+        assert two is not None
+        own = Buffer(f"{two.name}_next", two.dtype, two.shape[1:], "register")
+        index, following = self._local_index(attached), {loop.var: loop.var + 1}
+        kept = Store(own, index, self._value(attached))
+        ahead = self._nest(attached, 0, self._guarded(attached, kept, reduces=True))
+        out = Store(two, (following[loop.var] % 2, *index), Load(own, index))
+        store = self._nest(attached, 0, self._guarded(attached, out, reduces=True))
+        more = following[loop.var] < loop.extent
+        ahead = substitute(ahead, following)
+        return Alloc(own, seq(If(more, ahead), body, If(more, store)))
 
     def _skipped(self, stage: Stage, level: int, body: Stmt) -> Stmt:
         """`body`, if the first elements of this turn of the loop are the tensor's."""
@@ -286,18 +333,22 @@ class _Placed:
         return [Prefetch(Load(found.buffer, (*rows, simplify(column + line)))) for line in lines]
 
     def _attached(self, stage: Stage, loop: Loop, body: Stmt) -> Stmt:
-        here = [
-            s
-            for c in self.computes
-            if (s := self.stages[c.name]).at is not None
-            and s.at.of == stage.name
-            and s.at.axis == loop.name
-        ]
-        body = seq(*(self.emit(s) for s in here), body)
+        here = self._here(stage, loop)
+        body = seq(*(self.emit(s) for s in here if s.turn is None), body)
         for attached in reversed(here):
-            if attached.buffer is not None:
+            if attached.turn is not None:
+                body = self._turned(attached, loop, body)
+            elif attached.buffer is not None:
                 body = Alloc(attached.buffer, body)
         return body
+
+    def _here(self, stage: Stage, loop: Loop) -> list[Stage]:
+        """The stages that are computed inside a loop of another."""
+        found = (self.stages[c.name] for c in self.computes)
+        return [
+            s for s in found
+            if s.at is not None and s.at.of == stage.name and s.at.axis == loop.name
+        ]  # fmt: skip
 
     def _init(self, stage: Stage, spatial: list[Loop]) -> Stmt:
         combine, buffer = stage.compute.combine, stage.buffer
@@ -329,7 +380,7 @@ class _Placed:
         if stage.buffer is None:
             index = tuple(stage.index(a.var) for a in compute.axes)
             return self._guarded(stage, Store(compute.out, index, body), reduces=False)
-        index = self._local_index(stage)
+        index = self._kept_at(stage)
         if compute.combine is not None:
             body = combine_step(compute.combine, Load(stage.buffer, index), body)
         return self._guarded(stage, Store(stage.buffer, index, body), reduces=True)
@@ -345,7 +396,12 @@ class _Placed:
         return stmt
 
     def _local_index(self, stage: Stage) -> tuple[Expr, ...]:
+        """Where in a region of it an element of the stage lies."""
         return tuple(stage.local[a.var] for a in stage.compute.axes)
+
+    def _kept_at(self, stage: Stage) -> tuple[Expr, ...]:
+        """Where in its buffer this turn's element of the stage lies."""
+        return _half(stage, self._local_index(stage))
 
     def _value(self, stage: Stage) -> Expr:
         """The body with axes as loop variables and attached stages read from their regions."""
@@ -357,7 +413,7 @@ class _Placed:
                 return None
             parts = zip(load.index, source.compute.axes, strict=True)
             index = (simplify(substitute(i, exact) - source.base[a.var]) for i, a in parts)
-            return Load(source.buffer, tuple(index))
+            return Load(source.buffer, _half(source, tuple(index)))
 
         body = replace_loads(stage.compute.body, from_region)
         return substitute(body, {axis: self._clamped(stage, axis) for axis in stage.local})
@@ -380,6 +436,11 @@ class _Placed:
         if free_vars(stage.local[axis]) & vectorized or const_value(inside) is True:
             return index
         return minimum(index, extent - 1)
+
+
+def _half(stage: Stage, index: tuple[Expr, ...]) -> tuple[Expr, ...]:
+    """The index in a region, behind which region of two it is in this turn."""
+    return index if stage.turn is None else (stage.turn % 2, *index)
 
 
 def _padded(stage: Stage, region: list[tuple[Expr, Expr]], steps: list[Step]) -> tuple[Expr, ...]:

@@ -48,6 +48,7 @@ from sterna.schedule.rules.work_groups import (
     matvec_groups,
     norm_groups,
 )
+from sterna.schedule.rules.work_groups import panel_bytes as group_panel_bytes
 from sterna.schedule.steps import Schedule
 from sterna.schedule.whole import by_unit, has_digits, in_digits, with_kept
 
@@ -135,7 +136,7 @@ def plan_of(group: Group, target: Target) -> Plan:
     if isinstance(row, AloneKnobs):
         return _alone(group, row)
     if isinstance(row, GroupKnobs):
-        return _in_groups(group, row, target.unit)
+        return _in_groups(group, row, target)
     return _in_vectors(group, row)
 
 
@@ -189,7 +190,8 @@ def _formed(group: Group, plan: Plan) -> Group:
     return group if form is None else form(group)
 
 
-def _in_groups(group: Group, knobs: GroupKnobs, unit: MatrixUnit | None) -> Plan:
+def _in_groups(group: Group, knobs: GroupKnobs, target: Target) -> Plan:
+    unit = target.unit
     if by_unit(group):
         return _by_unit(group, unit)
     found = product(group)
@@ -197,6 +199,8 @@ def _in_groups(group: Group, knobs: GroupKnobs, unit: MatrixUnit | None) -> Plan
         few = _most_rows(found) <= knobs.few_rows
         if not few and unit is not None and has_digits(group, unit.depth):
             return Plan("matmul_units", replace(unit_table()[unit.shape], unit=unit))
+        if knobs.panels * group_panel_bytes(found, knobs) > target.shared_bytes:
+            knobs = replace(knobs, panels=1)
         return Plan("matvec_groups" if few else "matmul_groups", knobs)
     if contraction(group) is not None:
         return Plan("contraction_groups", knobs)

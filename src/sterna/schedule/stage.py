@@ -18,6 +18,7 @@ from sterna.ir.simplify import simplify
 from sterna.schedule.steps import (
     Ahead,
     At,
+    DoubleBuffer,
     Fuse,
     Inline,
     Pad,
@@ -64,6 +65,7 @@ class Stage:
     guards: list[tuple[Expr, Expr]] = field(default_factory=list)  # index, bound
     buffer: Buffer | None = None  # storage of an attached stage's region
     at: At | None = None
+    turn: Var | None = None  # of the loop that the stage is made ahead in: two regions
     ahead: list[Ahead] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
 
@@ -98,7 +100,7 @@ def transform(stage: Stage, step: Step) -> None:
             _reorder(stage, step)
         case Parallel() | Thread() | Vectorize() | Unroll() | Tensorize():
             _annotate(stage, step)
-        case At() | Inline() | Pad():
+        case At() | Inline() | Pad() | DoubleBuffer():
             pass  # taken into account when the stage was placed
         case Ahead():
             stage.loop(step.axis)

@@ -132,6 +132,18 @@ class At(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class DoubleBuffer(Step):
+    """Two regions of the stage are kept, and each turn of its loop makes the next turn's.
+
+    The first is made before the loop. In a turn the threads compute their elements of the next
+    region into registers, do what the turn does with the present one, and then store them where
+    the turn before read. So what they load is on its way meanwhile, and they wait for each other
+    once a turn instead of twice. For a stage that is no sum, kept in "shared" inside a loop that
+    no threads run.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Ahead(Step):
     """Each turn of loop `axis` asks for what the turn `turns` later reads of an input.
 

@@ -17,6 +17,7 @@ from sterna.schedule.rules.contraction import contraction
 from sterna.schedule.rules.matmul import Product
 from sterna.schedule.steps import (
     At,
+    DoubleBuffer,
     Fuse,
     Inline,
     Parallel,
@@ -35,7 +36,8 @@ class GroupKnobs:
     `threads` of a group without products. Products: `rows` of the weight are side by side in a
     group; with `few_rows` of x or fewer each group computes one of them, its threads sharing the
     scale groups `slices` ways, `chunk` at a time; with more, `tokens` of them in tiles of `each`
-    a thread, and `depth` steps of k at a time where weights have no groups.
+    a thread, and `depth` steps of k at a time where weights have no groups. `panels` of the weight
+    are kept in shared memory: one, or two, of which the next is filled while one is multiplied.
     """
 
     few_rows: int
@@ -46,6 +48,7 @@ class GroupKnobs:
     tokens: int
     each: int
     depth: int
+    panels: int = 1
 
 
 _SHARED_ROW = 8192  # bytes
@@ -62,6 +65,7 @@ MATMUL_SPACE: Mapping[str, tuple[int, ...]] = {
     "tokens": (8, 16, 32, 64),
     "each": (1, 2, 4, 8),
     "depth": (16, 32, 64),
+    "panels": (1, 2),
 }
 
 
@@ -233,6 +237,14 @@ def matmul_groups(found: Product, knobs: GroupKnobs) -> Schedule:
     )
 
 
+def panel_bytes(found: Product, knobs: GroupKnobs) -> int:
+    """What one panel of `matmul_groups` takes of the memory that a group shares."""
+    depth = knobs.depth
+    if found.partial is not None:
+        depth = int(const_value(found.partial.over[0].extent) or 0)
+    return depth * knobs.rows * found.weight.out.dtype.bytes
+
+
 def _ragged(weight: Compute, partial: Compute) -> bool:
     """Whether the groups of k do not fill its depth."""
     depth, group = const_value(weight.axes[0].extent), const_value(partial.over[0].extent)
@@ -262,6 +274,7 @@ def _panel(weight: Compute, knobs: GroupKnobs) -> tuple[Step, ...]:
     k, n = weight.axes[0].name, weight.axes[1].name
     turn, thread = f"{k}_turn", f"{k}_thread"
     return (
+        *((DoubleBuffer(weight.name),) if knobs.panels == 2 else ()),
         Split(weight.name, k, turn, thread, knobs.tokens // knobs.each),
         Reorder(weight.name, (thread, n, turn)),
         Thread(weight.name, thread),
