@@ -30,8 +30,7 @@ from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import scheme
 from sterna.runtime.host import cpu_name
 from sterna.runtime.threads import POOL_BYTES
-from sterna.schedule.apply import apply
-from sterna.schedule.choose import choose
+from sterna.schedule.choose import plan_of, planned
 
 _ROUNDS = 8
 _LINE = 64  # bytes of a cache line
@@ -99,7 +98,7 @@ def measure(name: str, rows: int, size: int, bits: int) -> dict[str, Any]:
     args = [np.array([pool.ctypes.data, *(a.ctypes.data for a in list_), rows], np.int64)
             for list_ in ([*inputs, *arrays, out], [x, *inputs])]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        sources = [render(apply(g, choose(g, host_target()))) for g in groups]
+        sources = [render(planned(g, plan_of(g, host_target()))[1]) for g in groups]
         lib = library(sources, Path(folder), peak_source())
         runs = [getattr(lib, f"run_{i}") for i in range(len(groups))]
         calls = [

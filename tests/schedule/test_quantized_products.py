@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from sterna.ir.evaluate import evaluate_group, evaluate_primfunc
 from sterna.ir.expr import INTRINSICS, wrap
 from sterna.ir.graph import IRModule, TensorType
 from sterna.ir.loop import Prefetch
-from sterna.ir.rewrite import visit
+from sterna.ir.rewrite import loads, visit
 from sterna.nn.trace import Trace
 from sterna.ops import op
 from sterna.passes.cleanup import cleanup
@@ -30,8 +31,9 @@ from sterna.passes.quantize_activations import quantize_activations
 from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import SCHEMES, Scheme
 from sterna.schedule.apply import apply
-from sterna.schedule.choose import Plan, choose, schedule
+from sterna.schedule.choose import RULES, Plan, choose, schedule
 from sterna.schedule.rules.matmul import MatmulKnobs
+from sterna.schedule.signed import signed
 from sterna.schedule.steps import Ahead, Split
 
 BOUNDS = (2, 32, 512)  # upper bounds of the rows, one for each rule
@@ -172,6 +174,45 @@ def test_wide_tiles_give_the_bits_of_narrow_ones(tmp_path: Path) -> None:
         outs.append(out.view(np.uint32))
     assert np.array_equal(outs[0], outs[1])
     assert np.array_equal(outs[0], outs[2])
+
+
+def test_shallow_panels_and_signed_codes_give_the_bits_of_plain_ones(tmp_path: Path) -> None:
+    """Panels of 2 of 6 groups, for 12 rows at a time of 29; a bias taken from the weights."""
+    name, shape, count = "q4f16_1", (64, 192), 29
+    arrays, made = product_arrays(shape, scheme_of(name), count), {}
+    both, funcs = kernels(name, 32, shape), {}
+    lanes = host_target().lanes()
+    plans = {
+        "plain": Plan("skinny_matmul", MatmulKnobs(lanes)),
+        "panel": Plan("matmul", MatmulKnobs(lanes)),
+        "shallow": Plan("matmul", MatmulKnobs(lanes, tokens=3, depth=40, rows=12)),
+    }
+    made[both["codes"].name] = (both["codes"], choose(both["codes"], host_target()))
+    for title, plan in plans.items():
+        form = RULES[plan.rule].form
+        group = both["product"] if form is None else form(both["product"])
+        funcs[title] = replace(group, name=f"{group.name}_{title}")
+        made[funcs[title].name] = (funcs[title], schedule(both["product"], plan))
+        read = {load.buffer.name for c in group.computes for load in loads(c.body)}
+        corrected = "x_sums" in read
+        assert corrected == (title == "plain")
+    blocks = [s.factor for s in made[funcs["shallow"].name][1] if isinstance(s, Split)]
+    assert {12, 3, 2} <= set(blocks)
+    library = build(made, host_target(), tmp_path)
+    coded = library.run(both["codes"].name, arrays, n=count)
+    inputs = arrays | dict(zip(("x_codes", "x_scales", "x_sums"), coded.values(), strict=True))
+    outs = {}
+    for title, group in funcs.items():
+        (out,) = library.run(group.name, inputs, n=count).values()
+        outs[title] = out.view(np.uint32)
+    assert np.array_equal(outs["panel"], outs["plain"])
+    assert np.array_equal(outs["shallow"], outs["plain"])
+
+
+def test_codes_of_eight_bits_and_zero_points_keep_their_correction() -> None:
+    for name in ("q4f16_1 i8", "q4f16_1z", "q3f16_1"):
+        group = kernels(name, 512)["product"]
+        assert signed(group) is group
 
 
 def test_codes_keep_what_they_can(library: Library) -> None:

@@ -12,13 +12,14 @@ from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Group
 from sterna.ir.evaluate import evaluate_primfunc
 from sterna.ir.expr import const_value
-from sterna.ir.loop import If
+from sterna.ir.loop import Alloc, If
 from sterna.ir.rewrite import visit
 from sterna.quantize.scheme import SCHEMES
 from sterna.schedule.apply import apply
 from sterna.schedule.steps import (
     At,
     Fuse,
+    Hold,
     Inline,
     Parallel,
     Reorder,
@@ -135,6 +136,25 @@ def test_parts_of_a_tile_that_lie_past_the_rows_are_skipped(part: int) -> None:
     assert len(asked) > sum(isinstance(s, If) for s in visit(apply(PRODUCT, tile).body))
 
 
+@pytest.mark.parametrize("scope", ["local", "scratch"])
+def test_sums_are_held_while_a_part_of_them_is_added(scope: str) -> None:
+    """k in blocks, rows in tiles of 2: the same bits, kept sums read and stored block by block."""
+    steps = (
+        Inline(WEIGHT), At(SUM, Y, "n" if scope == "local" else "m", scope),
+        Split(SUM, "k", "ko", "ki", 1),
+    )  # fmt: skip
+    assert_same(PRODUCT, *steps, Hold(SUM, "ki"))
+    tiled = (
+        Inline(WEIGHT), Split(Y, "m", "mo", "mi", 4), At(SUM, Y, "mo", scope),
+        Split(SUM, "m", "tile", "row", 2), Split(SUM, "k", "ko", "ki", 5),
+        Reorder(SUM, ("ko", "tile", "ki", "row", "n")), Skip(SUM, "tile"), Vectorize(SUM, "n"),
+    )  # fmt: skip
+    held = (*tiled, Hold(SUM, "ki"))
+    assert_same(PRODUCT, *held)
+    registers = [s for s in visit(apply(PRODUCT, held).body) if isinstance(s, Alloc)]
+    assert [s.buffer.scope for s in registers] == [scope, "register"]
+
+
 def test_an_output_inside_its_readers_loop() -> None:
     assert_same(NORM, *PLAIN_NORM, At(ADDED, NORMED, "n", "global"), Parallel(NORMED, "n"))
 
@@ -167,6 +187,11 @@ def test_an_output_beside_a_split_reader_is_cut_to_its_size() -> None:
         (PRODUCT, (*PLAIN_PRODUCT, Fuse(SUM, "n", "k", "nk")), "of one kind"),
         (PRODUCT, (*PLAIN_PRODUCT, Skip(SUM, "k")), "no turn too many"),
         (PRODUCT, (*PLAIN_PRODUCT, Skip(SUM, "z")), "no loop 'z'"),
+        (PRODUCT, (*PLAIN_PRODUCT, Hold(SUM, "z")), "no loop 'z'"),
+        (PRODUCT, (*PLAIN_PRODUCT, Hold(SUM, "n")), "only a sum that is kept"),
+        (PRODUCT, (*PLAIN_PRODUCT, Hold(Y, "m")), "only a sum that is kept"),
+        (PRODUCT, (*PLAIN_PRODUCT, Split(SUM, "k", "o", "i", 3), Hold(SUM, "i")), "a guard"),
+        (PRODUCT, (*PLAIN_PRODUCT, Hold(SUM, "k"), Split(SUM, "n", "o", "i", 4)), "a guard"),
         (PRODUCT, (Inline(WEIGHT), At(SUM, Y, "n", "global")), "only they"),
         (PRODUCT, (Inline(WEIGHT), At(SUM, Y, "z")), "no loop 'z'"),
         (PRODUCT, (At(SUM, WEIGHT, "k"), At(WEIGHT, Y, "m")), "not a later stage"),

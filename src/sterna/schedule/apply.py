@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Compute, Group, combine_step
 from sterna.ir.expr import (
-    Binary,
     Buffer,
     Expr,
     Load,
@@ -25,8 +24,9 @@ from sterna.ir.expr import (
     wrap,
 )
 from sterna.ir.loop import Alloc, For, ForKind, If, Prefetch, PrimFunc, Stmt, Store, seq
-from sterna.ir.rewrite import free_vars, loads, replace_loads, substitute, visit
+from sterna.ir.rewrite import free_vars, loads, replace_loads, substitute
 from sterna.ir.simplify import simplify, simplify_stmt
+from sterna.schedule.region import span, union
 from sterna.schedule.stage import Loop, Stage, loop_var, transform
 from sterna.schedule.steps import (
     LINE_BYTES,
@@ -175,12 +175,12 @@ class _Placed:
                     raise ScheduleError(f"{at}: stage {reader.name!r} reads it outside that loop")
                 values = {axis: reader.index(axis) for axis in reader.local}
                 need = [
-                    _span(substitute(i, values), fixed, self._loops_of(reader), at)
+                    span(substitute(i, values), fixed, self._loops_of(reader), at)
                     for i in load.index
                 ]
                 if at.scope == "global":
                     need = self._whole_output(compute, need, at)
-                found = need if found is None else _union(found, need, at)
+                found = need if found is None else union(found, need, at)
         if found is None and at.scope == "global":
             found = self._whole_output(compute, self._alongside(compute, anchor, fixed), at)
         if found is None:
@@ -262,6 +262,8 @@ class _Placed:
         if level == (len(stage.loops) if stop is None else stop):
             return leaf
         loop = stage.loops[level]
+        if stage.held == loop.name and stage.buffer is not None:
+            return self._held(stage, stage.buffer, level)
         body = self._attached(stage, loop, self._nest(stage, level + 1, leaf, stop))
         for step in stage.skips:
             if step.axis == loop.name:
@@ -305,6 +307,31 @@ class _Placed:
         more = following[loop.var] < loop.extent
         ahead = substitute(ahead, following)
         return Alloc(own, seq(If(more, ahead), body, If(more, store)))
+
+    def _held(self, stage: Stage, memory: Buffer, level: int) -> Stmt:
+        """The loops from `level` on, with their sums in registers: read, added to, stored."""
+        if stage.guards:
+            raise ScheduleError(f"hold({stage.name}, {stage.held}): a guard stands inside the loop")
+        inner = [loop for loop in stage.loops[level:] if not loop.reduces]
+        tile = stage.tile(inner)
+        last = {loop.var: loop.extent - 1 for loop in inner}
+        shape = tuple(simplify(substitute(i, last) + 1) for i in tile.values())
+        if any(const_value(extent) is None for extent in shape):
+            raise ScheduleError(f"{stage.held!r} of {stage.name!r} holds no tile of known size")
+        own, index = (
+            Buffer(f"{memory.name}_held", memory.dtype, shape, "register"),
+            (*tile.values(),),
+        )
+        there, combine = self._local_index(stage), stage.compute.combine
+        assert combine is not None, "only sums are held"
+        read, stored = (
+            Store(own, index, Load(memory, there)),
+            Store(memory, there, Load(own, index)),
+        )
+        step = Store(own, index, combine_step(combine, Load(own, index), self._value(stage)))
+        stage.held = None
+        body = self._nest(stage, level, step)
+        return Alloc(own, seq(_each(inner, read), body, _each(inner, stored)))
 
     def _skipped(self, stage: Stage, level: int, body: Stmt) -> Stmt:
         """`body`, if the first elements of this turn of the loop are the tensor's."""
@@ -356,11 +383,7 @@ class _Placed:
             raise ScheduleError(f"reduction {stage.name!r} cannot accumulate in global memory")
         start = Store(buffer, self._local_index(stage), wrap(combine.identity, buffer.dtype))
         stmt = self._guarded(stage, start, reduces=False)
-        for loop in reversed(spatial):
-            # A unit multiplies; it does not set to zero.
-            kind = ForKind.UNROLL if loop.kind is ForKind.MATRIX else loop.kind
-            stmt = For(loop.var, loop.extent, stmt, kind)
-        return stmt
+        return _each(spatial, stmt)
 
     def _private_sum(self, stage: Stage, first: int) -> Stmt:
         """One element summed in a register, and only then stored where others see it."""
@@ -443,6 +466,15 @@ def _half(stage: Stage, index: tuple[Expr, ...]) -> tuple[Expr, ...]:
     return index if stage.turn is None else (stage.turn % 2, *index)
 
 
+def _each(loops: list[Loop], stmt: Stmt) -> Stmt:
+    """The statement for every element of some loops that add nothing up."""
+    for loop in reversed(loops):
+        # A unit multiplies; it does not set to zero.
+        kind = ForKind.UNROLL if loop.kind is ForKind.MATRIX else loop.kind
+        stmt = For(loop.var, loop.extent, stmt, kind)
+    return stmt
+
+
 def _padded(stage: Stage, region: list[tuple[Expr, Expr]], steps: list[Step]) -> tuple[Expr, ...]:
     """The extents of a stage's storage."""
     more = {s.axis: s.by for s in steps if isinstance(s, Pad)}
@@ -450,34 +482,3 @@ def _padded(stage: Stage, region: list[tuple[Expr, Expr]], steps: list[Step]) ->
     if unknown := more.keys() - set(names):
         raise ScheduleError(f"stage {stage.name!r} has no axis {unknown.pop()!r} to pad")
     return tuple(extent + more.get(n, 0) for n, (_, extent) in zip(names, region, strict=True))
-
-
-def _span(index: Expr, fixed: set[Var], around: dict[Var, Loop], at: At) -> tuple[Expr, Expr]:
-    """First value and extent of an index while the variables not in `fixed` run.
-
-    Sound for indices that grow with every inner variable, which is checked by form.
-    """
-    index = simplify(index)
-    inner = {v: around[v] for v in free_vars(index) if v in around and v not in fixed}
-    for node in visit(index):
-        falls = isinstance(node, Binary) and node.op in ("-", "%")
-        if isinstance(node, Load) or (falls and free_vars(node) & set(inner)):
-            raise ScheduleError(f"{at}: the index {index!r} has no simple region")
-    first = simplify(substitute(index, {v: wrap(0) for v in inner}))
-    last = simplify(substitute(index, {v: loop.extent - 1 for v, loop in inner.items()}))
-    return first, simplify(last - first + 1)
-
-
-def _union(
-    a: list[tuple[Expr, Expr]], b: list[tuple[Expr, Expr]], at: At
-) -> list[tuple[Expr, Expr]]:
-    """The smallest region that holds two whose places differ by numbers."""
-    result = []
-    for (first, extent), (other_first, other_extent) in zip(a, b, strict=True):
-        shift = const_value(simplify(other_first - first))
-        growth = const_value(simplify(other_first + other_extent - first - extent))
-        if shift is None or growth is None:
-            raise ScheduleError(f"{at}: readers need different regions")
-        low, high = min(int(shift), 0), max(int(growth), 0)
-        result.append((simplify(first + low), simplify(extent + high - low)))
-    return result

@@ -20,6 +20,7 @@ from sterna.base.errors import ScheduleError
 from sterna.base.target import MatrixUnit, Target
 from sterna.ir.bounds import bounds
 from sterna.ir.compute import Group
+from sterna.ir.expr import const_value
 from sterna.ir.loop import PrimFunc
 from sterna.schedule.apply import apply
 from sterna.schedule.rules.contraction import ContractionKnobs, contract, contraction
@@ -49,6 +50,7 @@ from sterna.schedule.rules.work_groups import (
     norm_groups,
 )
 from sterna.schedule.rules.work_groups import panel_bytes as group_panel_bytes
+from sterna.schedule.signed import signed
 from sterna.schedule.steps import Schedule
 from sterna.schedule.whole import by_unit, has_digits, in_digits, with_kept
 
@@ -57,8 +59,8 @@ from sterna.schedule.whole import by_unit, has_digits, in_digits, with_kept
 class Knobs:
     """One row of a table.
 
-    Up to `matvec_rows` rows of x a product is a matvec, up to `skinny_rows` a skinny matmul; so it
-    is for more rows too where a panel would be larger than `panel_bytes` (0: any may be).
+    Up to `matvec_rows` rows of x a product is a matvec, up to `skinny_rows` a skinny matmul; for
+    more there is a panel, cut where it would be larger than `panel_bytes` (0: any may be).
     `matmul` is for products of floats, `pairs` for those of pairs of integers.
     """
 
@@ -170,13 +172,15 @@ def _in_vectors(group: Group, knobs: Knobs) -> Plan:
 
 
 def _many_rows(found: Product, knobs: Knobs) -> Plan:
-    """A panel for all rows, if there is something to unpack and the panel stays near."""
-    floats = found.weight.out.dtype.is_float
-    tile = knobs.matmul if floats else knobs.pairs
+    """A panel for all rows, if there is something to unpack; as deep as stays near."""
+    tile = knobs.matmul if found.weight.out.dtype.is_float else knobs.pairs
     size = panel_bytes(found, tile)
-    if size and not 0 < knobs.panel_bytes < size:
-        return Plan("matmul", tile)
-    return Plan("skinny_matmul", tile if floats else knobs.skinny)
+    if not size:
+        return Plan("skinny_matmul", tile)
+    if 0 < knobs.panel_bytes < size:
+        deep = int(const_value(found.weight.axes[0].extent) or 0)
+        tile = replace(tile, depth=deep * knobs.panel_bytes // size)
+    return Plan("matmul", tile)
 
 
 def schedule(group: Group, plan: Plan) -> Schedule:
@@ -252,7 +256,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "matvec": Rule(MatvecKnobs, _of_product(matvec), MatvecKnobs.SPACE),
         "skinny_matmul": Rule(MatmulKnobs, _of_product(skinny_matmul), MatmulKnobs.SPACE),
-        "matmul": Rule(MatmulKnobs, _of_product(matmul), MatmulKnobs.SPACE),
+        "matmul": Rule(MatmulKnobs, _of_product(matmul), MatmulKnobs.SPACE, signed),
         "contraction": Rule(ContractionKnobs, contract, {}),
         "norm": Rule(NormKnobs, norm, NormKnobs.SPACE),
         "elementwise": Rule(ElementwiseKnobs, elementwise, ElementwiseKnobs.SPACE),

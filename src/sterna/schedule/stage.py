@@ -20,6 +20,7 @@ from sterna.schedule.steps import (
     At,
     DoubleBuffer,
     Fuse,
+    Hold,
     Inline,
     Pad,
     Parallel,
@@ -68,6 +69,7 @@ class Stage:
     turn: Var | None = None  # of the loop that the stage is made ahead in: two regions
     ahead: list[Ahead] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
+    held: str | None = None  # the loop whose sums are in registers
 
     @property
     def name(self) -> str:
@@ -79,6 +81,11 @@ class Stage:
                 return loop
         have = ", ".join(loop.name for loop in self.loops)
         raise ScheduleError(f"stage {self.name!r} has no loop {name!r}; it has {have}")
+
+    def tile(self, loops: list[Loop]) -> dict[Var, Expr]:
+        """Where the elements that these loops reach lie among themselves, by axis."""
+        outside = {o.var: wrap(0) for o in self.loops if o not in loops}
+        return {a.var: simplify(substitute(self.local[a.var], outside)) for a in self.compute.axes}
 
     def index(self, axis: Var) -> Expr:
         return self.base[axis] + self.local[axis]
@@ -109,6 +116,10 @@ def transform(stage: Stage, step: Step) -> None:
             if stage.loop(step.axis).reduces:
                 raise ScheduleError(f"{step}: a sum has no turn too many")
             stage.skips.append(step)
+        case Hold():
+            if not stage.loop(step.axis).reduces or stage.buffer is None:
+                raise ScheduleError(f"{step}: only a sum that is kept is held, by a loop of it")
+            stage.held = step.axis
         case _:
             raise ScheduleError(f"{step}: unknown step")
 

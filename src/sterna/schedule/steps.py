@@ -166,6 +166,17 @@ class Skip(Step):
     axis: str
 
 
+@dataclass(frozen=True, slots=True)
+class Hold(Step):
+    """What loop `axis` adds up is in registers meanwhile: read before the loop, stored after it.
+
+    For sums whose storage is too large for registers. The loop is a reduction's, and the loops
+    inside it say which elements are held.
+    """
+
+    axis: str
+
+
 Schedule = tuple[Step, ...]
 
 

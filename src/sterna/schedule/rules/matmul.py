@@ -23,6 +23,7 @@ from sterna.schedule.steps import (
     LINE_BYTES,
     Ahead,
     At,
+    Hold,
     Inline,
     Parallel,
     Reorder,
@@ -68,6 +69,7 @@ class MatmulKnobs:
         "unroll": (4, 8, 16),
         "ahead": (0, 4096, 8192),
         "part": (0, 4),
+        "depth": (0, 512, 1024, 2048),
     }
 
     lanes: int
@@ -78,6 +80,8 @@ class MatmulKnobs:
     ahead: int = 0  # as in MatvecKnobs, where there is no panel
     turn: int = 1  # as in MatvecKnobs
     part: int = 0  # rows of a skinny tile that are skipped together where x ends; 0: none are
+    depth: int = 0  # steps of k of a panel; 0: all
+    rows: int = 384  # of x that a panel serves, where it has not all of k
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +187,8 @@ def skinny_matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
 
 def matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
     """parallel blocks of n { unpack a panel; blocks of m { k { a tile of registers } } }."""
+    if 0 < knobs.depth < int(const_value(found.weight.axes[0].extent) or 0):
+        return _deep(found, knobs)
     out, total, partial, weight = found.out, found.total, found.partial, found.weight
     steps = (
         *_tile(found, knobs),
@@ -193,6 +199,50 @@ def matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
     if partial is None:
         return steps
     return (*steps, _inside(partial, total), *_sum(partial, knobs.lanes))
+
+
+def _deep(found: Product, knobs: MatmulKnobs) -> Schedule:
+    """parallel blocks of n { rows of x { blocks of k { a panel; tiles of m { registers } } } }.
+
+    Panels are as deep as `depth` says: one of a whole row of the weight would leave the nearer
+    caches between two tiles. Sums wait in memory for the next panel, in the order they had.
+    """
+    out, total, weight = found.out, found.total, found.weight
+    m, n, k = total.axes[0].name, _names(total), total.over[0].name
+    own, row = _names(out), out.axes[0].name
+    block, tile, each, step = f"{k}_block", f"{m}_tile", f"{m}_inside", f"{k}_step"
+    rows, inside = f"{row}_block", f"{row}_inside"
+    steps = (
+        Split(out.name, own.axis, own.block, own.inside, _whole(found, _columns(found, knobs))),
+        Split(out.name, own.inside, own.register, own.lane, knobs.lanes),
+        Split(out.name, row, rows, inside, knobs.tokens * max(1, knobs.rows // knobs.tokens)),
+        Reorder(out.name, (own.block, rows, inside, own.register, own.lane)),
+        Parallel(out.name, own.block),
+        *_annotate(out),
+        At(total.name, out.name, rows, "scratch"),
+        Split(total.name, m, tile, each, knobs.tokens),
+        Split(total.name, n.axis, n.register, n.lane, knobs.lanes),
+        Split(total.name, k, block, step, _panel_steps(found, knobs)),
+        Reorder(total.name, (block, tile, step, each, n.register, n.lane)),
+        Unroll(total.name, each),
+        *_annotate(total),
+        Skip(total.name, tile),
+        Hold(total.name, step),
+        At(weight.name, total.name, block, "scratch"),
+        *_panel(weight, knobs),
+    )
+    if found.partial is None:
+        return steps
+    inner = At(found.partial.name, total.name, step, "register")
+    return (*steps, inner, *_sum(found.partial, knobs.lanes))
+
+
+def _panel_steps(found: Product, knobs: MatmulKnobs) -> int:
+    """Steps of the total's sum in a panel: as many as `depth` has, or fewer that divide all."""
+    steps = int(const_value(found.total.over[0].extent) or 1)
+    deep = int(const_value(found.weight.axes[0].extent) or 1)
+    fit = max(1, steps * knobs.depth // deep)
+    return next(count for count in range(min(fit, steps), 0, -1) if steps % count == 0)
 
 
 def _tile(found: Product, knobs: MatmulKnobs) -> tuple[Step, ...]:
