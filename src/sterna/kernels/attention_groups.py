@@ -18,7 +18,7 @@ from sterna.kernels.attention_spec import AttentionSpec, reaches
 from sterna.kernels.build import let, loop, parallel, threads
 from sterna.kernels.kv_cache import LAYER
 
-_MOST_ROWS = 16  # times the registers of a score, or of a piece's result and of all pieces'
+_MOST_ROWS = 8  # times the registers of a score, or of a piece's result and of all pieces'
 
 
 def group_queries(s: AttentionSpec, tile: int, shared_bytes: int) -> int:
