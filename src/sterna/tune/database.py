@@ -28,7 +28,7 @@ from sterna.runtime.devices import open_device
 from sterna.schedule.choose import RULES, Plan
 
 _KIND, _NAME = "tuning", "plans.sqlite"
-_MOST = 128  # of a knob that is not tuned, such as the lanes of a register
+_MOST = 256  # of a knob that is not tuned, such as the rows that a panel serves
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS plans (
     kernel TEXT, target TEXT, device TEXT, state TEXT, rule TEXT, knobs TEXT,
