@@ -36,7 +36,7 @@ from sterna.ir.loop import PrimFunc
 from sterna.schedule.choose import plan_of, planned
 from sterna.tune.space import can_tune
 
-UNITS = ("cuda", "cuda:sm_80", "rocm:gfx90a", "rocm:gfx1100", "metal:apple7")
+UNITS = ("cuda", "cuda:sm_80", "rocm:gfx90a", "rocm:gfx1100", "rocm:gfx1201", "metal:apple7")
 # Digits of 16 bits and of 8, one scale for 32 codes and for 128, codes up to 15 and up to 255.
 SCHEMES = ("q4f16_1", "q4f16_1 i8", "q4f16_0", "q8f16_1z")
 SHAPES = {name: (80, 256 if name == "q4f16_0" else 96) for name in SCHEMES}
@@ -163,7 +163,7 @@ def test_ptxas_spills_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["gfx90a", "gfx942", "gfx1100"])
+@pytest.mark.parametrize("architecture", ["gfx90a", "gfx942", "gfx1100", "gfx1201"])
 def test_amd_code_spills_nothing(
     architecture: str, groups: dict[str, Group], tmp_path: Path
 ) -> None:

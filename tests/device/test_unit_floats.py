@@ -57,7 +57,7 @@ from sterna.schedule.choose import plan_of, planned
 from sterna.tune.space import can_tune
 
 Array = NDArray[Any]
-UNITS = ("cuda", "cuda:sm_80", "rocm:gfx90a", "rocm:gfx1100", "metal:apple7")
+UNITS = ("cuda", "cuda:sm_80", "rocm:gfx90a", "rocm:gfx1100", "rocm:gfx1201", "metal:apple7")
 # Scale groups of 32 and of 128 and none, codes of 4 and 8 bits, both layouts; by operands.
 CASES = {
     "q4f16_1": "f16", "q4f16_0": "f16", "q8f16_1z": "f16", "q0f16": "f16",
@@ -312,7 +312,7 @@ def test_ptxas_spills_nothing(architecture: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["gfx90a", "gfx942", "gfx1100"])
+@pytest.mark.parametrize("architecture", ["gfx90a", "gfx942", "gfx1100", "gfx1201"])
 def test_amd_code_spills_nothing(architecture: str, tmp_path: Path) -> None:
     (tmp_path / "kernels.hip").write_text(source(f"rocm:{architecture}"))
     gpu_code._code_object(find_clang(), architecture, tmp_path)

@@ -118,6 +118,25 @@ inline void wmma_16x16x16_bf16(float (&c)[8], const unsigned (&a)[8], const unsi
     wmma_of<brain_of>(c, a, b);
 }
 
+// RDNA 4 ISA, V_WMMA_F32_16X16X16_F16 in wave32: lane l brings row l % 16 of a and column l % 16 of b
+// at k from l / 16 * 8 on, and keeps column l % 16 of c at rows from l / 16 * 8 on.
+template <float (*number)(const unsigned *, unsigned)>
+void halved_wmma_of(float (&c)[8], const unsigned (&a)[4], const unsigned (&b)[4]) {
+    simt::show(-6, {a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]});
+    for (int i = 0; i < 8; i++) {
+        int row = simt::lane() / 16 * 8 + i, column = simt::lane() % 16;
+        c[i] = added(c[i], 16,
+            [&](int k) { return number(simt::shown(k / 8 * 16 + row), k % 8); },
+            [&](int k) { return number(simt::shown(k / 8 * 16 + column) + 4, k % 8); });
+    }
+}
+inline void wmma_16x16x16_halved(float (&c)[8], const unsigned (&a)[4], const unsigned (&b)[4]) {
+    halved_wmma_of<half_of>(c, a, b);
+}
+inline void wmma_16x16x16_halved_bf16(float (&c)[8], const unsigned (&a)[4], const unsigned (&b)[4]) {
+    halved_wmma_of<brain_of>(c, a, b);
+}
+
 // Metal's simdgroup_float8x8, with the elements where Apple's GPUs keep them. All threads name the
 // same places; what they showed of them has to be equal.
 inline void multiply_8x8x8(float &c0, float &c1, const unsigned short *a, int a_row,

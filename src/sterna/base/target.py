@@ -34,6 +34,7 @@ class MatrixUnit:
     row_bits: str
     column_bits: str
     operands: tuple[str, ...] = ("f16",)
+    form: str = ""  # tells units of one shape apart in a kernel's source
 
     @property
     def lanes(self) -> int:
@@ -161,11 +162,12 @@ _WEBGPU_ALONE = replace(_WEBGPU, spec="webgpu:barrier-free", table="imitated", b
 
 # Fragments as the makers describe them: NVIDIA in the PTX ISA ("Matrix Fragments for
 # mma.m16n8k16", and for mma.m16n8k8), AMD in the instruction set manuals of CDNA 2 and 3 and of
-# RDNA 3; Apple's is what `thread_elements` has been on every GPU since its seventh family.
+# RDNA 3 and 4; Apple's is what `thread_elements` has been on every GPU since its seventh family.
 _SMALL_MMA = MatrixUnit(16, 8, 8, "s1 l4 l3 l2", "l1 l0 s0")  # since sm_75
 _MMA = MatrixUnit(16, 8, 16, "s1 l4 l3 l2", "l1 l0 s0", ("f16", "bf16"))
 _MFMA = MatrixUnit(16, 16, 16, "l5 l4 s1 s0", "l3 l2 l1 l0", ("f16", "bf16"))
 _WMMA = MatrixUnit(16, 16, 16, "s2 s1 s0 l4", "l3 l2 l1 l0", ("f16", "bf16"))
+_HALVED_WMMA = MatrixUnit(16, 16, 16, "l4 s2 s1 s0", "l3 l2 l1 l0", ("f16", "bf16"), "_halved")
 _SIMDGROUP = MatrixUnit(8, 8, 8, "l4 l2 l1", "l3 l0 s0")
 
 _CUDA = Target("cuda", renderer="cuda", device="cuda", table="work_groups", suffix=".sterna",
@@ -174,7 +176,7 @@ _CUDA = Target("cuda", renderer="cuda", device="cuda", table="work_groups", suff
 _SM = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120")
 _ROCM = replace(_CUDA, spec="rocm", renderer="hip", device="hip", shared_bytes=65536)
 _CDNA, _RDNA3 = ("gfx90a", "gfx942"), ("gfx1100", "gfx1101", "gfx1151")
-_RDNA = ("gfx1030", "gfx1201")  # the one has no matrix unit, the other's is not described here
+_RDNA2, _RDNA4 = ("gfx1030",), ("gfx1201",)
 _COMMON = (*_CDNA, "gfx1030", "gfx1100", "gfx1201")
 _METAL = Target("metal", renderer="metal", device="metal", table="work_groups", suffix=".sterna",
                 fma=True, float16=True, group_threads=1024, shared_bytes=32768, most_buffers=24,
@@ -209,7 +211,8 @@ _GROUPED = {
         "source": replace(_ROCM, spec="rocm:source"),
         **_machines(_ROCM, _CDNA, 64, _MFMA),
         **_machines(_ROCM, _RDNA3, 32, _WMMA),
-        **_machines(_ROCM, _RDNA, 32),
+        **_machines(_ROCM, _RDNA2, 32),
+        **_machines(_ROCM, _RDNA4, 32, _HALVED_WMMA),
     },
     "metal": {
         "": _METAL,

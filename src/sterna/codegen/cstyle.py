@@ -298,7 +298,7 @@ class CStyle(ExprStyle):
         args = [self.place(found.c, index) for index in found.kept]
         for side in (found.a, found.b):
             args += [f"&{self.place(side.buffer, side.index)}", self.text(side.buffer.shape[1])]
-        shape = f"{unit.rows}x{unit.columns}x{unit.depth}"
+        shape = f"{unit.rows}x{unit.columns}x{unit.depth}{unit.form}"
         if found.a.dtype != F16:
             shape += f"_{found.a.dtype}"
         self.line(f"multiply_{shape}({', '.join(args)});")

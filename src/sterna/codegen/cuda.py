@@ -7,6 +7,8 @@ change results, and the tests' simulator (STERNA_SIMT), which brings its own pre
 
 from __future__ import annotations
 
+import re
+
 from sterna.base.dtype import DType
 from sterna.codegen.c_math import group_math
 from sterna.codegen.cstyle import CStyle, Signature
@@ -113,7 +115,7 @@ _WARP = 32
 
 def in_bf16(unit: str) -> str:
     """What multiplies f16 with a unit, for bf16: fragments lie alike."""
-    return unit.replace("x16(", "x16_bf16(")
+    return re.sub(r"(x16\w*)\(", r"\1_bf16(", unit)
 
 
 class Cuda(CStyle):

@@ -57,8 +57,10 @@ typedef u32 __attribute__((may_alias)) halves;
 typedef f32 vector4 __attribute__((ext_vector_type(4)));
 typedef f32 vector8 __attribute__((ext_vector_type(8)));
 typedef _Float16 halves4 __attribute__((ext_vector_type(4)));
+typedef _Float16 halves8 __attribute__((ext_vector_type(8)));
 typedef _Float16 halves16 __attribute__((ext_vector_type(16)));
 typedef i16 shorts4 __attribute__((ext_vector_type(4)));
+typedef i16 shorts8 __attribute__((ext_vector_type(8)));
 typedef i16 shorts16 __attribute__((ext_vector_type(16)));
 #if defined(__gfx90a__) || defined(__gfx942__)
 STERNA_MAYBE void mfma_16x16x16(f32 (&c)[4], const u32 (&a)[2], const u32 (&b)[2]) {
@@ -88,10 +90,25 @@ STERNA_MAYBE void wmma_16x16x16_bf16(f32 (&c)[8], const u32 (&a)[8], const u32 (
     for (i32 i = 0; i < 8; i++) c[i] = sum[i];
 }
 #endif
+#if defined(__gfx1201__)
+STERNA_MAYBE void wmma_16x16x16_halved(f32 (&c)[8], const u32 (&a)[4], const u32 (&b)[4]) {
+    vector8 sum = {c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]};
+    sum = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32_gfx12(
+        __builtin_bit_cast(halves8, a), __builtin_bit_cast(halves8, b), sum);
+    for (i32 i = 0; i < 8; i++) c[i] = sum[i];
+}
+STERNA_MAYBE void wmma_16x16x16_halved_bf16(f32 (&c)[8], const u32 (&a)[4], const u32 (&b)[4]) {
+    vector8 sum = {c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]};
+    sum = __builtin_amdgcn_wmma_f32_16x16x16_bf16_w32_gfx12(
+        __builtin_bit_cast(shorts8, a), __builtin_bit_cast(shorts8, b), sum);
+    for (i32 i = 0; i < 8; i++) c[i] = sum[i];
+}
+#endif
 #endif
 """
 # c += a b on a wave's matrix core: four elements of c in each of 64 threads on CDNA, eight in each
-# of 32 on RDNA 3, where both halves of a wave bring the same rows of a and b.
+# of 32 on RDNA 3, where both halves of a wave bring the same rows of a and b, and on RDNA 4, where
+# each half brings its half of k.
 _UNIT = r"""
 #if defined(__gfx90a__) || defined(__gfx942__) || defined(STERNA_SIMT)
 STERNA_MAYBE void multiply_16x16x16(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
@@ -115,6 +132,19 @@ STERNA_MAYBE void multiply_16x16x16(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
     const u32 left[8] = {x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]};
     const u32 right[8] = {y[0], y[1], y[2], y[3], y[4], y[5], y[6], y[7]};
     wmma_16x16x16(c, left, right);
+    c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3], c4 = c[4], c5 = c[5], c6 = c[6], c7 = c[7];
+}
+#endif
+#if defined(__gfx1201__) || defined(STERNA_SIMT)
+STERNA_MAYBE void multiply_16x16x16_halved(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
+                                           f32 &c4, f32 &c5, f32 &c6, f32 &c7,
+                                           const u16 *a, i32 a_row, const u16 *b, i32 b_row) {
+    const i32 lane = (i32)(threadIdx.x & 31u), row = lane & 15, k = (lane >> 4) * 8;
+    const halves *x = (const halves *)(a + row * a_row + k);
+    const halves *y = (const halves *)(b + row * b_row + k);
+    f32 c[8] = {c0, c1, c2, c3, c4, c5, c6, c7};
+    const u32 left[4] = {x[0], x[1], x[2], x[3]}, right[4] = {y[0], y[1], y[2], y[3]};
+    wmma_16x16x16_halved(c, left, right);
     c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3], c4 = c[4], c5 = c[5], c6 = c[6], c7 = c[7];
 }
 #endif
