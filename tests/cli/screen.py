@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import Self
@@ -33,6 +34,7 @@ class Screen:
             list(command[1:]),
             dimensions=(rows, columns),
             env={**_without_a_size(), "TERM": "xterm-256color", **env},
+            preexec_fn=_hears_interrupts,
         )
 
     def __enter__(self) -> Self:
@@ -88,3 +90,8 @@ class Screen:
             if b"\x1b[6n" in data:  # a terminal is asked where its cursor is
                 cursor = self._screen.cursor
                 self._program.send(f"\x1b[{cursor.y + 1};{cursor.x + 1}R")
+
+
+def _hears_interrupts() -> None:
+    """As a shell starts a program; what a shell has put in the background ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
