@@ -97,15 +97,10 @@ def reaches(s: AttentionSpec, first: Expr, last: Expr, c: Expr) -> Expr:
 
 def attends(s: AttentionSpec, position: Expr, token: Expr) -> Expr:
     """Whether a query sees the token at a position."""
-    return attended(s, position, position, token)
-
-
-def attended(s: AttentionSpec, first: Expr, last: Expr, token: Expr) -> Expr:
-    """Whether a token is among those that queries at positions first to last see."""
-    causal = token <= last
+    causal = token <= position
     if not s.limited:
         return causal
-    near = s.unseen(first) < token
+    near = s.unseen(position) < token
     inside = logical_or(near, token < wrap(s.sinks)) if s.sinks else near
     return logical_and(causal, inside)
 
