@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from random_model import write_model
@@ -43,6 +43,7 @@ from sterna.inspection.costs import step_cost
 from sterna.inspection.kernel_times import one_sequence
 from sterna.inspection.peaks import Peaks, measure_peaks
 from sterna.local import locate
+from sterna.passes.products import Activations
 from sterna.runtime.devices import choose_device
 from sterna.runtime.executable import Executable
 from sterna.tune.device_peaks import device_peaks
@@ -249,7 +250,7 @@ def main() -> None:
     parser.add_argument("--devices", nargs="+", default=["cuda"])
     parser.add_argument("--config", type=Path)
     parser.add_argument("--scheme", default="q4f16_1")
-    parser.add_argument("--activations", choices=("i16", "i8", "f16", "bf16", "f32"))
+    parser.add_argument("--activations", choices=get_args(Activations))
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--prompt", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)

@@ -18,7 +18,7 @@ from conformance import cases, rendered, target_named
 from ptxas import spills
 from run_kernel import NOTHING
 
-from sterna.base.errors import ToolchainError
+from sterna.base.errors import ToolchainError, UsageError
 from sterna.codegen import gpu_code, toolchain
 from sterna.codegen.renderer import LibraryParts, renderer_of
 
@@ -62,6 +62,11 @@ def test_decode_kernels_do_not_spill(ptx: str, architecture: str, tmp_path: Path
     found = spills(ptx, architecture, tmp_path)
     spilled = {title for title, size in found.items() if size}
     assert spilled <= prefill, f"kernels of a decode step spill: {spilled - prefill}"
+
+
+def test_a_mistaken_architecture_is_no_reason_to_skip(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="sm_57"):
+        spills("", "sm_57", tmp_path)
 
 
 @pytest.mark.slow

@@ -7,8 +7,6 @@ change results, and the tests' simulator (STERNA_SIMT), which brings its own pre
 
 from __future__ import annotations
 
-import re
-
 from sterna.base.dtype import DType
 from sterna.codegen.c_math import group_math
 from sterna.codegen.cstyle import CStyle, Signature
@@ -97,8 +95,9 @@ STERNA_MAYBE void multiply_16x8x8(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
     c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
 }
 """
+# @ is where the name says the dtype: fragments lie alike.
 _UNIT = r"""
-STERNA_MAYBE void multiply_16x8x16(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
+STERNA_MAYBE void multiply_16x8x16@(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
                                    const u16 *a, i32 a_row, const u16 *b, i32 b_row) {
     const i32 lane = (i32)(threadIdx.x & 31u), row = lane >> 2, k = (lane & 3) * 2;
     const u16 *x = a + row * a_row + k, *y = b + row * b_row + k;
@@ -106,16 +105,16 @@ STERNA_MAYBE void multiply_16x8x16(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
     const u32 left[4] = {*(const halves *)x, *(const halves *)(x + 8 * a_row),
                          *(const halves *)(x + 8), *(const halves *)(x + 8 * a_row + 8)};
     const u32 right[2] = {*(const halves *)y, *(const halves *)(y + 8)};
-    mma_16x8x16(c, left, right);
+    mma_16x8x16@(c, left, right);
     c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
 }
 """
 _WARP = 32
 
 
-def in_bf16(unit: str) -> str:
-    """What multiplies f16 with a unit, for bf16: fragments lie alike."""
-    return re.sub(r"(x16\w*)\(", r"\1_bf16(", unit)
+def by_dtype(unit: str) -> str:
+    """What multiplies with a unit, for f16 and for bf16."""
+    return unit.replace("@", "") + unit.replace("@", "_bf16")
 
 
 class Cuda(CStyle):
@@ -160,7 +159,7 @@ class Cuda(CStyle):
 RENDERER = MachineCodeRenderer(
     ".cu",
     Cuda,
-    _PRELUDE + _SMALL_UNIT + _UNIT + in_bf16(_UNIT) + group_math(),
+    _PRELUDE + _SMALL_UNIT + by_dtype(_UNIT) + group_math(),
     ptx_or_fatbin,
     ("ptxas", "fatbinary"),
 )

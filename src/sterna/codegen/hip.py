@@ -8,7 +8,7 @@ the tests' simulator.
 from __future__ import annotations
 
 from sterna.codegen.c_math import group_math
-from sterna.codegen.cuda import Cuda, in_bf16
+from sterna.codegen.cuda import Cuda, by_dtype
 from sterna.codegen.gpu_code import MachineCodeRenderer, offload_bundle
 
 _PRELUDE = r"""
@@ -111,19 +111,19 @@ STERNA_MAYBE void wmma_16x16x16_halved_bf16(f32 (&c)[8], const u32 (&a)[4], cons
 # each half brings its half of k.
 _UNIT = r"""
 #if defined(__gfx90a__) || defined(__gfx942__) || defined(STERNA_SIMT)
-STERNA_MAYBE void multiply_16x16x16(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
+STERNA_MAYBE void multiply_16x16x16@(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
                                     const u16 *a, i32 a_row, const u16 *b, i32 b_row) {
     const i32 lane = (i32)(threadIdx.x & 63u), row = lane & 15, k = (lane >> 4) * 4;
     const halves *x = (const halves *)(a + row * a_row + k);
     const halves *y = (const halves *)(b + row * b_row + k);
     f32 c[4] = {c0, c1, c2, c3};
     const u32 left[2] = {x[0], x[1]}, right[2] = {y[0], y[1]};
-    mfma_16x16x16(c, left, right);
+    mfma_16x16x16@(c, left, right);
     c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
 }
 #endif
 #if defined(__gfx1100__) || defined(__gfx1101__) || defined(__gfx1151__) || defined(STERNA_SIMT)
-STERNA_MAYBE void multiply_16x16x16(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
+STERNA_MAYBE void multiply_16x16x16@(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
                                     f32 &c4, f32 &c5, f32 &c6, f32 &c7,
                                     const u16 *a, i32 a_row, const u16 *b, i32 b_row) {
     const i32 row = (i32)(threadIdx.x & 15u);
@@ -131,12 +131,12 @@ STERNA_MAYBE void multiply_16x16x16(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
     f32 c[8] = {c0, c1, c2, c3, c4, c5, c6, c7};
     const u32 left[8] = {x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]};
     const u32 right[8] = {y[0], y[1], y[2], y[3], y[4], y[5], y[6], y[7]};
-    wmma_16x16x16(c, left, right);
+    wmma_16x16x16@(c, left, right);
     c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3], c4 = c[4], c5 = c[5], c6 = c[6], c7 = c[7];
 }
 #endif
 #if defined(__gfx1201__) || defined(STERNA_SIMT)
-STERNA_MAYBE void multiply_16x16x16_halved(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
+STERNA_MAYBE void multiply_16x16x16_halved@(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
                                            f32 &c4, f32 &c5, f32 &c6, f32 &c7,
                                            const u16 *a, i32 a_row, const u16 *b, i32 b_row) {
     const i32 lane = (i32)(threadIdx.x & 31u), row = lane & 15, k = (lane >> 4) * 8;
@@ -144,7 +144,7 @@ STERNA_MAYBE void multiply_16x16x16_halved(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
     const halves *y = (const halves *)(b + row * b_row + k);
     f32 c[8] = {c0, c1, c2, c3, c4, c5, c6, c7};
     const u32 left[4] = {x[0], x[1], x[2], x[3]}, right[4] = {y[0], y[1], y[2], y[3]};
-    wmma_16x16x16_halved(c, left, right);
+    wmma_16x16x16_halved@(c, left, right);
     c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3], c4 = c[4], c5 = c[5], c6 = c[6], c7 = c[7];
 }
 #endif
@@ -152,5 +152,5 @@ STERNA_MAYBE void multiply_16x16x16_halved(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
 
 
 RENDERER = MachineCodeRenderer(
-    ".hip", Cuda, _PRELUDE + _UNIT + in_bf16(_UNIT) + group_math(), offload_bundle
+    ".hip", Cuda, _PRELUDE + by_dtype(_UNIT) + group_math(), offload_bundle
 )

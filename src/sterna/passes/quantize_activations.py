@@ -94,14 +94,18 @@ def _rewritten(function: Function, bits: int) -> Function:
     return replace(function, bindings=tuple(bindings))
 
 
-def _packed(made: dict[Value, Binding], product: Call) -> Call | None:
-    """The dequantize that a matmul's weight comes from, where its codes can be multiplied."""
+def unpacked(made: dict[Value, Binding], product: Call) -> Call | None:
+    """The dequantize that a matmul's weight comes from."""
     if product.op != "matmul" or product.args[1] not in made:
         return None
     weight = made[product.args[1]].call
-    if weight.op != "dequantize":
-        return None
-    return weight if suits(dict(weight.attrs), 16) else None
+    return weight if weight.op == "dequantize" else None
+
+
+def _packed(made: dict[Value, Binding], product: Call) -> Call | None:
+    """The same, where its codes can be multiplied."""
+    weight = unpacked(made, product)
+    return weight if weight is not None and suits(dict(weight.attrs), 16) else None
 
 
 def suits(attrs: Attrs, bits: int) -> bool:

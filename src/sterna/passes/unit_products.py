@@ -15,6 +15,7 @@ from sterna.ir.graph import Binding, Call, Function, IRModule, Value, call
 from sterna.ops.op import integer
 from sterna.ops.unit_matmul import block_of
 from sterna.passes.def_use import makers
+from sterna.passes.quantize_activations import unpacked
 
 _CODE_BITS = 8  # of a weight, at most: its codes are exact in 16-bit floats
 
@@ -88,12 +89,12 @@ def _by_unit(
         if weight.dtype != operands or not depth or block_of(depth) is None:
             return None
         return call("unit_matmul", x, weight, layout="NK", operands=operands.name)
-    unpacked = made[weight].call if weight in made else None
-    if unpacked is None or unpacked.op != "dequantize":
+    codes = unpacked(made, product)
+    if codes is None:
         return None
-    attrs = dict(unpacked.attrs)
+    attrs = dict(codes.attrs)
     group, bits = integer(attrs, "group"), integer(attrs, "bits")
     whole = integer(attrs, "depth") % group == 0 and bits <= _CODE_BITS
     if not whole or block_of(group) is None:
         return None
-    return call("unit_matmul", x, *unpacked.args, **attrs, operands=operands.name)
+    return call("unit_matmul", x, *codes.args, **attrs, operands=operands.name)

@@ -264,7 +264,12 @@ class _Placed:
         loop = stage.loops[level]
         if stage.held == loop.name and stage.buffer is not None:
             return self._held(stage, stage.buffer, level)
-        body = self._attached(stage, loop, self._nest(stage, level + 1, leaf, stop))
+        return self._loop(stage, level, self._nest(stage, level + 1, leaf, stop))
+
+    def _loop(self, stage: Stage, level: int, body: Stmt) -> Stmt:
+        """One loop around `body`, with what belongs into its turns and before it."""
+        loop = stage.loops[level]
+        body = self._attached(stage, loop, body)
         for step in stage.skips:
             if step.axis == loop.name:
                 body = self._skipped(stage, level, body)
@@ -318,19 +323,14 @@ class _Placed:
         shape = tuple(simplify(substitute(i, last) + 1) for i in tile.values())
         if any(const_value(extent) is None for extent in shape):
             raise ScheduleError(f"{stage.held!r} of {stage.name!r} holds no tile of known size")
-        own, index = (
-            Buffer(f"{memory.name}_held", memory.dtype, shape, "register"),
-            (*tile.values(),),
-        )
-        there, combine = self._local_index(stage), stage.compute.combine
+        own = Buffer(f"{memory.name}_held", memory.dtype, shape, "register")
+        index, there = tuple(tile.values()), self._local_index(stage)
+        read = Store(own, index, Load(memory, there))
+        stored = Store(memory, there, Load(own, index))
+        combine = stage.compute.combine
         assert combine is not None, "only sums are held"
-        read, stored = (
-            Store(own, index, Load(memory, there)),
-            Store(memory, there, Load(own, index)),
-        )
         step = Store(own, index, combine_step(combine, Load(own, index), self._value(stage)))
-        stage.held = None
-        body = self._nest(stage, level, step)
+        body = self._loop(stage, level, self._nest(stage, level + 1, step))
         return Alloc(own, seq(_each(inner, read), body, _each(inner, stored)))
 
     def _skipped(self, stage: Stage, level: int, body: Stmt) -> Stmt:

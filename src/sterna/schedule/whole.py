@@ -34,7 +34,6 @@ from sterna.schedule.steps import Tensorize
 
 _HALF_EXACT, _SINGLE_EXACT = 1 << 11, 1 << 24  # whole numbers up to here are exact
 _CODE = 0x00FF  # codes of a weight have 8 bits at most
-_KEPT = "kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ def with_kept(group: Group) -> Group:
     """The same Group, but that other threads than those that made a unit's sums add them up."""
     (sums,) = digits_of(group).sums
     m, n, b = (axis(name, a.extent) for name, a in zip("mnb", sums.axes, strict=True))
-    kept = Buffer(f"{sums.name}.{_KEPT}", F32, sums.out.shape)
+    kept = Buffer(f"{sums.name}.kept", F32, sums.out.shape)
 
     def moved(load: Load) -> Expr | None:
         return kept[load.index] if load.buffer is sums.out else None
@@ -131,7 +130,9 @@ def with_kept(group: Group) -> Group:
 
 def kept_of(group: Group) -> Compute:
     """The stage that `with_kept` added."""
-    found = next((c for c in group.computes if c.name.endswith(f".{_KEPT}")), None)
+    (sums,) = digits_of(group).sums
+    copies = (c for c in group.computes if isinstance(c.body, Load) and c.body.buffer is sums.out)
+    found = next(copies, None)
     if found is None:
         raise ScheduleError(f"{group.name} keeps no sums")
     return found

@@ -13,7 +13,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -28,7 +28,7 @@ from sterna.runtime.devices import open_device
 from sterna.schedule.choose import RULES, Plan
 
 _KIND, _NAME = "tuning", "plans.sqlite"
-_MOST = 256  # of a knob that is not tuned, such as the rows that a panel serves
+_MOST = 128  # of a knob that is not tuned, such as the lanes of a register
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS plans (
     kernel TEXT, target TEXT, device TEXT, state TEXT, rule TEXT, knobs TEXT,
@@ -256,8 +256,9 @@ def _plan(rule: str, values: dict[str, Any]) -> Plan:
     space = RULES[rule].space
     if not space:
         raise ValueError(f"the schedule rule {rule!r} has nothing to tune")
+    usual = {f.name: (f.default,) for f in fields(knobs) if type(f.default) is int}
     for name, value in values.items():
-        most = 2 * max(space.get(name, (_MOST,)))
+        most = 2 * max(space.get(name, (_MOST, *usual.get(name, ()))))
         if type(value) is not int or not (0 if 0 in space.get(name, ()) else 1) <= value <= most:
             raise ValueError(f"knob {name!r} of {rule} is {value!r}, possible is 1 to {most}")
     return Plan(rule, knobs(**values))

@@ -31,7 +31,7 @@ from sterna.schedule.steps import (
 )
 from sterna.schedule.whole import Digits, digits_of
 
-_PAD = 8  # f16 behind each row: rows begin four banks apart, and at multiples of 16 bytes
+PAD = 8  # 16-bit floats behind each row: rows begin four banks apart, and at multiples of 16 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def matmul_units(group: Group, knobs: UnitKnobs) -> Schedule:
 
 def _with_room(found: Digits, knobs: UnitKnobs) -> UnitKnobs:
     """Fewer subgroups in a group, on the side that takes more, where they share too much."""
-    row = 2 * (int(const_value(found.sums[0].over[0].extent) or 0) + _PAD)
+    row = 2 * (int(const_value(found.sums[0].over[0].extent) or 0) + PAD)
     while knobs.down * knobs.across > 1:
         x = row * len(found.digits) * knobs.rows * knobs.down
         weight = row * knobs.columns * knobs.across
@@ -188,7 +188,7 @@ def unpacked_weight(stage: Compute, size: int, rows: int, threads: int) -> list[
     beside = min(rows, threads)
     parts = max(1, min(threads // beside, size))
     return [
-        Pad(stage.name, k, _PAD),
+        Pad(stage.name, k, PAD),
         Split(stage.name, k, f"{k}_thread", f"{k}_turn", size // parts),
         Split(stage.name, row, f"{row}_turn", f"{row}_thread", beside),
         Reorder(stage.name, (f"{k}_thread", f"{row}_thread", f"{row}_turn", f"{k}_turn")),
@@ -202,7 +202,7 @@ def unpacked_x(stage: Compute, size: int, threads: int) -> list[Step]:
     row, k = (axis.name for axis in stage.axes)
     beside = min(size, threads)
     return [
-        Pad(stage.name, k, _PAD),
+        Pad(stage.name, k, PAD),
         Split(stage.name, k, f"{k}_turn", f"{k}_thread", beside),
         Split(stage.name, row, f"{row}_turn", f"{row}_thread", threads // beside),
         Reorder(stage.name, (f"{row}_thread", f"{k}_thread", f"{row}_turn", f"{k}_turn")),

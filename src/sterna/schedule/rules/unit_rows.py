@@ -17,6 +17,7 @@ from sterna.ir.bounds import bounds
 from sterna.ir.compute import Compute, Group
 from sterna.ir.expr import const_value
 from sterna.schedule.rules.matrix_unit import (
+    PAD,
     in_tiles,
     multiplied,
     unpacked_weight,
@@ -133,8 +134,8 @@ def _power_of_two(most: int) -> int:
 
 
 def _shared(rows: int, columns: int, size: int, blocks: int) -> int:
-    """Bytes: operands in 16 bits, rows of them padded by 8, and a block's sums in f32."""
-    return (rows + columns) * (size * blocks + 8) * 2 + rows * columns * (blocks + 1) * 4
+    """Bytes: operands in 16 bits, rows of them padded, and a block's sums in f32."""
+    return (rows + columns) * (size * blocks + PAD) * 2 + rows * columns * (blocks + 1) * 4
 
 
 def _by_elements(stage: Compute, tile: _Tile, threads: int, *, grouped: bool) -> list[Step]:
