@@ -27,7 +27,7 @@ from simt_device import SimtDevice
 from test_quantized_products import kernels
 from test_toolchains import compiled_by_nvrtc
 
-from sterna.base.target import Target, parse_target
+from sterna.base.target import MatrixUnit, Target, parse_target
 from sterna.codegen import gpu_code
 from sterna.codegen.renderer import LibraryParts, RenderedKernel, renderer_of
 from sterna.codegen.toolchain import find_clang
@@ -36,7 +36,10 @@ from sterna.ir.loop import PrimFunc
 from sterna.schedule.choose import plan_of, planned
 from sterna.tune.space import can_tune
 
-UNITS = ("cuda", "cuda:sm_80", "rocm:gfx90a", "rocm:gfx1100", "rocm:gfx1201", "metal:apple7")
+UNITS = (
+    "cuda", "cuda:sm_80", "cuda:sm_90a", "rocm:gfx90a", "rocm:gfx1100", "rocm:gfx1201",
+    "metal:apple7",
+)  # fmt: skip
 # Digits of 16 bits and of 8, one scale for 32 codes and for 128, codes up to 15 and up to 255.
 SCHEMES = ("q4f16_1", "q4f16_1 i8", "q4f16_0", "q8f16_1z")
 SHAPES = {name: (80, 256 if name == "q4f16_0" else 96) for name in SCHEMES}
@@ -103,8 +106,9 @@ def test_units_change_no_bit(
     running = RunningKernels(made, target, Simulated())
     for name, group in groups.items():
         (phase,) = made[group.name].rendered.launches
-        assert phase.lanes == lanes
-        assert phase.threads > lanes  # some subgroups share what is unpacked, whatever the scheme
+        assert phase.lanes == min(lanes, target.subgroup)
+        # Some subgroups share what is unpacked, whatever the scheme.
+        assert phase.threads > target.subgroup
         for tokens in TOKENS:
             before, after = expected[name, tokens]
             got = running.run(group.name, before, {"n": tokens})
@@ -126,8 +130,9 @@ def test_the_loop_program_means_the_same(
 
 
 def units_in(code: str) -> int:
-    names = r"mma\.sync\.aligned\.m16n8k|v_mfma_f32_16x16x16|v_wmma_f32_16x16x16"
-    return len(re.findall(names, code))
+    nvidia = r"mma\.sync\.aligned\.m16n8k|wgmma\.mma_async\.sync\.aligned\.m64n"
+    amd = r"v_mfma_f32_16x16x16|v_wmma_f32_16x16x16"
+    return len(re.findall(f"{nvidia}|{amd}", code))
 
 
 def source(groups: dict[str, Group], spec: str) -> str:
@@ -151,6 +156,7 @@ def ptx(
 @pytest.mark.slow
 def test_ptx_multiplies_with_the_unit(ptx: tuple[str, str]) -> None:
     assert units_in(ptx[1]) > 0
+    assert ("wgmma" in ptx[1], "mma.sync" in ptx[1]) == (ptx[0] == "sm_90a", ptx[0] != "sm_90a")
     assert ".local" not in ptx[1]
 
 
@@ -199,10 +205,8 @@ def test_tuning_leaves_them_alone(spec: str, groups: dict[str, Group]) -> None:
     assert not can_tune(plan_of(groups["q4f16_1"], parse_target(spec)))
 
 
-def rows_of_bits(target: Target) -> Iterator[tuple[int, int]]:
+def rows_of_bits(unit: MatrixUnit) -> Iterator[tuple[int, int]]:
     """Row and column of every element that every thread keeps."""
-    unit = target.unit
-    assert unit is not None
     for lane in range(unit.lanes):
         for own in range(unit.kept):
             numbers = {"l": lane, "s": own}
@@ -214,8 +218,9 @@ def rows_of_bits(target: Target) -> Iterator[tuple[int, int]]:
 
 @pytest.mark.parametrize("spec", UNITS)
 def test_each_element_has_one_thread(spec: str) -> None:
-    target = parse_target(spec)
-    assert target.unit is not None
-    places = set(rows_of_bits(target))
-    rows, columns = range(target.unit.rows), range(target.unit.columns)
-    assert places == {(m, n) for m in rows for n in columns}
+    unit = parse_target(spec).unit
+    assert unit is not None
+    for each in {unit, unit.fitted(24, 48), unit.fitted(512, 512)}:
+        assert set(rows_of_bits(each)) == {
+            (m, n) for m in range(each.rows) for n in range(each.columns)
+        }

@@ -57,7 +57,10 @@ from sterna.schedule.choose import plan_of, planned
 from sterna.tune.space import can_tune
 
 Array = NDArray[Any]
-UNITS = ("cuda", "cuda:sm_80", "rocm:gfx90a", "rocm:gfx1100", "rocm:gfx1201", "metal:apple7")
+UNITS = (
+    "cuda", "cuda:sm_80", "cuda:sm_90a", "rocm:gfx90a", "rocm:gfx1100", "rocm:gfx1201",
+    "metal:apple7",
+)  # fmt: skip
 # Scale groups of 32 and of 128 and none, codes of 4 and 8 bits, both layouts; by operands.
 CASES = {
     "q4f16_1": "f16", "q4f16_0": "f16", "q8f16_1z": "f16", "q0f16": "f16",
@@ -308,6 +311,7 @@ def test_ptxas_spills_nothing(architecture: str, tmp_path: Path) -> None:
     assert text.count(".visible .entry") == count
     assert ".local" not in text
     assert ("bf16.bf16" in text) == (architecture != "sm_75")
+    assert ("wgmma.mma_async" in text) == (architecture == "sm_90a")
     assert list(spills(text, architecture, tmp_path).values()) == [0] * count
 
 

@@ -76,6 +76,67 @@ inline void mma_16x8x8(float (&c)[4], const unsigned (&a)[2], unsigned b) {
     }
 }
 
+// PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions": A and B are read from shared memory by
+// descriptors, which all threads have to bring alike: an address and two distances in units of 16 bytes, K-major,
+// without swizzle. Eight rows of 16 bytes lie together, the next eight a stride on and the next 16
+// bytes of k a leading dimension on. What is read is no number where other bits are set, those of
+// other layouts, where there is nothing, and where a thread did not publish what it wrote.
+typedef unsigned long long Described;
+
+inline unsigned shared_address(const void *p) {
+    if (simt::now.window == nullptr) // arrays of one kernel lie together
+        simt::now.window = (char *)(((uintptr_t)p - 0x10000) & ~(uintptr_t)1023);
+    return (unsigned)((char *)p - simt::now.window);
+}
+inline void publish_shared() { simt::now.fibers[simt::now.thread].published = true; }
+
+inline unsigned described(Described d, int row, int k) {
+    unsigned start = (d & 0x3fff) << 4, leading = (d >> 16 & 0x3fff) << 4, stride = (d >> 32) << 4;
+    char *at = simt::now.window + start + row / 8 * stride + k / 8 * leading + row % 8 * 16 + k % 8 * 2;
+    bool here = at >= simt::__start_simt_shared && at + 2 <= simt::__stop_simt_shared;
+    if (!here || !simt::now.published || d & ~0x3fff3fff3fffull) return 0x7fff;
+    unsigned short bits;
+    memcpy(&bits, at, 2);
+    return bits;
+}
+
+// wgmma.m64nNk16: warp w of the four keeps rows 16 w to 16 w + 15 of D, as mma.m16n8k16 does, for
+// each eight columns: element i is in row lane / 4, or 8 below where i has bit 1.
+template <float (*number)(const unsigned *, unsigned), size_t kept, size_t steps>
+void wgmma_of(float (&c)[kept], const Described (&a)[steps], const Described (&b)[steps]) {
+    for (size_t s = 0; s < steps; s++) {
+        unsigned both[4];
+        memcpy(both, a + s, 8);
+        memcpy(both + 2, b + s, 8);
+        simt::show(-7, both);
+        bool alike = true;
+        for (unsigned i = 0; i < simt::SUBGROUP; i++)
+            alike &= memcmp(simt::shown(i), both, sizeof both) == 0;
+        unsigned thread = simt::now.thread % 128;
+        for (size_t i = 0; i < kept; i++) {
+            int row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;
+            int column = thread % 4 * 2 + i % 2 + i / 4 * 8;
+            auto read = [](Described d, int line, int k) {
+                unsigned word = described(d, line, k);
+                return number(&word, 0);
+            };
+            c[i] = added(c[i], 16, [&](int k) { return read(a[s], row, k); },
+                         [&](int k) { return read(b[s], column, k); });
+            if (!alike) c[i] = NAN;
+        }
+    }
+}
+#define SIMT_WGMMA(n) \
+    template <size_t steps> void wgmma_n##n##_f16(float (&c)[n / 2], \
+        const Described (&a)[steps], const Described (&b)[steps]) { wgmma_of<half_of>(c, a, b); } \
+    template <size_t steps> void wgmma_n##n##_bf16(float (&c)[n / 2], \
+        const Described (&a)[steps], const Described (&b)[steps]) { wgmma_of<brain_of>(c, a, b); }
+SIMT_WGMMA(8)
+SIMT_WGMMA(16)
+SIMT_WGMMA(32)
+SIMT_WGMMA(64)
+SIMT_WGMMA(128)
+
 // CDNA 2 ISA, V_MFMA_F32_16X16X16F16: lane l brings row l % 16 of a and column l % 16 of b at k
 // from l / 16 * 4 on, and keeps column l % 16 of c at rows from l / 16 * 4 on.
 template <float (*number)(const unsigned *, unsigned)>

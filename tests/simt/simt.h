@@ -38,6 +38,7 @@ struct Fiber {
 #endif
     At at_what = At::nothing;
     int site = 0; // of the barrier or swap that it waits at
+    bool published = false; // what it wrote to shared memory, since the last barrier
     bool odd = false; // which of its places for swapped values was used last
     float swapped[2] = {};
     unsigned shown[2][SHOWN] = {};
@@ -47,6 +48,8 @@ struct Group {
     std::vector<Fiber> fibers;
     Fiber host;
     unsigned group = 0, thread = 0, threads = 0;
+    bool published = false; // by all threads, before the last barrier
+    char *window = nullptr; // where the group's shared memory begins
     void (*body)(void *) = nullptr;
     void *argument = nullptr;
 };
@@ -76,6 +79,7 @@ inline void prepare(Fiber &f) {
     if (f.stack == nullptr) f.stack = (char *)aligned_alloc(64, STACK);
     f.at_what = At::nothing;
     f.site = 0;
+    f.published = false;
 #if defined(__x86_64__)
     void **top = (void **)(f.stack + STACK);
     *--top = nullptr; // enters as after a call: the stack is 8 past a multiple of 16
@@ -160,6 +164,8 @@ inline const char *run_group(unsigned group, unsigned threads, void (*body)(void
     for (unsigned i = 0; i < threads; i++) prepare(now.fibers[i]);
     memset(__start_simt_shared, 0xff, (size_t)(__stop_simt_shared - __start_simt_shared));
     now.threads = threads;
+    now.published = false;
+    now.window = nullptr;
     unsigned blocks = (threads + SUBGROUP - 1) / SUBGROUP;
     for (unsigned round = 0;; round++) {
         for (unsigned i = 0; i < blocks; i++) {
@@ -169,6 +175,11 @@ inline const char *run_group(unsigned group, unsigned threads, void (*body)(void
         }
         if (!together(0, threads)) return "threads wait at different barriers, or not all of them";
         if (now.fibers[0].at_what == At::end) return nullptr;
+        now.published = true;
+        for (unsigned i = 0; i < threads; i++) {
+            now.published &= now.fibers[i].published;
+            now.fibers[i].published = false;
+        }
     }
 }
 

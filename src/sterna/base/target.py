@@ -26,6 +26,9 @@ class MatrixUnit:
     bit by bit, the highest first: "l2" is bit 2 of the thread's number in its subgroup, "s0" bit 0
     of the element's among the thread's own. In which order a unit adds, and how it rounds between,
     is its own; sums of whole numbers below 2**24 are exact on all of them.
+
+    A unit with `most_rows` multiplies tiles of several sizes: twice the rows, and again, up to
+    that many, each with what it would give alone; and any multiple of its depth up to `most_depth`.
     """
 
     rows: int
@@ -35,6 +38,9 @@ class MatrixUnit:
     column_bits: str
     operands: tuple[str, ...] = ("f16",)
     form: str = ""  # tells units of one shape apart in a kernel's source
+    most_rows: int = 0
+    most_depth: int = 0
+    octets: bool = False  # a and b lie in blocks of 8 rows by 8 elements, not row by row
 
     @property
     def lanes(self) -> int:
@@ -50,6 +56,23 @@ class MatrixUnit:
     def shape(self) -> str:
         """What units are told apart by, such as "16x8x16/32"."""
         return f"{self.rows}x{self.columns}x{self.depth}/{self.lanes}"
+
+    def fitted(self, rows: int, depth: int) -> MatrixUnit:
+        """The largest that divides tiles of `rows` and sums of `depth`; itself, if it has one size.
+
+        What it has more of rows are a thread's own, bits above those of the smallest.
+        """
+        if not self.most_rows:
+            return self
+        more = 0
+        while self.rows << more < self.most_rows and rows % (self.rows << more + 1) == 0:
+            more += 1
+        deep = (d for d in range(self.most_depth, self.depth, -self.depth) if depth % d == 0)
+        first = self.kept.bit_length() - 1
+        bits = [*(f"s{first + i}" for i in reversed(range(more))), self.row_bits]
+        return replace(
+            self, rows=self.rows << more, depth=next(deep, self.depth), row_bits=" ".join(bits)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +188,9 @@ _WEBGPU_ALONE = replace(_WEBGPU, spec="webgpu:barrier-free", table="imitated", b
 # RDNA 3 and 4; Apple's is what `thread_elements` has been on every GPU since its seventh family.
 _SMALL_MMA = MatrixUnit(16, 8, 8, "s1 l4 l3 l2", "l1 l0 s0")  # since sm_75
 _MMA = MatrixUnit(16, 8, 16, "s1 l4 l3 l2", "l1 l0 s0", ("f16", "bf16"))
+# wgmma, "Register Fragments" of wgmma.mma_async.m64nNk16: its M are the weight's rows, and its N,
+# multiples of 8, are those of x, so that few rows of x fill small tiles.
+_WGMMA = MatrixUnit(8, 64, 16, "l1 l0 s0", "l6 l5 s1 l4 l3 l2", ("f16", "bf16"), "", 128, 128, True)
 _MFMA = MatrixUnit(16, 16, 16, "l5 l4 s1 s0", "l3 l2 l1 l0", ("f16", "bf16"))
 _WMMA = MatrixUnit(16, 16, 16, "s2 s1 s0 l4", "l3 l2 l1 l0", ("f16", "bf16"))
 _HALVED_WMMA = MatrixUnit(16, 16, 16, "l4 s2 s1 s0", "l3 l2 l1 l0", ("f16", "bf16"), "_halved")
@@ -173,7 +199,7 @@ _SIMDGROUP = MatrixUnit(8, 8, 8, "l4 l2 l1", "l3 l0 s0")
 _CUDA = Target("cuda", renderer="cuda", device="cuda", table="work_groups", suffix=".sterna",
                fma=True, float16=True, group_threads=1024, shared_bytes=49152, most_buffers=256,
                buffer_align=256, subgroup=32)  # fmt: skip
-_SM = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120")
+_SM = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 _ROCM = replace(_CUDA, spec="rocm", renderer="hip", device="hip", shared_bytes=65536)
 _CDNA, _RDNA3 = ("gfx90a", "gfx942"), ("gfx1100", "gfx1101", "gfx1151")
 _RDNA2, _RDNA4 = ("gfx1030",), ("gfx1201",)
@@ -205,6 +231,7 @@ _GROUPED = {
         "source": replace(_CUDA, spec="cuda:source"),
         **_machines(_CUDA, ("sm_75",), 32, _SMALL_MMA),
         **_machines(_CUDA, _SM, 32, _MMA),
+        **_machines(_CUDA, ("sm_90a",), 32, _WGMMA),
     },
     "rocm": {
         "": replace(_ROCM, architectures=_COMMON),

@@ -20,8 +20,9 @@ from sterna.base.errors import CodegenError
 from sterna.base.target import MatrixUnit, Target
 from sterna.codegen.c_names import Names, name
 from sterna.codegen.cstyle_expr import ExprStyle
-from sterna.codegen.fragments import fragments, has_matrix
+from sterna.codegen.fragments import fragments, has_matrix, operands
 from sterna.codegen.lanes import Exchange, Nest
+from sterna.codegen.octets import in_octets, octet_column, octet_shape
 from sterna.codegen.simt import (
     GroupKernel,
     extents,
@@ -30,6 +31,7 @@ from sterna.codegen.simt import (
     private_index,
     private_shape,
 )
+from sterna.codegen.sizes import elements, size_of
 from sterna.ir.bounds import Interval, Intervals
 from sterna.ir.expr import (
     Buffer,
@@ -81,6 +83,7 @@ class CStyle(ExprStyle):
     large: frozenset[Buffer] = frozenset()
     whole: set[Buffer] = field(default_factory=set)  # bound in parts
     unit: MatrixUnit | None = None
+    octets: frozenset[Buffer] = frozenset()  # of the unit's operands, as it wants them
     nest: Nest = ()
     depth: int = 1
     simplifier: Simplifier = field(default_factory=Simplifier)
@@ -103,6 +106,13 @@ class CStyle(ExprStyle):
     def shared_bytes(self, dtype: DType) -> int:
         """What an element of such an array takes."""
         return dtype.bytes
+
+    def shared_elements(self, buffer: Buffer) -> int:
+        shape = octet_shape(buffer) if buffer in self.octets else buffer.shape
+        return elements(shape, buffer.name)
+
+    def multiplier(self, title: str, unit: MatrixUnit, dtype: DType) -> None:
+        """Declare what multiplies, where the prelude does not: a unit of several sizes."""
 
     def group_index(self) -> str:
         raise NotImplementedError
@@ -133,7 +143,7 @@ class CStyle(ExprStyle):
             self.constant(I32, self.declare(TID), self.thread_index())
         for buffer in self.kernel.shared:
             title = self.buffers[buffer] = self.identifier(buffer.name)
-            size = elements(buffer.shape, buffer.name)
+            size = self.shared_elements(buffer)
             head += self.outside(self.shared(buffer.dtype, title, size))
         self.statement(self.kernel.body, last=True)
         head += ["    " + text for text in self.arrays]
@@ -295,12 +305,15 @@ class CStyle(ExprStyle):
         if unit is None or size != self.kernel.threads:
             raise CodegenError("a matrix unit that the target has, and whole subgroups, multiply")
         found = fragments(loop, self.nest, unit, self.simplifier)
+        unit = found.unit
         args = [self.place(found.c, index) for index in found.kept]
         for side in (found.a, found.b):
-            args += [f"&{self.place(side.buffer, side.index)}", self.text(side.buffer.shape[1])]
+            row = octet_column(side.buffer) if unit.octets else side.buffer.shape[1]
+            args += [f"&{self.place(side.buffer, side.index)}", self.text(row)]
         shape = f"{unit.rows}x{unit.columns}x{unit.depth}{unit.form}"
         if found.a.dtype != F16:
             shape += f"_{found.a.dtype}"
+        self.multiplier(f"multiply_{shape}", unit, found.a.dtype)
         self.line(f"multiply_{shape}({', '.join(args)});")
 
     def loop(self, loop: For) -> None:
@@ -345,7 +358,7 @@ class CStyle(ExprStyle):
             self.statement(stmt.body, last=last)
             return
         title = self.buffers[buffer] = self.identifier(buffer.name)
-        shape = tuple(_size(d, buffer.name) for d in buffer.shape)
+        shape = tuple(size_of(d, buffer.name) for d in buffer.shape)
         shape = private_shape(shape, self.kernel.private[buffer].shares)
         size = 1
         for d in shape:
@@ -371,9 +384,11 @@ class CStyle(ExprStyle):
         shape: tuple[Expr, ...] = buffer.shape
         shares = self.kernel.private[buffer].shares if buffer in self.kernel.private else ()
         if shares:
-            sizes = tuple(_size(d, buffer.name) for d in shape)
+            sizes = tuple(size_of(d, buffer.name) for d in shape)
             shape = tuple(wrap(d) for d in private_shape(sizes, shares))
             index = private_index(index, shares, self.nest, self.simplifier)
+        if buffer in self.octets:
+            shape, index = octet_shape(buffer), in_octets(index)
         flat: Expr = wrap(0)
         for d, i in zip(shape, index, strict=True):
             flat = flat * d + (i if i.dtype in (I32, I64) else Cast(I32, i))
@@ -432,7 +447,9 @@ def _phase(
     large = frozenset(
         p for p in func.params if not {v for d in p.shape for v in free_vars(d)} <= known
     )
-    writer = style(kernel, large=large, unit=target.unit)
+    unit = target.unit
+    octets = operands(kernel.body) if unit is not None and unit.octets else frozenset()
+    writer = style(kernel, large=large, unit=unit, octets=octets)
     buffers, where = [], []
     for i, p in enumerate(func.params):
         if p in used:
@@ -445,10 +462,11 @@ def _phase(
         writer.ranges[d] = (d.lo or 0, float("inf"))
     dims = tuple(writer.declare(d) for d in needed)
     text = writer.function(Signature(symbol, tuple(buffers), dims, kernel.threads))
-    shared = sum(elements(b.shape, b.name) * writer.shared_bytes(b.dtype) for b in kernel.shared)
+    shared = sum(writer.shared_elements(b) * writer.shared_bytes(b.dtype) for b in kernel.shared)
     writes = tuple(i for i, (_, _, writes) in zip(where, buffers, strict=True) if writes)
     groups = to_text(simplify(kernel.groups))
-    lanes = target.unit.lanes if target.unit and has_matrix(kernel.body) else 0
+    # A unit of several subgroups counts on each of them.
+    lanes = min(unit.lanes, target.subgroup) if unit and has_matrix(kernel.body) else 0
     return text, Phase(
         symbol=symbol, groups=groups, threads=kernel.threads, buffers=tuple(where),
         writes=writes, shared_bytes=shared, lanes=max(lanes, kernel.lanes),
@@ -465,21 +483,6 @@ def _for_all(stmt: Stmt) -> bool:
 
 def _read(stmt: Stmt) -> set[Expr]:
     return {n for n in visit(stmt) if isinstance(n, Var)}
-
-
-def _size(e: Expr, title: str) -> int:
-    value = const_value(simplify(e))
-    if value is None:
-        raise CodegenError(f"a dim of {title} must have a size known at compile time")
-    return int(value)
-
-
-def elements(shape: tuple[Expr, ...], title: str) -> int:
-    """How many a buffer has; CodegenError where that is not known at compile time."""
-    size = 1
-    for d in shape:
-        size *= _size(d, title)
-    return size
 
 
 def _narrowed(var: Var, interval: Interval) -> Interval:

@@ -8,9 +8,11 @@ change results, and the tests' simulator (STERNA_SIMT), which brings its own pre
 from __future__ import annotations
 
 from sterna.base.dtype import DType
+from sterna.base.target import MatrixUnit
 from sterna.codegen.c_math import group_math
 from sterna.codegen.cstyle import CStyle, Signature
 from sterna.codegen.gpu_code import MachineCodeRenderer, ptx_or_fatbin
+from sterna.codegen.warpgroup import OCTETS, warpgroup_product
 
 _PRELUDE = r"""
 typedef float f32;
@@ -133,7 +135,12 @@ class Cuda(CStyle):
         return f'extern "C" __global__ void {bound} {s.symbol}({", ".join(parts)}) {{'
 
     def shared(self, dtype: DType, title: str, size: int) -> str:
-        return f"__shared__ {self.TYPES[dtype]} {title}[{size}];"
+        aligned = "alignas(16) " if self.octets else ""
+        return f"{aligned}__shared__ {self.TYPES[dtype]} {title}[{size}];"
+
+    def multiplier(self, title: str, unit: MatrixUnit, dtype: DType) -> None:
+        if unit.octets and (text := warpgroup_product(title, unit, dtype)) not in self.before:
+            self.before.append(text)
 
     def group_index(self) -> str:
         return "(i32)blockIdx.x"
@@ -142,7 +149,7 @@ class Cuda(CStyle):
         return "(i32)threadIdx.x"
 
     def barrier(self) -> str:
-        return "__syncthreads();"
+        return "publish_shared(); __syncthreads();" if self.octets else "__syncthreads();"
 
     def unrolled(self) -> str:
         return "#pragma unroll"
@@ -159,7 +166,7 @@ class Cuda(CStyle):
 RENDERER = MachineCodeRenderer(
     ".cu",
     Cuda,
-    _PRELUDE + _SMALL_UNIT + by_dtype(_UNIT) + group_math(),
+    _PRELUDE + _SMALL_UNIT + by_dtype(_UNIT) + OCTETS + group_math(),
     ptx_or_fatbin,
     ("ptxas", "fatbinary"),
 )

@@ -1,8 +1,9 @@
 """Loops that a matrix unit does at once, taken for what they are.
 
-In: a MATRIX loop, the thread loops around it, and the unit. Out: which elements of c each thread
-keeps, in the unit's order, and where the first elements of a and b lie; CodegenError where the
-loops are anything else than the unit's product, for nothing but the unit is rendered for them.
+In: a MATRIX loop, the thread loops around it, and the unit. Out: the size of the unit that they
+are, which elements of c each thread keeps, in the unit's order, and where the first elements of a
+and b lie; CodegenError where the loops are anything else than the unit's product, for nothing but
+the unit is rendered for them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sterna.ir.simplify import Simplifier
 class Fragments:
     """c[kept[i]] += sum over k of a[row, k] * b[column, k], from the first elements on."""
 
+    unit: MatrixUnit  # of this size
     c: Buffer
     kept: tuple[tuple[Expr, ...], ...]
     a: Load
@@ -43,6 +45,7 @@ def fragments(loop: For, nest: Nest, unit: MatrixUnit, simplifier: Simplifier) -
     store = depth.body
     a, b = _factors(store, unit)
     assert isinstance(store, Store), "checked by _factors"
+    unit = _size(own, depth, unit)
     weights = _weights(_lanes(nest, unit), own, unit)
     for what, index, row, column, along in (
         ("a", a.index, (1, 0), (0, 0), (0, 1)),
@@ -66,7 +69,22 @@ def fragments(loop: For, nest: Nest, unit: MatrixUnit, simplifier: Simplifier) -
     def corner(x: Load) -> Load:
         return Load(x.buffer, tuple(simplifier.expr(substitute(e, first)) for e in x.index))
 
-    return Fragments(store.buffer, kept, corner(a), corner(b))
+    return Fragments(unit, store.buffer, kept, corner(a), corner(b))
+
+
+def operands(stmt: Stmt) -> frozenset[Buffer]:
+    """What units multiply in a statement."""
+    loops = (n for n in visit(stmt) if isinstance(n, For) and n.kind is ForKind.MATRIX)
+    loads = (n for loop in loops for n in visit(loop) if isinstance(n, Load))
+    return frozenset(n.buffer for n in loads if n.buffer.scope == "shared")
+
+
+def _size(own: list[For], depth: For, unit: MatrixUnit) -> MatrixUnit:
+    """The unit of the size that the loops have; where they have none of its, of another."""
+    kept = 1
+    for loop in own:
+        kept *= int(const_value(loop.extent) or 0)
+    return unit.fitted(kept * unit.lanes // unit.columns, int(const_value(depth.extent) or 0))
 
 
 def _unfit(why: str) -> CodegenError:

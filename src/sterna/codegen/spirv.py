@@ -24,8 +24,9 @@ from sterna.base.dtype import BF16, BOOL, F16, F32, I8, I16, I32, U8, U16, U32, 
 from sterna.base.errors import CodegenError
 from sterna.base.target import Target
 from sterna.codegen.bundle import SourceRenderer
-from sterna.codegen.cstyle import TID, CStyle, GroupSource, Signature, elements, render_groups
+from sterna.codegen.cstyle import TID, CStyle, GroupSource, Signature, render_groups
 from sterna.codegen.renderer import LibraryParts
+from sterna.codegen.sizes import elements
 from sterna.codegen.spirv_assembly import assemble
 from sterna.codegen.spirv_math import call, narrowed, widened
 from sterna.codegen.spirv_module import Module

@@ -39,7 +39,7 @@ class UnitKnobs:
     """A subgroup's tile, `rows` of x by `columns` of the weight; `down` x `across` subgroups.
 
     Where groups of k are long these are halved, until what is unpacked of one takes no more than
-    `shared` bytes.
+    `shared` bytes; at last the rows of a unit that has several sizes.
     """
 
     rows: int
@@ -65,8 +65,9 @@ def matmul_units(group: Group, knobs: UnitKnobs) -> Schedule:
     unit, found = knobs.unit, digits_of(group)
     if unit is None or knobs.rows % unit.rows or knobs.columns % unit.columns:
         raise ScheduleError(f"{group.name}: tiles of {knobs} do not suit a unit of {unit}")
-    knobs = _with_room(found, knobs)
-    tile = (knobs.rows, knobs.columns)
+    knobs = _with_room(found, knobs, unit)
+    size = int(const_value(found.sums[0].over[0].extent) or 0)
+    tile, unit = (knobs.rows, knobs.columns), unit.fitted(knobs.rows, size)
     out, total = found.out, found.total
     m, n = (axis.name for axis in out.axes)
     steps: list[Step] = [
@@ -80,26 +81,27 @@ def matmul_units(group: Group, knobs: UnitKnobs) -> Schedule:
     m, n = (axis.name for axis in total.axes)
     g = total.over[0].name
     steps += in_tiles(total, m, n, (g,), (), tile, unit)
-    size = int(const_value(found.sums[0].over[0].extent) or 0)
     threads, beside = unit.lanes * knobs.down * knobs.across, knobs.columns * knobs.across
     for stage in found.digits:
-        steps += [At(stage.name, total.name, g, "shared"), *unpacked_x(stage, size, threads)]
+        steps += [At(stage.name, total.name, g, "shared"), *unpacked_x(stage, size, threads, unit)]
     steps.append(At(found.weight.name, total.name, g, "shared"))
-    steps += unpacked_weight(found.weight, size, beside, threads)
+    steps += unpacked_weight(found.weight, size, beside, threads, unit)
     for stage in found.sums:
         steps += [At(stage.name, total.name, g, "register"), *multiplied(stage, tile, unit)]
     return tuple(steps)
 
 
-def _with_room(found: Digits, knobs: UnitKnobs) -> UnitKnobs:
+def _with_room(found: Digits, knobs: UnitKnobs, unit: MatrixUnit) -> UnitKnobs:
     """Fewer subgroups in a group, on the side that takes more, where they share too much."""
     row = 2 * (int(const_value(found.sums[0].over[0].extent) or 0) + PAD)
-    while knobs.down * knobs.across > 1:
+    while knobs.down * knobs.across > 1 or (unit.most_rows and knobs.rows > unit.rows):
         x = row * len(found.digits) * knobs.rows * knobs.down
         weight = row * knobs.columns * knobs.across
         if x + weight <= knobs.shared:
             break
-        if knobs.down > 1 and (x >= weight or knobs.across == 1):
+        if knobs.down * knobs.across == 1:
+            knobs = replace(knobs, rows=knobs.rows // 2)
+        elif knobs.down > 1 and (x >= weight or knobs.across == 1):
             knobs = replace(knobs, down=knobs.down // 2)
         else:
             knobs = replace(knobs, across=knobs.across // 2)
@@ -182,13 +184,20 @@ def _split(stage: Compute, axis: str, bits: str, size: int) -> list[Step]:
     return steps
 
 
-def unpacked_weight(stage: Compute, size: int, rows: int, threads: int) -> list[Step]:
+def _padding(unit: MatrixUnit) -> int:
+    """Behind each row; octets of a row are apart as they are."""
+    return 0 if unit.octets else PAD
+
+
+def unpacked_weight(
+    stage: Compute, size: int, rows: int, threads: int, unit: MatrixUnit
+) -> list[Step]:
     """All threads fill `rows` rows of `size` along k: neighbours, as the weight lies, along n."""
     row, k = (axis.name for axis in stage.axes)
     beside = min(rows, threads)
     parts = max(1, min(threads // beside, size))
     return [
-        Pad(stage.name, k, PAD),
+        Pad(stage.name, k, _padding(unit)),
         Split(stage.name, k, f"{k}_thread", f"{k}_turn", size // parts),
         Split(stage.name, row, f"{row}_turn", f"{row}_thread", beside),
         Reorder(stage.name, (f"{k}_thread", f"{row}_thread", f"{row}_turn", f"{k}_turn")),
@@ -197,12 +206,12 @@ def unpacked_weight(stage: Compute, size: int, rows: int, threads: int) -> list[
     ]
 
 
-def unpacked_x(stage: Compute, size: int, threads: int) -> list[Step]:
+def unpacked_x(stage: Compute, size: int, threads: int, unit: MatrixUnit) -> list[Step]:
     """All threads fill rows of `size` along k: neighbours along k."""
     row, k = (axis.name for axis in stage.axes)
     beside = min(size, threads)
     return [
-        Pad(stage.name, k, PAD),
+        Pad(stage.name, k, _padding(unit)),
         Split(stage.name, k, f"{k}_turn", f"{k}_thread", beside),
         Split(stage.name, row, f"{row}_turn", f"{row}_thread", threads // beside),
         Reorder(stage.name, (f"{row}_thread", f"{k}_thread", f"{row}_turn", f"{k}_turn")),

@@ -80,7 +80,7 @@ def few_rows_units(group: Group, knobs: FewRowsKnobs) -> Schedule:
         raise ScheduleError(f"{group.name}: {knobs} do not suit a unit of {unit}")
     out, total, (sums,), kept = found.out, found.total, found.sums, kept_of(group)
     tile = _tile(out, total, sums, knobs, unit)
-    threads = tile.threads(unit)
+    threads, unit = tile.threads(unit), unit.fitted(tile.rows, tile.size)
     steps: list[Step] = [*_by_elements(out, tile, threads, grouped=True)]
     steps += [Parallel(out.name, "group"), At(total.name, out.name, "group", "register")]
     b = total.over[0].name
@@ -92,10 +92,10 @@ def few_rows_units(group: Group, knobs: FewRowsKnobs) -> Schedule:
     depth = tile.size * tile.blocks
     steps += [
         At(x.name, total.name, chunk, "shared"),
-        *unpacked_x(x, depth, threads),
+        *unpacked_x(x, depth, threads, unit),
         Skip(x.name, f"{x.axes[0].name}_turn"),
         At(weight.name, total.name, chunk, "shared"),
-        *unpacked_weight(weight, depth, tile.columns, threads),
+        *unpacked_weight(weight, depth, tile.columns, threads, unit),
         At(kept.name, total.name, chunk, "shared"),
     ]
     m, n, b = (axis.name for axis in kept.axes)
