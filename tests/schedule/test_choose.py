@@ -76,7 +76,8 @@ def test_tiles_are_narrower_where_items_are_few_or_columns_would_be_left(
         ("q4f32_1", 1024, "matmul", 0),  # 64 columns of f32: 256 KiB, which are near
         ("q4f32_1", 2080, "matmul", 1024),
         ("q0f16", 2048, "matmul", 1024),
-        ("q0f32", 2048, "skinny_matmul", 0),  # nothing to unpack
+        ("q0f32", 1024, "skinny_matmul", 0),  # nothing to unpack
+        ("q0f32", 2048, "matmul", 1024),
     ],
 )
 def test_a_panel_is_near_and_no_mere_copy(scheme: str, depth: int, rule: str, steps: int) -> None:
@@ -85,7 +86,7 @@ def test_a_panel_is_near_and_no_mere_copy(scheme: str, depth: int, rule: str, st
     assert (plan.rule, plan.knobs.depth) == (rule, steps)
     blocks = [s.factor for s in choose(group, V4) if isinstance(s, Split) and s.outer == "k_block"]
     groups = [s.factor for s in choose(group, V4) if isinstance(s, Split) and s.outer == "g_block"]
-    assert blocks + groups == {2080: [13], 2048: [1024] if scheme == "q0f16" else []}.get(depth, [])
+    assert blocks + groups == {2080: [13], 2048: [1024]}.get(depth, [])
     assert apply(group, choose(group, V4))
 
 

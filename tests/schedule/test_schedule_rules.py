@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +22,12 @@ from sterna.base.dtype import F32
 from sterna.base.target import host_target
 from sterna.ir.compute import Group
 from sterna.ir.evaluate import evaluate_group, evaluate_primfunc
+from sterna.ir.loop import Prefetch
+from sterna.ir.rewrite import visit
 from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import MLC_SCHEMES, SCHEMES
-from sterna.schedule.choose import choose
+from sterna.schedule.choose import Plan, choose, schedule
+from sterna.schedule.rules.matmul import MatmulKnobs
 from sterna.schedule.steps import Schedule
 
 FEW, SOME, MANY = 2, 32, 512  # upper bounds of the rows: a matvec, a skinny and a tiled product
@@ -111,6 +116,37 @@ def test_compiled_as_interpreted(tiny: Library, name: str, most: int) -> None:
     held[func.params[-1].name] = out = np.zeros_like(found)
     evaluate_primfunc(func, held, dict.fromkeys(func.dims, 2))
     assert np.array_equal(out.view(np.uint32), found.view(np.uint32))
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "lines"), [("q0f32", "layer_weight", 2), ("q4f32_1", "t1_weight", 4)]
+)
+def test_parts_of_k_asked_for_ahead_give_the_same_bits(
+    tmp_path: Path, name: str, source: str, lines: int
+) -> None:
+    """32 of 96 steps of k at a time, two a turn, 6 of 13 rows: as they lie, and from a panel."""
+    shape, lanes, count = (128, 96), host_target().lanes(), 13
+    vectors = 16 * lines // lanes
+    tile = MatmulKnobs(lanes, tokens=3, vectors=vectors, items=1, depth=32, rows=6)
+    plans = {"plain": tile, "ahead": replace(tile, ahead=1024, steps=2)}
+    few = product_group("few", shape, SCHEMES[name], FEW)
+    made = {"few": (few, choose(few, host_target()))}
+    for title, knobs in plans.items():
+        group = product_group(title, shape, SCHEMES[name], MANY)
+        made[title] = (group, schedule(group, Plan("matmul", knobs)))
+    library = build(made, host_target(), tmp_path)
+    for title in plans:
+        visited = visit(library.funcs[title].body)
+        asked = {(n.place.buffer.name, n.place.index) for n in visited if isinstance(n, Prefetch)}
+        assert {buffer for buffer, _ in asked} == ({source} if title == "ahead" else set())
+        assert len(asked) == (lines if title == "ahead" else 0)
+    arrays = product_arrays(shape, SCHEMES[name], count)
+    outs = [
+        out.view(np.uint32)
+        for title in made
+        for out in library.run(title, arrays, n=count).values()
+    ]
+    assert all(np.array_equal(out, outs[0]) for out in outs)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

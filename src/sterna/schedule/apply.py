@@ -346,18 +346,18 @@ class _Placed:
     def _asked(self, stage: Stage, step: Ahead) -> list[Stmt]:
         """Prefetches of one turn: the first element of each cache line that it reads."""
         outer = stage.loop(step.axis)
-        inner = stage.loops[stage.loops.index(outer) + 1 :]
-        found = next((n for n in loads(self._value(stage)) if n.buffer.name == step.buffer), None)
+        source = self.stages.get(step.buffer)
+        name = source.buffer.name if source is not None and source.buffer else step.buffer
+        found = next((n for n in loads(self._value(stage)) if n.buffer.name == name), None)
         if found is None:
             raise ScheduleError(f"{step}: the stage does not read {step.buffer!r}")
-        later = {outer.var: outer.var + step.turns, **{loop.var: wrap(0) for loop in inner}}
-        *rows, column = (simplify(substitute(i, later)) for i in found.index)
-        width = 1
-        for loop in inner:
-            if loop.var in free_vars(found.index[-1]) and not loop.reduces:
-                width *= int(const_value(loop.extent) or 1)
-        lines = range(0, width, LINE_BYTES // found.dtype.bytes)
-        return [Prefetch(Load(found.buffer, (*rows, simplify(column + line)))) for line in lines]
+        line = LINE_BYTES // found.dtype.bytes
+        places = stage.lines(outer, found.index, line)
+        later = {outer.var: outer.var + step.turns}
+        return [
+            Prefetch(Load(found.buffer, tuple(simplify(substitute(i, later)) for i in place)))
+            for place in places
+        ]
 
     def _attached(self, stage: Stage, loop: Loop, body: Stmt) -> Stmt:
         here = self._here(stage, loop)

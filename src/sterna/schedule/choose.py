@@ -29,9 +29,10 @@ from sterna.schedule.rules.matmul import (
     MatmulKnobs,
     MatvecKnobs,
     Product,
+    block_bytes,
+    in_place,
     matmul,
     matvec,
-    panel_bytes,
     product,
     skinny_matmul,
 )
@@ -60,7 +61,8 @@ class Knobs:
     """One row of a table.
 
     Up to `matvec_rows` rows of x a product is a matvec, up to `skinny_rows` a skinny matmul; for
-    more there is a panel, cut where it would be larger than `panel_bytes` (0: any may be).
+    more there is a panel, or the weight as it lies, cut where that would be larger than
+    `panel_bytes` (0: any may be).
     `matmul` is for products of floats, `pairs` for those of pairs of integers.
     """
 
@@ -174,13 +176,11 @@ def _in_vectors(group: Group, knobs: Knobs) -> Plan:
 def _many_rows(found: Product, knobs: Knobs) -> Plan:
     """A panel for all rows, if there is something to unpack; as deep as stays near."""
     tile = knobs.matmul if found.weight.out.dtype.is_float else knobs.pairs
-    size = panel_bytes(found, tile)
-    if not size:
-        return Plan("skinny_matmul", tile)
+    size = block_bytes(found, tile)
     if 0 < knobs.panel_bytes < size:
         deep = int(const_value(found.weight.axes[0].extent) or 0)
-        tile = replace(tile, depth=deep * knobs.panel_bytes // size)
-    return Plan("matmul", tile)
+        return Plan("matmul", replace(tile, depth=deep * knobs.panel_bytes // size))
+    return Plan("skinny_matmul" if in_place(found, tile) else "matmul", tile)
 
 
 def schedule(group: Group, plan: Plan) -> Schedule:

@@ -7,13 +7,14 @@ axis of the Compute lies in them. It knows neither other stages nor statements: 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
 
 from sterna.base.dtype import I32
 from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Compute
 from sterna.ir.expr import Buffer, Const, Expr, Var, ceil_div, const_value, wrap
 from sterna.ir.loop import ForKind
-from sterna.ir.rewrite import substitute
+from sterna.ir.rewrite import free_vars, substitute
 from sterna.ir.simplify import simplify
 from sterna.schedule.steps import (
     Ahead,
@@ -86,6 +87,24 @@ class Stage:
         """Where the elements that these loops reach lie among themselves, by axis."""
         outside = {o.var: wrap(0) for o in self.loops if o not in loops}
         return {a.var: simplify(substitute(self.local[a.var], outside)) for a in self.compute.axes}
+
+    def lines(self, outer: Loop, index: tuple[Expr, ...], size: int) -> list[tuple[Expr, ...]]:
+        """Where in a buffer each line of `size` elements begins that one turn of `outer` reads.
+
+        `index` is what is read there. Loops inside that add up are at their first turn.
+        """
+        inner = self.loops[self.loops.index(outer) + 1 :]
+        used = {v for i in index for v in free_vars(i)}
+        turns = []
+        for loop in inner:
+            count = const_value(loop.extent) if loop.var in used and not loop.reduces else None
+            turns.append(range(0, int(count or 1), size if loop.kind is ForKind.VECTOR else 1))
+        places: dict[tuple[Expr, ...], tuple[Expr, ...]] = {}
+        for turn in product(*turns):
+            at = {loop.var: wrap(i) for loop, i in zip(inner, turn, strict=True)}
+            *rows, column = (simplify(substitute(i, at)) for i in index)
+            places.setdefault((*rows, simplify(column // size)), (*rows, column))
+        return list(places.values())
 
     def index(self, axis: Var) -> Expr:
         return self.base[axis] + self.local[axis]

@@ -145,10 +145,11 @@ class DoubleBuffer(Step):
 
 @dataclass(frozen=True, slots=True)
 class Ahead(Step):
-    """Each turn of loop `axis` asks for what the turn `turns` later reads of an input.
+    """Each turn of loop `axis` asks for what the turn `turns` later reads of an input or a stage.
 
-    `buffer` names the input. Its elements must lie side by side along the stage's loops inside
-    `axis`; those of the first turn of each are asked for, a cache line at a time.
+    `buffer` names it, or a stage that is kept in memory. Of loops inside `axis` that add up, the
+    first turn's elements are asked for; of the others all, a cache line at a time. Along the
+    vectorized one they must lie side by side.
     """
 
     axis: str

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import gcd, lcm
 from typing import ClassVar
 
 from sterna.base.dtype import U32
 from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Compute, Group
-from sterna.ir.expr import Binary, Expr, Load, Var, const_value
-from sterna.ir.rewrite import free_vars, loads, substitute, visit
-from sterna.ir.simplify import simplify
+from sterna.ir.expr import Buffer, Load, const_value
+from sterna.ir.rewrite import free_vars, loads
+from sterna.schedule.rules.packing import period, tile_rows, whole_periods
 from sterna.schedule.steps import (
     LINE_BYTES,
     Ahead,
@@ -67,7 +66,8 @@ class MatmulKnobs:
         "tokens": (2, 3, 4, 5, 6, 8),
         "vectors": (1, 2, 4),
         "unroll": (4, 8, 16),
-        "ahead": (0, 4096, 8192),
+        "ahead": (0, 2048, 4096, 8192),
+        "steps": (1, 2, 4),
         "part": (0, 4),
         "depth": (0, 512, 1024, 2048),
     }
@@ -77,7 +77,8 @@ class MatmulKnobs:
     vectors: int = 2
     items: int = 16
     unroll: int = 8  # steps of k written out while the panel is unpacked
-    ahead: int = 0  # as in MatvecKnobs, where there is no panel
+    ahead: int = 0  # as in MatvecKnobs; bytes of a panel, or of a weight that is read in place
+    steps: int = 1  # of k that a turn of a tile's loop takes, where words are no matter
     turn: int = 1  # as in MatvecKnobs
     part: int = 0  # rows of a skinny tile that are skipped together where x ends; 0: none are
     depth: int = 0  # steps of k of a panel; 0: all
@@ -108,20 +109,28 @@ def product(group: Group) -> Product | None:
     return Product(weights[0], sums[0] if len(sums) == 2 else None, sums[-1], outs[0])
 
 
-def panel_bytes(found: Product, knobs: MatmulKnobs) -> int:
-    """What `matmul` unpacks of the weight for one block of columns; 0 where nothing is packed.
+def block_bytes(found: Product, knobs: MatmulKnobs) -> int:
+    """What a tile reads of the weight, in the dtype that is multiplied: its columns, all of k."""
+    return _line_bytes(found, knobs) * int(const_value(found.weight.axes[0].extent) or 0)
 
-    A weight that lies in tiles, in the dtype that is multiplied, can be read where it is, if a
-    block takes whole cache lines of it: a panel would be a copy.
+
+def in_place(found: Product, knobs: MatmulKnobs) -> Buffer | None:
+    """The input that is the weight, if tiles can read it where it is: a panel would be a copy.
+
+    It lies in tiles, in the dtype that is multiplied, and a block takes whole cache lines of it.
     """
-    weight, columns = found.weight, _columns(found, knobs)
+    weight, body = found.weight, found.weight.body
     k, n = (axis.var for axis in weight.axes)
-    body, line = weight.body, columns * weight.out.dtype.bytes
-    if isinstance(body, Load) and body.dtype == weight.out.dtype and line >= LINE_BYTES:
-        last = free_vars(body.index[-1])
-        if n in last and k not in last:
-            return 0
-    return line * int(const_value(weight.axes[0].extent) or 0)
+    if not isinstance(body, Load) or body.dtype != weight.out.dtype:
+        return None
+    last = free_vars(body.index[-1])
+    whole = _line_bytes(found, knobs) >= LINE_BYTES and n in last and k not in last
+    return body.buffer if whole else None
+
+
+def _line_bytes(found: Product, knobs: MatmulKnobs) -> int:
+    """What a tile reads of the weight in one step of k."""
+    return _columns(found, knobs) * found.weight.out.dtype.bytes
 
 
 def matvec(found: Product, knobs: MatvecKnobs) -> Schedule:
@@ -152,11 +161,11 @@ def _words_ahead(
     stage: Compute, weight: Compute, knobs: MatvecKnobs | MatmulKnobs, rows: int
 ) -> tuple[Step, ...]:
     """Ask for packed words well before they are read: hardware stops at the end of a page."""
-    codes = _whole_periods(knobs.unroll, _period(weight), stage.over[0].extent)
+    codes = whole_periods(knobs.unroll, period(weight), stage.over[0].extent)
     words = next((n.buffer for n in loads(weight.body) if n.buffer.dtype == U32), None)
     if codes is None or words is None or not knobs.ahead:
         return ()
-    turn = rows * words.dtype.bytes * codes // _period(weight)
+    turn = rows * words.dtype.bytes * codes // period(weight)
     return (
         Ahead(stage.name, f"{stage.over[0].name}_word", words.name, max(1, knobs.ahead // turn)),
     )
@@ -173,6 +182,8 @@ def skinny_matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
     cut, loops = _parts(total, knobs)
     steps = (Inline(found.weight.name), *_tile(found, knobs), *cut)
     if partial is None:
+        if in_place(found, knobs):
+            return (*steps, *_tile_sum(found, total, knobs, *loops))
         return (*steps, *_sum_by_word(total, found.weight, knobs, *loops))
     within, rows = _parts(partial, knobs)
     return (
@@ -194,24 +205,31 @@ def matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
         *_tile(found, knobs),
         At(weight.name, out.name, _names(out).block, "scratch"),
         *_panel(weight, knobs),
-        *_sum(total, knobs.lanes),
     )
     if partial is None:
-        return steps
-    return (*steps, _inside(partial, total), *_sum(partial, knobs.lanes))
+        return (*steps, *_tile_sum(found, total, knobs))
+    return (
+        *steps,
+        *_sum(total, knobs.lanes),
+        _inside(partial, total),
+        *_tile_sum(found, partial, knobs),
+    )
 
 
 def _deep(found: Product, knobs: MatmulKnobs) -> Schedule:
     """parallel blocks of n { rows of x { blocks of k { a panel; tiles of m { registers } } } }.
 
     Panels are as deep as `depth` says: one of a whole row of the weight would leave the nearer
-    caches between two tiles. Sums wait in memory for the next panel, in the order they had.
+    caches between two tiles. Sums wait in memory for the next panel, in the order they had. A
+    weight that is read in place has such blocks of k as well, and no panel.
     """
     out, total, weight = found.out, found.total, found.weight
     m, n, k = total.axes[0].name, _names(total), total.over[0].name
     own, row = _names(out), out.axes[0].name
     block, tile, each, step = f"{k}_block", f"{m}_tile", f"{m}_inside", f"{k}_step"
     rows, inside = f"{row}_block", f"{row}_inside"
+    count, partial = _panel_steps(found, knobs), found.partial
+    cut, turns = ((), (step,)) if partial else _turns(total, step, count, knobs)
     steps = (
         Split(out.name, own.axis, own.block, own.inside, _whole(found, _columns(found, knobs))),
         Split(out.name, own.inside, own.register, own.lane, knobs.lanes),
@@ -222,19 +240,21 @@ def _deep(found: Product, knobs: MatmulKnobs) -> Schedule:
         At(total.name, out.name, rows, "scratch"),
         Split(total.name, m, tile, each, knobs.tokens),
         Split(total.name, n.axis, n.register, n.lane, knobs.lanes),
-        Split(total.name, k, block, step, _panel_steps(found, knobs)),
-        Reorder(total.name, (block, tile, step, each, n.register, n.lane)),
-        Unroll(total.name, each),
+        Split(total.name, k, block, step, count),
+        *cut,
+        Reorder(total.name, (block, tile, *turns, each, n.register, n.lane)),
+        *(Unroll(total.name, loop) for loop in (*turns[1:], each)),
         *_annotate(total),
         Skip(total.name, tile),
-        Hold(total.name, step),
-        At(weight.name, total.name, block, "scratch"),
-        *_panel(weight, knobs),
+        Hold(total.name, turns[0]),
     )
-    if found.partial is None:
-        return steps
-    inner = At(found.partial.name, total.name, step, "register")
-    return (*steps, inner, *_sum(found.partial, knobs.lanes))
+    panel = (At(weight.name, total.name, block, "scratch"), *_panel(weight, knobs))
+    if in_place(found, knobs):
+        panel = (Inline(weight.name),)
+    if partial is None:
+        return (*steps, *panel, *_ahead(found, total, turns, knobs))
+    inner = At(partial.name, total.name, step, "register")
+    return (*steps, *panel, inner, *_tile_sum(found, partial, knobs))
 
 
 def _panel_steps(found: Product, knobs: MatmulKnobs) -> int:
@@ -303,6 +323,47 @@ def _sum(stage: Compute, lanes: int, *rows: str) -> tuple[Step, ...]:
     )
 
 
+def _tile_sum(found: Product, stage: Compute, knobs: MatmulKnobs, *rows: str) -> tuple[Step, ...]:
+    """As `_sum`, a few steps of k in each turn, what later ones read of the weight asked for.
+
+    A panel is near, but not in the nearest cache, and hardware alone brings it too late.
+    """
+    n, k = _names(stage), stage.over[0]
+    rows = rows or (stage.axes[0].name,)
+    cut, turns = _turns(stage, k.name, int(const_value(k.extent) or 1), knobs)
+    return (
+        Split(stage.name, n.axis, n.register, n.lane, knobs.lanes),
+        *cut,
+        Reorder(stage.name, (*turns, *rows, n.register, n.lane)),
+        *(Unroll(stage.name, loop) for loop in (*turns[1:], *rows)),
+        *_annotate(stage),
+        *_ahead(found, stage, turns, knobs),
+    )
+
+
+def _turns(
+    stage: Compute, loop: str, extent: int, knobs: MatmulKnobs
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """A loop over k cut into turns of `steps`, or of fewer that divide it; and the loops it is."""
+    count = next(c for c in range(max(1, knobs.steps), 0, -1) if extent % c == 0)
+    if count == 1:
+        return (), (loop,)
+    turn, each = f"{loop}_turn", f"{loop}_each"
+    return (Split(stage.name, loop, turn, each, count),), (turn, each)
+
+
+def _ahead(
+    found: Product, stage: Compute, turns: tuple[str, ...], knobs: MatmulKnobs
+) -> tuple[Step, ...]:
+    """Ask for a panel, or for a weight that is read in place, `ahead` bytes before it is read."""
+    if not knobs.ahead:
+        return ()
+    placed = in_place(found, knobs)
+    source = found.weight.name if placed is None else placed.name
+    steps = max(1, knobs.ahead // _line_bytes(found, knobs))
+    return (Ahead(stage.name, turns[-1], source, steps),)
+
+
 def _parts(stage: Compute, knobs: MatmulKnobs) -> tuple[tuple[Step, ...], tuple[str, ...]]:
     """How the rows of a tile are cut into parts that may be skipped, and the loops over them."""
     m = stage.axes[0].name
@@ -321,7 +382,7 @@ def _sum_by_word(
     With a `turn` of several codes the sums are not lanes of a register: each takes so many at once.
     """
     n, k = _names(stage), stage.over[0]
-    codes = _whole_periods(knobs.unroll, _period(weight), k.extent)
+    codes = whole_periods(knobs.unroll, period(weight), k.extent)
     if codes is None:
         return _sum(stage, knobs.lanes, *rows)
     word, code = f"{k.name}_word", f"{k.name}_code"
@@ -346,7 +407,7 @@ def _panel(weight: Compute, knobs: MatmulKnobs) -> tuple[Step, ...]:
     """Unpack [k, n] in vectors along n; a word's codes are stored together."""
     k, n = weight.axes[0], _names(weight)
     steps: list[Step] = [Split(weight.name, n.axis, n.register, n.lane, knobs.lanes)]
-    codes = _whole_periods(knobs.unroll, _period(weight), k.extent)
+    codes = whole_periods(knobs.unroll, period(weight), k.extent)
     if codes is None:
         return (*steps, *_annotate(weight))
     word, code = f"{k.name}_word", f"{k.name}_code"
@@ -386,52 +447,15 @@ def _whole(found: Product, rows: int) -> int:
     The last tile is padded; a block that reaches beyond would read what is not there.
     """
     if not _ends_with_tiles(found, rows):
-        raise ScheduleError(f"blocks of {rows} rows do not divide tiles of {_tile_rows(found)}")
+        raise ScheduleError(
+            f"blocks of {rows} rows do not divide tiles of {tile_rows(found.weight)}"
+        )
     return rows
 
 
 def _ends_with_tiles(found: Product, rows: int) -> bool:
     """Whether no block of so many rows reaches beyond the weight's last tile."""
-    tile, columns = _tile_rows(found), const_value(found.weight.axes[1].extent)
+    tile, columns = tile_rows(found.weight), const_value(found.weight.axes[1].extent)
     if tile is None or tile % rows == 0:
         return True
     return rows % tile == 0 and columns is not None and columns % rows == 0
-
-
-def _tile_rows(found: Product) -> int | None:
-    """Rows that are interleaved in a weight's tiles; None where it has no tiles."""
-    n = found.weight.axes[1].var
-    indices = (i for load in loads(found.weight.body) for i in load.index)
-    for node in (part for index in indices for part in visit(index)):
-        if isinstance(node, Binary) and node.op == "//" and node.a is n:
-            return int(const_value(node.b) or 1)
-    return None
-
-
-def _period(weight: Compute) -> int:
-    """Steps of k after which the codes of packed weights start at a word's border again; else 1.
-
-    Packed words are read at (k * bits) // 32 or at k // codes.
-    """
-    k, period = weight.axes[0].var, 1
-    words = [load for load in loads(weight.body) if load.buffer.dtype == U32]
-    for node in (n for load in words for i in load.index for n in visit(i)):
-        if isinstance(node, Binary) and node.op == "//" and k in free_vars(node.a):
-            step, divisor = _step(node.a, k), const_value(node.b)
-            if step is not None and divisor is not None:
-                period = lcm(period, int(divisor) // gcd(int(divisor), step))
-    return period
-
-
-def _step(index: Expr, k: Var) -> int | None:
-    """How far the index moves with each step of k."""
-    value = const_value(simplify(substitute(index, {k: k + 1}) - index))
-    return None if value is None else int(value)
-
-
-def _whole_periods(wanted: int, period: int, extent: Expr) -> int | None:
-    """Codes to write out: whole periods, about `wanted` codes; None where nothing is packed."""
-    steps = const_value(extent)
-    if period == 1 or (steps is not None and steps < period):
-        return None
-    return period * max(1, wanted // period)
