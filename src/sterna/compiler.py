@@ -332,7 +332,7 @@ def _entry(
         barriers=table.target.barriers,
     )
     output = "states" if title == EMBED else "logits"
-    return build_entry(title, special, tiles, setting, table, output)
+    return build_entry(title, special, tiles, setting, table, output, module)
 
 
 def _limits(model: CausalLM, sizes: Sizes) -> Limits:

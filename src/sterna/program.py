@@ -89,9 +89,8 @@ class KernelTable:
         found = self.tuned.get(digest(group)) if self.tuned else None
         return found or plan_of(group, self.target)
 
-    def scheduled(self, group: Group) -> tuple[Schedule, PrimFunc]:
+    def scheduled(self, group: Group, plan: Plan) -> tuple[Schedule, PrimFunc]:
         """The steps and loops of a Group; ScheduleError naming a tuned plan that does not fit."""
-        plan = self.plan(group)
         try:
             return planned(group, plan)
         except ScheduleError as error:
@@ -223,12 +222,20 @@ def build_entry(
     setting: Setting,
     table: KernelTable,
     output: str = "logits",
+    whole: IRModule | None = None,
 ) -> EntryPoint:
     """Lower, schedule and render every kernel of `module`, and plan its memory.
 
-    `output` is what the manifest calls the result.
+    `output` is what the manifest calls the result. `whole` is the module before it was specialized:
+    where kernels take long to compile when they are loaded, as they do without barriers, bounds
+    choose their schedules and nothing else, so that entry points share them.
     """
-    builder = _Builder(module, tiles, setting, table)
+    wide = module
+    if whole is not None and setting.groups and not setting.barriers:
+        wide = whole
+        dims = {d.name: d for d in whole.dims}
+        setting = replace(setting, dims=tuple(dims[d.name] for d in setting.dims))
+    builder = _Builder(module, wide, tiles, setting, table)
     entry = module.functions[module.entry]
     steps = builder.steps(entry)
     fixed = (*entry.params, *entry.results)
@@ -267,6 +274,7 @@ class _Repeated:
 @dataclass(slots=True)
 class _Builder:
     module: IRModule
+    wide: IRModule  # the same Functions, with the bounds that kernels are made for
     tiles: Mapping[str, int]
     setting: Setting
     table: KernelTable
@@ -308,16 +316,20 @@ class _Builder:
         """The kernel of a primitive Function; its values are those of the caller."""
         heads = [b.call.op for b in function.bindings if b.call.op not in _QUIET]
         op = "_".join(heads) or function.bindings[-1].call.op  # one that only moves is heard of
+        wide = self.wide.functions[function.name]
         if is_opaque(function, self.setting):
-            program = lower_opaque(function, self.setting)
+            program = lower_opaque(wide, self.setting)
+            own = _counterparts(wide, function)
             cost = _opaque_cost(function, self.tiles)
             kernel = self.table.add(program.func, op, "by hand", cost)
             self.groups[function.name] = to_text(self_contained(program.func))
-            args, aliases = program.args, program.aliases
+            args = tuple(own[a] if isinstance(a, Value) else a for a in program.args)
+            aliases = {own[a]: own[b] for a, b in program.aliases.items()}
             workspaces = tuple(a for a in args if isinstance(a, Buffer))
         else:
             lowered = lower(function, self.tiles)
-            steps, func = self.table.scheduled(lowered.group)
+            group = lowered.group if wide is function else lower(wide, self.tiles).group
+            steps, func = self.table.scheduled(group, self.table.plan(lowered.group))
             cost = group_cost(lowered.group)
             kernel = self.table.add(func, op, schedule_text(steps), cost)
             self.scheduled.setdefault(kernel, lowered.group)
@@ -329,6 +341,15 @@ class _Builder:
         values = dict.fromkeys(a for a in args if isinstance(a, Value))  # a view is no second one
         reads = tuple(v for v in values if v not in weights and v not in results)
         return _Launch(kernel, tuple(args), Use(reads, (*results, *workspaces), aliases))
+
+
+def _counterparts(of: Function, function: Function) -> dict[Value, Value]:
+    """The values of a Function for those of one that differs in bounds alone."""
+
+    def values(f: Function) -> tuple[Value, ...]:
+        return (*f.params, *f.weights, *(out for b in f.bindings for out in b.outs), *f.results)
+
+    return dict(zip(values(of), values(function), strict=True))
 
 
 def _made(body: list[_Launch]) -> list[Value]:

@@ -33,7 +33,8 @@ from sterna.ir.rewrite import children, free_vars, rewrite, substitute, visit
 from sterna.ir.simplify import simplify, simplify_stmt
 
 MOST = 256  # stores of a loop that is to be unrolled
-FEW = 32  # stores of another: long kernels take long to compile
+FEW = 32  # stores and functions of another: long kernels take long to compile
+_FUNCTIONS = frozenset({"exp", "log", "tanh", "sin", "cos"})  # as long as many operations
 
 
 def write_out(stmt: Stmt) -> Stmt:
@@ -50,9 +51,9 @@ def _unrolled(stmt: Stmt, registers: frozenset[Buffer]) -> Stmt:
         return stmt
     turns = const_value(simplify(stmt.extent))
     below = list(visit(stmt.body))
-    stores = sum(isinstance(n, Store) for n in below)
+    size = sum(isinstance(n, Store) or _is_function(n) for n in below)
     most = MOST if stmt.kind is ForKind.UNROLL else FEW
-    if turns is None or turns * stores > most or any(isinstance(n, For) for n in below):
+    if turns is None or turns * size > most or any(isinstance(n, For) for n in below):
         return stmt
     numbers = any(
         isinstance(n, Load | Store) and n.buffer in registers and stmt.var in _vars(n.index)
@@ -61,6 +62,10 @@ def _unrolled(stmt: Stmt, registers: frozenset[Buffer]) -> Stmt:
     if stmt.kind is not ForKind.UNROLL and not numbers:
         return stmt
     return seq(*(substitute(stmt.body, {stmt.var: wrap(i)}) for i in range(int(turns))))
+
+
+def _is_function(node: Expr | Stmt) -> bool:
+    return isinstance(node, Unary) and node.op in _FUNCTIONS
 
 
 def _vars(exprs: Sequence[Expr]) -> set[Var]:
