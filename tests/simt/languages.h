@@ -25,6 +25,16 @@ inline unsigned short f16_from_whole(int above, unsigned short base) {
     return bits;
 }
 
+// Vectors that are one load: hardware wants them where a multiple of their size is.
+template <class T> void load_four(T *to, const T *from) {
+    if ((unsigned long long)from % (4 * sizeof(T)) != 0) abort();
+    memcpy(to, from, 4 * sizeof(T));
+}
+inline void load_u32x4(unsigned *to, const unsigned *from) { load_four(to, from); }
+inline void load_i32x4(int *to, const int *from) { load_four(to, from); }
+inline void load_f32x4(float *to, const float *from) { load_four(to, from); }
+inline void load_u16x4(unsigned short *to, const unsigned short *from) { load_four(to, from); }
+
 #define swap_f32(x, distance, ...) simt::swap(__COUNTER__ + 1, x, distance)
 
 // Matrix units, as the makers' manuals say which element of a fragment a thread brings: each thread

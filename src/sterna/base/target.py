@@ -102,6 +102,7 @@ class Target:
     subgroup: int = 0  # threads side by side that surely exchange values in registers
     unit: MatrixUnit | None = None  # that multiplies matrices
     shared_bytes: int = 0  # of a work group
+    load_bytes: int = 0  # that a thread reads at once; 0: a number at a time
     small_numbers: tuple[str, ...] = SMALL  # dtypes below 32 bits that a kernel can store
     most_buffers: int = 0  # that a kernel may take
     most_buffer_bytes: int = 0  # of one buffer; 0: no limit but memory
@@ -198,7 +199,7 @@ _SIMDGROUP = MatrixUnit(8, 8, 8, "l4 l2 l1", "l3 l0 s0")
 
 _CUDA = Target("cuda", renderer="cuda", device="cuda", table="work_groups", suffix=".sterna",
                fma=True, float16=True, group_threads=1024, shared_bytes=49152, most_buffers=256,
-               buffer_align=256, subgroup=32)  # fmt: skip
+               buffer_align=256, subgroup=32, load_bytes=16)  # fmt: skip
 _SM = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 _ROCM = replace(_CUDA, spec="rocm", renderer="hip", device="hip", shared_bytes=65536)
 _CDNA, _RDNA3 = ("gfx90a", "gfx942"), ("gfx1100", "gfx1101", "gfx1151")
@@ -206,7 +207,7 @@ _RDNA2, _RDNA4 = ("gfx1030",), ("gfx1201",)
 _COMMON = (*_CDNA, "gfx1030", "gfx1100", "gfx1201")
 _METAL = Target("metal", renderer="metal", device="metal", table="work_groups", suffix=".sterna",
                 fma=True, float16=True, group_threads=1024, shared_bytes=32768, most_buffers=24,
-                buffer_align=256, subgroup=32)  # fmt: skip
+                buffer_align=256, subgroup=32, load_bytes=16)  # fmt: skip
 
 
 def _machines(
@@ -220,7 +221,7 @@ def _machines(
 # Mali's shared memory is ordinary memory, so its threads work alone.
 _OPENCL = Target("opencl", renderer="opencl", device="opencl", table="work_groups",
                  suffix=".sterna", fma=True, group_threads=256, shared_bytes=32768,
-                 most_buffers=64, buffer_align=1024)  # fmt: skip
+                 most_buffers=64, buffer_align=1024, load_bytes=16)  # fmt: skip
 
 # Kinds whose kernels run in work groups; the detail after the colon picks a row. Without a detail
 # CUDA's code is PTX, which every later GPU takes, and ROCm's is for several at once; "source" is

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from sterna.base.artifact import Phase
 from sterna.base.dtype import F16, F32, I32, I64, DType
@@ -32,17 +33,9 @@ from sterna.codegen.simt import (
     private_shape,
 )
 from sterna.codegen.sizes import elements, size_of
+from sterna.codegen.vectors import Copy, Kinds, vector_copy
 from sterna.ir.bounds import Interval, Intervals
-from sterna.ir.expr import (
-    Buffer,
-    Cast,
-    Expr,
-    Load,
-    Var,
-    const_value,
-    equals,
-    wrap,
-)
+from sterna.ir.expr import Buffer, Cast, Expr, Load, Var, const_value, equals, wrap
 from sterna.ir.loop import Alloc, For, ForKind, If, Let, PrimFunc, Seq, Stmt, Store, Sync
 from sterna.ir.printer import to_text
 from sterna.ir.rewrite import free_vars, visit
@@ -73,6 +66,8 @@ class Signature:
 @dataclass(slots=True)
 class CStyle(ExprStyle):
     """Renders one phase; subclasses spell the language. Made fresh for each phase."""
+
+    VECTORS: ClassVar[Kinds] = frozenset()  # that a load brings into registers
 
     kernel: GroupKernel
     unique: Names = field(default_factory=Names)
@@ -250,7 +245,11 @@ class CStyle(ExprStyle):
             case For(kind=ForKind.MATRIX):
                 self.multiply(stmt)
             case For():
-                self.loop(stmt)
+                copy = vector_copy(stmt, self.VECTORS, self.simplifier)
+                if copy is None or copy.source in self.whole:
+                    self.loop(stmt)
+                else:
+                    self.copied(copy)
             case Store(buffer=buffer, index=index, value=value):
                 self.store(buffer, index, value)
             case Let():
@@ -372,6 +371,12 @@ class CStyle(ExprStyle):
         text = self.text(value)
         self.line(f"{self.place(buffer, index)} = {text};")
 
+    def copied(self, copy: Copy) -> None:
+        """A vector in registers."""
+        first = self.numbered(copy.source, self.simplifier.build(copy.first, I32))
+        kind, own = self.TYPES[copy.source.dtype], self.place(copy.own, copy.here)
+        self.line(f"load_{kind}x{copy.lanes}(&{own}, &{self.element(copy.source, first)});")
+
     # Places.
 
     def place(self, buffer: Buffer, index: tuple[Expr, ...]) -> str:
@@ -396,7 +401,10 @@ class CStyle(ExprStyle):
 
     def offset(self, buffer: Buffer, index: tuple[Expr, ...]) -> str:
         """The flat index as text."""
-        flat = self.flat(buffer, index)
+        return self.numbered(buffer, self.flat(buffer, index))
+
+    def numbered(self, buffer: Buffer, flat: Expr) -> str:
+        """An element's number as text."""
         if buffer not in self.large or not self.WIDE:
             return self.text(flat)
         self.wide = True

@@ -7,7 +7,7 @@ change results, and the tests' simulator (STERNA_SIMT), which brings its own pre
 
 from __future__ import annotations
 
-from sterna.base.dtype import DType
+from sterna.base.dtype import BF16, F16, F32, I32, U32, DType
 from sterna.base.target import MatrixUnit
 from sterna.codegen.c_math import group_math
 from sterna.codegen.cstyle import CStyle, Signature
@@ -64,6 +64,15 @@ STERNA_MAYBE u16 f16_from_whole(i32 above, u16 base) {
 STERNA_MAYBE f32 swap_f32(f32 x, i32 distance, u32 warp) {
     return __shfl_xor_sync(warp, x, distance);
 }
+template <class T> struct alignas(4 * sizeof(T)) Four { T at[4]; };
+template <class T> STERNA_MAYBE void load_four(T *to, const T *from) {
+    const Four<T> found = *(const Four<T> *)from;
+    to[0] = found.at[0], to[1] = found.at[1], to[2] = found.at[2], to[3] = found.at[3];
+}
+STERNA_MAYBE void load_u32x4(u32 *to, const u32 *from) { load_four(to, from); }
+STERNA_MAYBE void load_i32x4(i32 *to, const i32 *from) { load_four(to, from); }
+STERNA_MAYBE void load_f32x4(f32 *to, const f32 *from) { load_four(to, from); }
+STERNA_MAYBE void load_u16x4(u16 *to, const u16 *from) { load_four(to, from); }
 typedef u32 __attribute__((may_alias)) halves;
 STERNA_MAYBE void mma_16x8x16(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
@@ -123,6 +132,7 @@ class Cuda(CStyle):
     """CUDA C++."""
 
     HALVES = True
+    VECTORS = frozenset((d, 4) for d in (U32, I32, F32, F16, BF16))
 
     def head(self, s: Signature) -> str:
         const = ("const ", "")

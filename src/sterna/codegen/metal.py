@@ -6,7 +6,7 @@ library stands in the prelude behind STERNA_SIMT, where the tests' simulator bri
 
 from __future__ import annotations
 
-from sterna.base.dtype import DType
+from sterna.base.dtype import BF16, F16, F32, I32, U32, DType
 from sterna.codegen.bundle import SourceRenderer
 from sterna.codegen.c_math import group_math
 from sterna.codegen.cstyle import CStyle, Signature
@@ -38,6 +38,14 @@ STERNA_MAYBE u16 f16_from_f32(f32 x) { return as_type<u16>((half)x); }
 STERNA_MAYBE u16 f16_from_whole(i32 above, u16 base) {
     return as_type<u16>((half)(as_type<half>((u16)(0x6400 | above)) - as_type<half>(base)));
 }
+template <class T> STERNA_MAYBE void load_four(thread T *to, const device T *from) {
+    const vec<T, 4> found = *(const device vec<T, 4> *)from;
+    to[0] = found[0], to[1] = found[1], to[2] = found[2], to[3] = found[3];
+}
+#define load_u32x4(to, from) load_four<u32>(to, from)
+#define load_i32x4(to, from) load_four<i32>(to, from)
+#define load_f32x4(to, from) load_four<f32>(to, from)
+#define load_u16x4(to, from) load_four<u16>(to, from)
 #define swap_f32(x, distance) simd_shuffle_xor(x, (u16)(distance))
 STERNA_MAYBE void multiply_8x8x8(thread f32 &c0, thread f32 &c1, const threadgroup u16 *a,
                                  i32 a_row, const threadgroup u16 *b, i32 b_row) {
@@ -57,6 +65,7 @@ class Metal(CStyle):
     """The Metal shading language."""
 
     HALVES = True
+    VECTORS = frozenset((d, 4) for d in (U32, I32, F32, F16, BF16))
 
     def head(self, s: Signature) -> str:
         const = ("const ", "")

@@ -6,7 +6,7 @@ never computed in; barriers and local memory only.
 
 from __future__ import annotations
 
-from sterna.base.dtype import DType
+from sterna.base.dtype import BF16, F16, F32, I32, U32, DType
 from sterna.codegen.bundle import SourceRenderer
 from sterna.codegen.c_math import group_math
 from sterna.codegen.cstyle import CStyle, Signature
@@ -27,6 +27,14 @@ typedef ulong u64;
 #define bits_u32(x) as_uint(x)
 #define fma_f32(a, b, c) fma(a, b, c)
 #define sqrt_f32(x) sqrt(x)
+#define load_four(T, to, from) do { \
+        const T found = *(const __global T *)(from); \
+        (to)[0] = found.s0, (to)[1] = found.s1, (to)[2] = found.s2, (to)[3] = found.s3; \
+    } while (0)
+#define load_u32x4(to, from) load_four(uint4, to, from)
+#define load_i32x4(to, from) load_four(int4, to, from)
+#define load_f32x4(to, from) load_four(float4, to, from)
+#define load_u16x4(to, from) load_four(ushort4, to, from)
 #ifdef cl_intel_subgroups
 #define swap_f32(x, distance) intel_sub_group_shuffle_xor(x, (u32)(distance))
 #else
@@ -44,6 +52,8 @@ _SUBGROUP = 16  # threads, of kernels that swap: drivers choose a size by themse
 
 class OpenCL(CStyle):
     """OpenCL C."""
+
+    VECTORS = frozenset((d, 4) for d in (U32, I32, F32, F16, BF16))
 
     def head(self, s: Signature) -> str:
         const = ("const ", "")

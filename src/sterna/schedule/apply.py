@@ -11,35 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sterna.base.dtype import DType
 from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Compute, Group, combine_step
-from sterna.ir.expr import (
-    Buffer,
-    Expr,
-    Load,
-    Var,
-    const_value,
-    logical_or,
-    minimum,
-    wrap,
-)
+from sterna.ir.expr import Buffer, Expr, Load, const_value, logical_or, wrap
 from sterna.ir.loop import Alloc, For, ForKind, If, Prefetch, PrimFunc, Stmt, Store, seq
 from sterna.ir.rewrite import free_vars, loads, replace_loads, substitute
 from sterna.ir.simplify import simplify, simplify_stmt
-from sterna.schedule.region import span, union
-from sterna.schedule.stage import Loop, Stage, loop_var, transform
-from sterna.schedule.steps import (
-    LINE_BYTES,
-    Ahead,
-    At,
-    DoubleBuffer,
-    Inline,
-    Pad,
-    Schedule,
-    Step,
-    Tensorize,
-)
-from sterna.schedule.whole import check_exact
+from sterna.schedule.cached import filled
+from sterna.schedule.placed import Placed
+from sterna.schedule.stage import Loop, Stage
+from sterna.schedule.steps import LINE_BYTES, Ahead, Inline, Schedule
 
 
 def apply(group: Group, schedule: Schedule) -> PrimFunc:
@@ -49,8 +31,8 @@ def apply(group: Group, schedule: Schedule) -> PrimFunc:
         if step.stage not in names:
             raise ScheduleError(f"{step}: no stage {step.stage!r}; there are {sorted(names)}")
     computes = _inline(group, schedule)
-    placed = _Placed(group, computes, schedule)
-    body = simplify_stmt(seq(*(placed.emit(s) for s in placed.roots())))
+    placed = _Emission(group, computes, schedule)
+    body = simplify_stmt(placed.exact(seq(*(placed.emit(s) for s in placed.roots()))))
     params = (*group.inputs, *group.outputs)
     bound = {v for p in params for d in p.shape for v in free_vars(d)}
     dims = sorted(free_vars(body) | bound, key=lambda v: v.name)
@@ -91,160 +73,8 @@ def inline_into(compute: Compute, producers: Mapping[Buffer, Compute]) -> Comput
     return Compute(compute.out, compute.axes, body, compute.over, compute.combine)
 
 
-class _Placed:
-    """All stages of a group with their loops, and the emission of statements."""
-
-    def __init__(self, group: Group, computes: list[Compute], schedule: Schedule) -> None:
-        self.group = group
-        self.stages: dict[str, Stage] = {}
-        self.owner: dict[Buffer, Stage] = {}
-        self.computes = computes
-        for compute in reversed(computes):
-            steps = [s for s in schedule if s.stage == compute.name]
-            self._place(compute, steps)
-
-    def roots(self) -> list[Stage]:
-        return [self.stages[c.name] for c in self.computes if self.stages[c.name].at is None]
-
-    # placing
-
-    def _place(self, compute: Compute, steps: list[Step]) -> None:
-        stage = Stage(compute)
-        at = next((s for s in steps if isinstance(s, At)), None)
-        stage.at = at
-        if at is None:
-            if compute.over:
-                raise ScheduleError(
-                    f"stage {compute.name!r} is a reduction and must be placed with at()"
-                )
-            if compute.out not in self.group.outputs:
-                raise ScheduleError(
-                    f"stage {compute.name!r} is not an output: inline it or place it with at()"
-                )
-            region = [(wrap(0), a.extent) for a in compute.axes]
-        else:
-            if (at.scope == "global") != (compute.out in self.group.outputs):
-                raise ScheduleError(f"{at}: outputs, and only they, are kept in global memory")
-            region = self._region(compute, at)
-        for axis, (base, extent) in zip(compute.axes, region, strict=True):
-            self._add_loop(stage, axis.var, base, extent, reduces=False)
-        for axis in compute.over:
-            self._add_loop(stage, axis.var, wrap(0), axis.extent, reduces=True)
-        if at is not None:
-            shape = _padded(stage, region, steps)
-            stored = Buffer(compute.name.replace(".", "_"), compute.out.dtype, shape, at.scope)
-            stage.buffer = None if at.scope == "global" else stored
-        self._double(stage, next((s for s in steps if isinstance(s, DoubleBuffer)), None))
-        self.stages[compute.name] = stage
-        self.owner[compute.out] = stage
-        for step in steps:
-            transform(stage, step)
-            if isinstance(step, Tensorize):
-                check_exact(step, compute, self.computes)
-
-    def _double(self, stage: Stage, step: DoubleBuffer | None) -> None:
-        """Two regions of the stage, one for each other turn of its loop."""
-        if step is None:
-            return
-        at, one = stage.at, stage.buffer
-        if at is None or one is None or one.scope != "shared" or stage.compute.over:
-            raise ScheduleError(f"{step}: only what is no sum and kept in shared memory")
-        stage.turn = self.stages[at.of].loop(at.axis).var
-        stage.buffer = Buffer(one.name, one.dtype, (wrap(2), *one.shape), one.scope)
-
-    def _add_loop(
-        self, stage: Stage, axis: Var, base: Expr, extent: Expr, *, reduces: bool
-    ) -> None:
-        loop = Loop(loop_var(axis.name, extent), extent, reduces)
-        stage.loops.append(loop)
-        stage.base[axis] = base
-        stage.local[axis] = loop.var
-
-    def _region(self, compute: Compute, at: At) -> list[tuple[Expr, Expr]]:
-        """(first, extent) along each axis that readers need inside the attach point."""
-        anchor = self.stages.get(at.of)
-        if anchor is None:
-            raise ScheduleError(f"{at}: stage {at.of!r} is not a later stage")
-        fixed = self._outer_vars(anchor, at.axis)
-        found: list[tuple[Expr, Expr]] | None = None
-        for reader in self.stages.values():
-            for load in loads(reader.compute.body):
-                if load.buffer is not compute.out:
-                    continue
-                if not self._inside(reader, at):
-                    raise ScheduleError(f"{at}: stage {reader.name!r} reads it outside that loop")
-                values = {axis: reader.index(axis) for axis in reader.local}
-                need = [
-                    span(substitute(i, values), fixed, self._loops_of(reader), at)
-                    for i in load.index
-                ]
-                if at.scope == "global":
-                    need = self._whole_output(compute, need, at)
-                found = need if found is None else union(found, need, at)
-        if found is None and at.scope == "global":
-            found = self._whole_output(compute, self._alongside(compute, anchor, fixed), at)
-        if found is None:
-            raise ScheduleError(f"{at}: nothing reads stage {compute.name!r}")
-        return found
-
-    def _alongside(
-        self, compute: Compute, anchor: Stage, fixed: set[Var]
-    ) -> list[tuple[Expr, Expr]]:
-        """The region of an output that no stage reads: its first axes follow the anchor's."""
-        region = [(wrap(0), axis.extent) for axis in compute.axes]
-        pairs = zip(compute.axes, anchor.compute.axes, strict=False)
-        for i, (own, other) in enumerate(pairs):
-            index = simplify(anchor.index(other.var))
-            same = const_value(simplify(own.extent - other.extent)) == 0
-            if not same or not free_vars(index) <= fixed:
-                break
-            region[i] = (index, wrap(1))
-        return region
-
-    def _whole_output(
-        self, compute: Compute, region: list[tuple[Expr, Expr]], at: At
-    ) -> list[tuple[Expr, Expr]]:
-        """The region, cut to the tensor; all iterations together must cover the tensor."""
-        around = self._loops_of(self.stages[at.of])
-        result = []
-        for axis, (base, extent) in zip(compute.axes, region, strict=True):
-            everything = (
-                const_value(base) == 0 and const_value(simplify(extent < axis.extent)) is False
-            )
-            loop = around.get(base) if isinstance(base, Var) else None
-            each = loop is not None and const_value(simplify(loop.extent - axis.extent)) == 0
-            if not everything and not (each and const_value(extent) == 1):
-                raise ScheduleError(
-                    f"{at}: its readers there do not need all of axis {axis.name!r}"
-                )
-            result.append((base, axis.extent if everything else extent))
-        return result
-
-    def _loops_of(self, stage: Stage) -> dict[Var, Loop]:
-        """Every loop around a stage's body, own and enclosing."""
-        own = {loop.var: loop for loop in stage.loops}
-        return own if stage.at is None else own | self._loops_of(self.stages[stage.at.of])
-
-    def _outer_vars(self, anchor: Stage, axis: str) -> set[Var]:
-        """Loop variables fixed at the attach point."""
-        anchor.loop(axis)
-        result: set[Var] = set()
-        if anchor.at is not None:
-            result |= self._outer_vars(self.stages[anchor.at.of], anchor.at.axis)
-        for loop in anchor.loops:
-            result.add(loop.var)
-            if loop.name == axis:
-                return result
-        return result
-
-    def _inside(self, reader: Stage, at: At) -> bool:
-        while reader.name != at.of:
-            if reader.at is None:
-                return False
-            reader = self.stages[reader.at.of]
-        return True
-
-    # emission
+class _Emission(Placed):
+    """The statements of placed stages."""
 
     def emit(self, stage: Stage) -> Stmt:
         """The loops of a stage with everything attached inside them."""
@@ -252,7 +82,8 @@ class _Placed:
         if first is None:
             return self._nest(stage, 0, self._leaf(stage))
         spatial = [loop for loop in stage.loops[first:] if not loop.reduces]
-        if not spatial and stage.buffer is not None and stage.buffer.scope == "shared":
+        alone = all(loop.kind is not ForKind.MATRIX for loop in spatial)
+        if alone and stage.buffer is not None and stage.buffer.scope == "shared":
             return self._nest(stage, 0, self._private_sum(stage, first), stop=first)
         start = self._init(stage, spatial)
         update = self._nest(stage, first, self._leaf(stage))
@@ -270,6 +101,8 @@ class _Placed:
         """One loop around `body`, with what belongs into its turns and before it."""
         loop = stage.loops[level]
         body = self._attached(stage, loop, body)
+        for read in [stage.cached[s] for s in stage.reads if s.axis == loop.name]:
+            body = Alloc(read.own, seq(filled(read), body))
         for step in stage.skips:
             if step.axis == loop.name:
                 body = self._skipped(stage, level, body)
@@ -283,7 +116,7 @@ class _Placed:
         for attached in reversed(self._here(stage, loop)):
             buffer = attached.buffer
             if attached.turn is not None and buffer is not None:
-                first = substitute(self.emit(attached), {loop.var: wrap(0)})
+                first = substitute(self.exact(self.emit(attached)), {loop.var: wrap(0)})
                 stmt = Alloc(buffer, seq(first, stmt))
         return stmt
 
@@ -310,7 +143,7 @@ class _Placed:
         out = Store(two, (following[loop.var] % 2, *index), Load(own, index))
         store = self._nest(attached, 0, self._guarded(attached, out, reduces=True))
         more = following[loop.var] < loop.extent
-        ahead = substitute(ahead, following)
+        ahead = substitute(self.exact(ahead), following)
         return Alloc(own, seq(If(more, ahead), body, If(more, store)))
 
     def _held(self, stage: Stage, memory: Buffer, level: int) -> Stmt:
@@ -318,13 +151,8 @@ class _Placed:
         if stage.guards:
             raise ScheduleError(f"hold({stage.name}, {stage.held}): a guard stands inside the loop")
         inner = [loop for loop in stage.loops[level:] if not loop.reduces]
-        tile = stage.tile(inner)
-        last = {loop.var: loop.extent - 1 for loop in inner}
-        shape = tuple(simplify(substitute(i, last) + 1) for i in tile.values())
-        if any(const_value(extent) is None for extent in shape):
-            raise ScheduleError(f"{stage.held!r} of {stage.name!r} holds no tile of known size")
-        own = Buffer(f"{memory.name}_held", memory.dtype, shape, "register")
-        index, there = tuple(tile.values()), self._local_index(stage)
+        own, index = self._registers(stage, inner, f"{memory.name}_held", memory.dtype)
+        there = self._local_index(stage)
         read = Store(own, index, Load(memory, there))
         stored = Store(memory, there, Load(own, index))
         combine = stage.compute.combine
@@ -338,8 +166,8 @@ class _Placed:
         loop = stage.loops[level]
         begin = {inner.var: wrap(0) for inner in stage.loops[level + 1 :]}
         for axis in stage.compute.axes:
-            if loop.var in free_vars(stage.local[axis.var]):
-                first = simplify(substitute(stage.index(axis.var), begin))
+            if loop.var in free_vars(self.exact(stage.local[axis.var])):
+                first = simplify(substitute(self.exact(stage.index(axis.var)), begin))
                 body = If(logical_or(loop.var < 1, first < axis.extent), body)
         return body
 
@@ -348,7 +176,8 @@ class _Placed:
         outer = stage.loop(step.axis)
         source = self.stages.get(step.buffer)
         name = source.buffer.name if source is not None and source.buffer else step.buffer
-        found = next((n for n in loads(self._value(stage)) if n.buffer.name == name), None)
+        read = loads(self.exact(self._value(stage)))
+        found = next((n for n in read if n.buffer.name == name), None)
         if found is None:
             raise ScheduleError(f"{step}: the stage does not read {step.buffer!r}")
         line = LINE_BYTES // found.dtype.bytes
@@ -386,16 +215,30 @@ class _Placed:
         return _each(spatial, stmt)
 
     def _private_sum(self, stage: Stage, first: int) -> Stmt:
-        """One element summed in a register, and only then stored where others see it."""
-        shared = stage.buffer
-        if shared is None or stage.compute.combine is None:
+        """What one turn sums, in registers, and only then stored where others see it."""
+        shared, combine = stage.buffer, stage.compute.combine
+        if shared is None or combine is None:
             raise ScheduleError(f"reduction {stage.name!r} has no place to accumulate in")
-        own = Buffer(f"{shared.name}_sum", shared.dtype, (wrap(1),), "register")
-        start = Store(own, (wrap(0),), wrap(stage.compute.combine.identity, shared.dtype))
-        step = combine_step(stage.compute.combine, own[0], self._value(stage))
-        update = self._guarded(stage, Store(own, (wrap(0),), step), reduces=True)
-        keep = self._guarded(stage, Store(shared, self._local_index(stage), own[0]), reduces=False)
-        return Alloc(own, seq(start, self._nest(stage, first, update), keep))
+        inner = [loop for loop in stage.loops[first:] if not loop.reduces]
+        own, index = self._registers(stage, inner, f"{shared.name}_sum", shared.dtype)
+        start = Store(own, index, wrap(combine.identity, shared.dtype))
+        step = combine_step(combine, Load(own, index), self._value(stage))
+        update = self._guarded(stage, Store(own, index, step), reduces=True)
+        there = Store(shared, self._local_index(stage), Load(own, index))
+        keep = self._guarded(stage, there, reduces=False)
+        sums = self._nest(stage, first, update)
+        return Alloc(own, seq(_each(inner, start), sums, _each(inner, keep)))
+
+    def _registers(
+        self, stage: Stage, inner: list[Loop], title: str, dtype: DType
+    ) -> tuple[Buffer, tuple[Expr, ...]]:
+        """A buffer for the elements that these loops reach, and where one of them lies in it."""
+        tile = stage.tile(inner)
+        last = {loop.var: loop.extent - 1 for loop in inner}
+        shape = [simplify(substitute(i, last) + 1) for i in tile.values()]
+        if any(const_value(extent) is None for extent in shape):
+            raise ScheduleError(f"a tile of {stage.name!r} has no known size")
+        return Buffer(title, dtype, tuple(shape), "register"), tuple(tile.values())
 
     def _leaf(self, stage: Stage) -> Stmt:
         compute = stage.compute
@@ -413,57 +256,11 @@ class _Placed:
         over = {loop.var for loop in stage.loops if loop.reduces}
         lanes = {loop.var for loop in stage.loops if loop.kind is ForKind.VECTOR}
         # A guard on the lane stands outermost, where the renderer can test all lanes at once.
-        for index, bound in sorted(stage.guards, key=lambda g: bool(free_vars(g[0]) & lanes)):
+        guards = [(self.exact(index), bound) for index, bound in stage.guards]
+        for index, bound in sorted(guards, key=lambda g: bool(free_vars(g[0]) & lanes)):
             if reduces or not (free_vars(index) & over):
                 stmt = If(index < bound, stmt)
         return stmt
-
-    def _local_index(self, stage: Stage) -> tuple[Expr, ...]:
-        """Where in a region of it an element of the stage lies."""
-        return tuple(stage.local[a.var] for a in stage.compute.axes)
-
-    def _kept_at(self, stage: Stage) -> tuple[Expr, ...]:
-        """Where in its buffer this turn's element of the stage lies."""
-        return _half(stage, self._local_index(stage))
-
-    def _value(self, stage: Stage) -> Expr:
-        """The body with axes as loop variables and attached stages read from their regions."""
-        exact = {axis: stage.index(axis) for axis in stage.local}
-
-        def from_region(load: Load) -> Expr | None:
-            source = self.owner.get(load.buffer)
-            if source is None or source.buffer is None:
-                return None
-            parts = zip(load.index, source.compute.axes, strict=True)
-            index = (simplify(substitute(i, exact) - source.base[a.var]) for i, a in parts)
-            return Load(source.buffer, _half(source, tuple(index)))
-
-        body = replace_loads(stage.compute.body, from_region)
-        return substitute(body, {axis: self._clamped(stage, axis) for axis in stage.local})
-
-    def _whole_loop(self, stage: Stage, index: Expr, extent: Expr) -> bool:
-        """Whether the index is a loop that runs exactly over the axis, whatever its size."""
-        loop = self._loops_of(stage).get(index) if isinstance(index, Var) else None
-        return loop is not None and const_value(simplify(loop.extent - extent)) == 0
-
-    def _clamped(self, stage: Stage, axis: Var) -> Expr:
-        """The index of an axis, kept inside the tensor where a split may leave it."""
-        index = stage.index(axis)
-        if stage.at is None or axis in {a.var for a in stage.compute.over}:
-            return index
-        vectorized = {loop.var for loop in stage.loops if loop.kind is ForKind.VECTOR}
-        extent = next(a.extent for a in stage.compute.axes if a.var is axis)
-        inside = simplify(index < extent)
-        if self._whole_loop(stage, simplify(index), extent):
-            return index
-        if free_vars(stage.local[axis]) & vectorized or const_value(inside) is True:
-            return index
-        return minimum(index, extent - 1)
-
-
-def _half(stage: Stage, index: tuple[Expr, ...]) -> tuple[Expr, ...]:
-    """The index in a region, behind which region of two it is in this turn."""
-    return index if stage.turn is None else (stage.turn % 2, *index)
 
 
 def _each(loops: list[Loop], stmt: Stmt) -> Stmt:
@@ -473,12 +270,3 @@ def _each(loops: list[Loop], stmt: Stmt) -> Stmt:
         kind = ForKind.UNROLL if loop.kind is ForKind.MATRIX else loop.kind
         stmt = For(loop.var, loop.extent, stmt, kind)
     return stmt
-
-
-def _padded(stage: Stage, region: list[tuple[Expr, Expr]], steps: list[Step]) -> tuple[Expr, ...]:
-    """The extents of a stage's storage."""
-    more = {s.axis: s.by for s in steps if isinstance(s, Pad)}
-    names = [axis.name for axis in stage.compute.axes]
-    if unknown := more.keys() - set(names):
-        raise ScheduleError(f"stage {stage.name!r} has no axis {unknown.pop()!r} to pad")
-    return tuple(extent + more.get(n, 0) for n, (_, extent) in zip(names, region, strict=True))

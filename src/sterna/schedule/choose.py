@@ -55,6 +55,8 @@ from sterna.schedule.signed import signed
 from sterna.schedule.steps import Schedule
 from sterna.schedule.whole import by_unit, has_digits, in_digits, with_kept
 
+_WORD = 4  # bytes of what packed weights consist of
+
 
 @dataclass(frozen=True, slots=True)
 class Knobs:
@@ -203,9 +205,12 @@ def _in_groups(group: Group, knobs: GroupKnobs, target: Target) -> Plan:
         few = _most_rows(found) <= knobs.few_rows
         if not few and unit is not None and has_digits(group, unit.depth):
             return Plan("matmul_units", replace(unit_table()[unit.shape], unit=unit))
+        if few:
+            lanes = max(1, target.load_bytes // _WORD)
+            return Plan("matvec_groups", replace(knobs, lanes=lanes))
         if knobs.panels * group_panel_bytes(found, knobs) > target.shared_bytes:
             knobs = replace(knobs, panels=1)
-        return Plan("matvec_groups" if few else "matmul_groups", knobs)
+        return Plan("matmul_groups", knobs)
     if contraction(group) is not None:
         return Plan("contraction_groups", knobs)
     reduces = any(c.over for c in group.computes)

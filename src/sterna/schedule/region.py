@@ -10,10 +10,10 @@ from sterna.ir.expr import Binary, Expr, Load, Var, const_value, wrap
 from sterna.ir.rewrite import free_vars, substitute, visit
 from sterna.ir.simplify import simplify
 from sterna.schedule.stage import Loop
-from sterna.schedule.steps import At
+from sterna.schedule.steps import Step
 
 
-def span(index: Expr, fixed: set[Var], around: dict[Var, Loop], at: At) -> tuple[Expr, Expr]:
+def span(index: Expr, fixed: set[Var], around: dict[Var, Loop], at: Step) -> tuple[Expr, Expr]:
     """First value and extent of an index while the variables not in `fixed` run.
 
     Sound for indices that grow with every inner variable, which is checked by form.
@@ -30,7 +30,7 @@ def span(index: Expr, fixed: set[Var], around: dict[Var, Loop], at: At) -> tuple
 
 
 def union(
-    a: list[tuple[Expr, Expr]], b: list[tuple[Expr, Expr]], at: At
+    a: list[tuple[Expr, Expr]], b: list[tuple[Expr, Expr]], at: Step
 ) -> list[tuple[Expr, Expr]]:
     """The smallest region that holds two whose places differ by numbers."""
     result = []

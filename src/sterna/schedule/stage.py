@@ -16,9 +16,11 @@ from sterna.ir.expr import Buffer, Const, Expr, Var, ceil_div, const_value, wrap
 from sterna.ir.loop import ForKind
 from sterna.ir.rewrite import free_vars, substitute
 from sterna.ir.simplify import simplify
+from sterna.schedule.cached import Cached
 from sterna.schedule.steps import (
     Ahead,
     At,
+    CacheRead,
     DoubleBuffer,
     Fuse,
     Hold,
@@ -58,17 +60,24 @@ class Loop:
 
 @dataclass(slots=True)
 class Stage:
-    """A Compute being placed: its loops, and where its axes lie in them."""
+    """A Compute being placed: its loops, and where its axes lie in them.
+
+    Where loops were fused, indices are of the loops that were, whose ranges are known; `parts` has
+    these loops and where in each of them a turn of the present loops is.
+    """
 
     compute: Compute
     loops: list[Loop] = field(default_factory=list)
     base: dict[Var, Expr] = field(default_factory=dict)  # first index of the region
     local: dict[Var, Expr] = field(default_factory=dict)  # index within the region
     guards: list[tuple[Expr, Expr]] = field(default_factory=list)  # index, bound
+    parts: dict[Var, tuple[Loop, Expr]] = field(default_factory=dict)
     buffer: Buffer | None = None  # storage of an attached stage's region
     at: At | None = None
     turn: Var | None = None  # of the loop that the stage is made ahead in: two regions
     ahead: list[Ahead] = field(default_factory=list)
+    reads: list[CacheRead] = field(default_factory=list)
+    cached: dict[CacheRead, Cached] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
     held: str | None = None  # the loop whose sums are in registers
 
@@ -86,7 +95,11 @@ class Stage:
     def tile(self, loops: list[Loop]) -> dict[Var, Expr]:
         """Where the elements that these loops reach lie among themselves, by axis."""
         outside = {o.var: wrap(0) for o in self.loops if o not in loops}
-        return {a.var: simplify(substitute(self.local[a.var], outside)) for a in self.compute.axes}
+        exact = self.values()
+        return {
+            a.var: simplify(substitute(substitute(self.local[a.var], exact), outside))
+            for a in self.compute.axes
+        }
 
     def lines(self, outer: Loop, index: tuple[Expr, ...], size: int) -> list[tuple[Expr, ...]]:
         """Where in a buffer each line of `size` elements begins that one turn of `outer` reads.
@@ -108,6 +121,10 @@ class Stage:
 
     def index(self, axis: Var) -> Expr:
         return self.base[axis] + self.local[axis]
+
+    def values(self) -> dict[Var, Expr]:
+        """What the loops that were fused are in the present ones."""
+        return {var: value for var, (_, value) in self.parts.items()}
 
 
 def loop_var(name: str, extent: Expr) -> Var:
@@ -131,6 +148,9 @@ def transform(stage: Stage, step: Step) -> None:
         case Ahead():
             stage.loop(step.axis)
             stage.ahead.append(step)
+        case CacheRead():
+            stage.loop(step.axis)
+            stage.reads.append(step)
         case Skip():
             if stage.loop(step.axis).reduces:
                 raise ScheduleError(f"{step}: a sum has no turn too many")
@@ -166,7 +186,9 @@ def _fuse(stage: Stage, step: Fuse) -> None:
     extent = simplify(a.extent * b.extent)
     fused = Loop(loop_var(step.into, extent), extent, a.reduces)
     stage.loops[at : at + 2] = [fused]
-    _replace(stage, {a.var: fused.var // b.extent, b.var: fused.var % b.extent})
+    new = {a.var: fused.var // b.extent, b.var: fused.var % b.extent}
+    _in_parts(stage, new)
+    stage.parts |= {a.var: (a, new[a.var]), b.var: (b, new[b.var])}
 
 
 def _reorder(stage: Stage, step: Reorder) -> None:
@@ -198,6 +220,13 @@ def _annotate(stage: Stage, step: Parallel | Thread | Vectorize | Unroll | Tenso
     loop.kind = _KINDS[type(step)]
 
 
+def _in_parts(stage: Stage, values: dict[Var, Expr]) -> None:
+    stage.parts = {
+        var: (loop, substitute(value, values)) for var, (loop, value) in stage.parts.items()
+    }
+
+
 def _replace(stage: Stage, values: dict[Var, Expr]) -> None:
+    _in_parts(stage, values)
     stage.local = {axis: substitute(e, values) for axis, e in stage.local.items()}
     stage.guards = [(substitute(i, values), bound) for i, bound in stage.guards]

@@ -158,6 +158,19 @@ class Ahead(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class CacheRead(Step):
+    """A turn of loop `axis` first reads into registers what the loops inside it want of an input.
+
+    `buffer` names the input. What is wanted of a row of it is read in vectors of `lanes` elements,
+    each of which begins at a multiple of `lanes` in the buffer: shown from the indices, or refused.
+    """
+
+    axis: str
+    buffer: str
+    lanes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Skip(Step):
     """A turn of loop `axis`, but the first, does nothing where its elements lie past the tensor.
 

@@ -7,16 +7,23 @@ shared memory and is added up by one of them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import lcm
 
+from sterna.base.dtype import U32
 from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Compute, Group
 from sterna.ir.expr import const_value
+from sterna.ir.rewrite import loads
+from sterna.schedule.cached import side_by_side
 from sterna.schedule.rules.contraction import contraction
 from sterna.schedule.rules.matmul import Product
+from sterna.schedule.rules.packing import period
 from sterna.schedule.steps import (
     At,
+    CacheRead,
     DoubleBuffer,
     Fuse,
     Inline,
@@ -26,6 +33,7 @@ from sterna.schedule.steps import (
     Split,
     Step,
     Thread,
+    Unroll,
 )
 
 
@@ -38,6 +46,9 @@ class GroupKnobs:
     scale groups `slices` ways, `chunk` at a time; with more, `tokens` of them in tiles of `each`
     a thread, and `depth` steps of k at a time where weights have no groups. `panels` of the weight
     are kept in shared memory: one, or two, of which the next is filled while one is multiplied.
+    `lanes` rows of the weight are a thread's, where packed words of so many lie side by side: it
+    reads them, and as many elements of x, at once, and `lanes` times as many threads share a scale
+    group's neighbours.
     """
 
     few_rows: int
@@ -49,6 +60,7 @@ class GroupKnobs:
     each: int
     depth: int
     panels: int = 1
+    lanes: int = 1
 
 
 _SHARED_ROW = 8192  # bytes
@@ -188,6 +200,9 @@ def matvec_groups(found: Product, knobs: GroupKnobs) -> Schedule:
         Thread(total.name, n),
         At(partial.name, total.name, f"{g}_chunk", "shared"),
     ]
+    words = _words(found, knobs) if knobs.lanes > 1 else ()
+    if words:
+        return (*steps, *_by_vectors(found, partial, words, knobs))
     n, g = partial.axes[1].name, partial.axes[2].name
     return (
         *steps,
@@ -196,6 +211,60 @@ def matvec_groups(found: Product, knobs: GroupKnobs) -> Schedule:
         Thread(partial.name, f"{g}_slice"),
         Thread(partial.name, n),
     )
+
+
+def _by_vectors(
+    found: Product, partial: Compute, words: tuple[str, ...], knobs: GroupKnobs
+) -> tuple[Step, ...]:
+    """slices and rows side by side { words of k { vectors; codes { rows of the thread } } }."""
+    name, n, g = partial.name, partial.axes[1].name, partial.axes[2].name
+    k, codes = partial.over[0].name, _codes(found, partial, knobs)
+    slices = min(knobs.chunk, knobs.slices * knobs.lanes)
+    read = (*words, *_rows_of_x(found, partial, knobs))
+    return (
+        Split(name, n, f"{n}_thread", f"{n}_lane", knobs.lanes),
+        Split(name, g, f"{g}_turn", f"{g}_slice", slices),
+        Split(name, k, f"{k}_word", f"{k}_code", codes),
+        Reorder(
+            name,
+            (f"{g}_slice", f"{n}_thread", f"{g}_turn", f"{k}_word", f"{k}_code", f"{n}_lane"),
+        ),
+        Thread(name, f"{g}_slice"),
+        Thread(name, f"{n}_thread"),
+        *(Unroll(name, loop) for loop in (f"{k}_word", f"{k}_code", f"{n}_lane")),
+        *(CacheRead(name, f"{k}_word", buffer, knobs.lanes) for buffer in read),
+    )
+
+
+def _codes(found: Product, partial: Compute, knobs: GroupKnobs) -> int:
+    """Steps of k whose codes fill whole words, and whose elements of x whole vectors."""
+    return lcm(period(found.weight), knobs.lanes)
+
+
+def _words(found: Product, knobs: GroupKnobs) -> tuple[str, ...]:
+    """The inputs with packed words, if all can be read in vectors along the weight's rows."""
+    partial, weight = found.partial, found.weight
+    n, rows = weight.axes[1].var, const_value(weight.axes[1].extent)
+    if partial is None or rows is None or int(rows) % knobs.lanes or knobs.rows % knobs.lanes:
+        return ()
+    words = [load for load in loads(weight.body) if load.buffer.dtype == U32]
+    names = {load.buffer.name for load in words}
+    whole = all(side_by_side(load, n, knobs.lanes) for load in words)
+    group = int(const_value(partial.over[0].extent) or 0)
+    if not whole or len(names) < len(words) or group % _codes(found, partial, knobs):
+        return ()
+    return tuple(names)
+
+
+def _rows_of_x(found: Product, partial: Compute, knobs: GroupKnobs) -> tuple[str, ...]:
+    """The other inputs that can be read in vectors along k."""
+    k = partial.over[0].var
+    others = [load for load in loads(partial.body) if load.buffer is not found.weight.out]
+    times = Counter(load.buffer for load in others)
+    return tuple(
+        load.buffer.name for load in others
+        if times[load.buffer] == 1 and side_by_side(load, k, knobs.lanes)
+    )  # fmt: skip
 
 
 def matmul_groups(found: Product, knobs: GroupKnobs) -> Schedule:

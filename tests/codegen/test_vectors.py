@@ -1,0 +1,79 @@
+"""Which loops are one load of a vector, and what becomes of the others."""
+
+from __future__ import annotations
+
+import pytest
+
+from sterna.base.dtype import F16, F32, U32, DType
+from sterna.base.target import parse_target
+from sterna.codegen.renderer import renderer_of
+from sterna.codegen.vectors import by_vectors, vector_copy
+from sterna.ir.expr import Buffer, Expr, Load, Var, wrap
+from sterna.ir.loop import Alloc, For, ForKind, PrimFunc, Stmt, Store, seq
+from sterna.ir.simplify import Simplifier
+
+LANE, ROW = Var("lane", lo=0, hi=3), Var("row", lo=0, hi=7)
+KINDS = frozenset({(U32, 4), (F16, 4)})
+
+
+def copy_of(source: Buffer, *index: Expr, lanes: int = 4, dtype: DType | None = None) -> For:
+    own = Buffer("own", dtype or source.dtype, (wrap(4),), "register")
+    return For(LANE, wrap(lanes), Store(own, (LANE,), Load(source, index)), ForKind.VECTOR)
+
+
+WORDS = Buffer("words", U32, (wrap(8), wrap(16)))
+ODD = Buffer("odd", U32, (wrap(8), wrap(6)))
+FLOATS = Buffer("floats", F32, (wrap(8), wrap(16)))
+HALVES = Buffer("halves", F16, (wrap(8), wrap(16)))
+
+
+@pytest.mark.parametrize(
+    ("loop", "there"),
+    [
+        (copy_of(WORDS, ROW, LANE + 8), True),
+        (copy_of(HALVES, ROW, LANE), True),
+        (copy_of(ODD, ROW * 2, LANE), True),  # every other row begins with a vector
+        (copy_of(ODD, ROW, LANE), False),
+        (copy_of(WORDS, ROW, LANE + 2), False),
+        (copy_of(WORDS, ROW, LANE * 2), False),
+        (copy_of(WORDS, LANE, ROW), False),
+        (copy_of(WORDS, ROW, LANE // 2), False),
+        (copy_of(WORDS, ROW, LANE, lanes=2), False),
+        (copy_of(FLOATS, ROW, LANE), False),  # no kind that the language has
+    ],
+)
+def test_whole_vectors_of_neighbours(loop: For, there: bool) -> None:
+    assert (vector_copy(loop, KINDS, Simplifier()) is not None) is there
+
+
+def test_a_buffer_of_vectors_is_read_by_nothing_else() -> None:
+    own = Buffer("own", U32, (wrap(4),), "register")
+    alone = copy_of(WORDS, ROW, LANE)
+    assert by_vectors(alone, KINDS, Simplifier()) == {WORDS: 4}
+    beside = seq(alone, Store(own, (wrap(0),), WORDS[ROW, 3]))
+    assert by_vectors(beside, KINDS, Simplifier()) == {}
+    assert by_vectors(seq(alone, alone), KINDS, Simplifier()) == {WORDS: 4}
+
+
+def kernel(source: Buffer, first: Expr) -> PrimFunc:
+    """Copies four words of a row and stores their last."""
+    own, out = Buffer("own", U32, (wrap(4),), "register"), Buffer("out", U32, (wrap(8),))
+    read = For(LANE, wrap(4), Store(own, (LANE,), source[ROW, first + LANE]), ForKind.VECTOR)
+    body: Stmt = Alloc(own, seq(read, Store(out, (ROW,), own[3])))
+    return PrimFunc("copy", (source, out), (), For(ROW, wrap(8), body, ForKind.THREAD))
+
+
+@pytest.mark.parametrize(
+    ("spec", "vector"),
+    [
+        ("cuda:source", "load_u32x4(&own[0], &words["),
+        ("rocm:source", "load_u32x4(&own[0], &words["),
+        ("metal", "load_u32x4(&own[0], &words["),
+        ("opencl", "load_u32x4(&own[0], &words["),
+    ],
+)
+def test_a_vector_is_one_load_where_it_can_be(spec: str, vector: str) -> None:
+    target = parse_target(spec)
+    render = renderer_of(target).render_kernel
+    assert vector in render(kernel(WORDS, wrap(4)), target).text
+    assert vector not in render(kernel(WORDS, wrap(3)), target).text

@@ -1,0 +1,61 @@
+"""Products of a decode step read packed words and activations by 16 bytes, in machine code too.
+
+Counted in what compilers make: that the source says so is not enough. Where a kernel read a word at
+a time, each count would be four times as high, and of other instructions.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "schedule"))
+
+from ptxas import spills
+from run_kernel import NOTHING
+from schedule_groups import product_group
+
+from sterna.base.target import parse_target
+from sterna.codegen import gpu_code
+from sterna.codegen.renderer import LibraryParts, RenderedKernel, renderer_of
+from sterna.codegen.toolchain import find_clang
+from sterna.quantize.scheme import SCHEMES
+from sterna.schedule.choose import plan_of, planned
+
+WORDS = {"q4f16_1": 4, "q8f16_1": 8}  # of a row of the weight, in what a thread sums at once
+VECTORS = sum(words + 32 // 4 for words in WORDS.values())  # and as much of x as they multiply
+
+
+def source(spec: str) -> str:
+    target, made = parse_target(spec), {}
+    for name in WORDS:
+        group = product_group(name, (256, 1024), SCHEMES[name], 8, epilogue=False)
+        func = planned(group, plan_of(group, target))[1]
+        rendered = renderer_of(target).render_kernel(func, target)
+        made[name] = RenderedKernel(func, rendered)
+    return renderer_of(target).library_source(LibraryParts(NOTHING, made, {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90a", "sm_120"])
+def test_ptx_loads_vectors(architecture: str, tmp_path: Path) -> None:
+    spec = "cuda" if architecture == "sm_75" else f"cuda:{architecture}"
+    ptx = gpu_code._ptx(source(spec), architecture, tmp_path).decode()
+    assert len(re.findall(r"ld\.global(?:\.nc)?\.v4\.[buf]32", ptx)) == VECTORS
+    assert not re.findall(r"ld\.global(?:\.nc)?\.[bu]32", ptx)
+    assert ".local" not in ptx
+    assert list(spills(ptx, architecture, tmp_path).values()) == [0] * len(WORDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gfx90a", "gfx942", "gfx1030", "gfx1100"])
+def test_amd_code_loads_vectors(architecture: str, tmp_path: Path) -> None:
+    (tmp_path / "kernels.hip").write_text(source(f"rocm:{architecture}"))
+    gpu_code._code_object(find_clang(), architecture, tmp_path)
+    text = (tmp_path / f"kernels-{architecture}.s").read_text()
+    assert len(re.findall(r"global_load_(?:dwordx4|b128)", text)) == VECTORS
+    assert re.findall(r"\.vgpr_spill_count: +(\d+)", text) == ["0"] * len(WORDS)
+    assert re.findall(r"\.private_segment_fixed_size: +(\d+)", text) == ["0"] * len(WORDS)
