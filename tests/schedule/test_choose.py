@@ -10,11 +10,13 @@ from schedule_groups import TILE, gated_group, norm_group, product_group, rows, 
 from sterna.base.dtype import F32
 from sterna.base.errors import ScheduleError
 from sterna.base.target import parse_target
+from sterna.ir.loop import Alloc
+from sterna.ir.rewrite import visit
 from sterna.nn.trace import Trace
 from sterna.passes.lower import lower
 from sterna.quantize.scheme import SCHEMES
 from sterna.schedule.apply import apply
-from sterna.schedule.choose import Plan, choose, plan_of, schedule, table
+from sterna.schedule.choose import Plan, choose, plan_of, planned, schedule, table
 from sterna.schedule.rules.matmul import MatmulKnobs
 from sterna.schedule.steps import At, Inline, Parallel, Split, Vectorize
 
@@ -113,3 +115,11 @@ def test_blocks_that_leave_a_tile_are_refused() -> None:
     skinny = Plan("skinny_matmul", MatmulKnobs(lanes=8, tokens=2, vectors=3))
     with pytest.raises(ScheduleError, match="24 rows do not divide"):
         schedule(group, skinny)
+
+
+def test_a_panel_that_would_be_a_copy_is_none_whoever_chose_the_rule() -> None:
+    """A tuner tries each rule, and what is asked for ahead is what is read."""
+    group = product_group("plain", (64, 64), SCHEMES["q0f32"], 64)
+    knobs = MatmulKnobs(lanes=16, tokens=2, vectors=1, ahead=4096, steps=4)
+    func = planned(group, Plan("matmul", knobs))[1]
+    assert not any(isinstance(n, Alloc) and n.buffer.scope == "scratch" for n in visit(func.body))

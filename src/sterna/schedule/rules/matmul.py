@@ -201,11 +201,10 @@ def matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
     if 0 < knobs.depth < int(const_value(found.weight.axes[0].extent) or 0):
         return _deep(found, knobs)
     out, total, partial, weight = found.out, found.total, found.partial, found.weight
-    steps = (
-        *_tile(found, knobs),
-        At(weight.name, out.name, _names(out).block, "scratch"),
-        *_panel(weight, knobs),
-    )
+    panel = (At(weight.name, out.name, _names(out).block, "scratch"), *_panel(weight, knobs))
+    if in_place(found, knobs):
+        panel = (Inline(weight.name),)
+    steps = (*_tile(found, knobs), *panel)
     if partial is None:
         return (*steps, *_tile_sum(found, total, knobs))
     return (
