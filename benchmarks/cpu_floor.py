@@ -85,31 +85,48 @@ def source() -> str:
     return "\n".join([pool_source(), prelude({target.lanes()}), text])
 
 
+class Floor:
+    """The loops on a pool of threads, while the block lasts. `lib` is `source()` compiled."""
+
+    def __init__(self, lib: ctypes.CDLL, threads: int) -> None:
+        raw = np.zeros(POOL_BYTES + 64, np.uint8)
+        self.lib, self.pool = lib, raw[-raw.ctypes.data % 64 :][:POOL_BYTES]
+        lib.sterna_work.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+        self.team = Team(lib.sterna_work, self.pool, threads, raw.ctypes.data, 0)
+        self.out, self.sums = np.ones(64, np.float32), np.zeros(8 * threads, np.uint64)
+        self.data, _ = ring([np.ones(64 << 20, np.uint8)])
+        self.turn = 0
+
+    def __enter__(self) -> Floor:
+        self.team.begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.team.end()
+        self.team.stop()
+
+    def rate(self, name: str) -> float:
+        """Billions a second in one call of a loop; the next memory is read each time."""
+        at = self.turn * _READ_BYTES % (self.data.size - _READ_BYTES) // 4096 * 4096
+        read = [self.data.ctypes.data + at, self.sums.ctypes.data]
+        tail = read if name == "read" else [self.out.ctypes.data]
+        args = np.array([self.pool.ctypes.data, *tail], np.int64)
+        done = float(_READ_BYTES)
+        if name != "read":
+            done = _ITEMS * _TURNS * _CHAINS * host_target().lanes() * LOOPS[name][2]
+        else:
+            self.turn += 1
+        began = time.perf_counter()
+        getattr(self.lib, f"run_{name}")(ctypes.c_void_p(args.ctypes.data))
+        return done / (time.perf_counter() - began) / 1e9
+
+
 def measure(lib: ctypes.CDLL, threads: int) -> dict[str, dict[str, float]]:
-    raw = np.zeros(POOL_BYTES + 64, np.uint8)
-    pool = raw[-raw.ctypes.data % 64 :][:POOL_BYTES]
-    lib.sterna_work.argtypes = [ctypes.c_void_p, ctypes.c_int32]
-    team = Team(lib.sterna_work, pool, threads, raw.ctypes.data, 0)
-    out, sums = np.ones(64, np.float32), np.zeros(8 * threads, np.uint64)
-    data, _ = ring([np.ones(64 << 20, np.uint8)])
     calls: dict[str, list[float]] = {name: [] for name in ("read", *LOOPS)}
-    team.begin()
-    for turn in range(_ROUNDS):
-        at = turn * _READ_BYTES % (data.size - _READ_BYTES) // 4096 * 4096
-        for name, rates in calls.items():
-            tail = (
-                [data.ctypes.data + at, sums.ctypes.data] if name == "read" else [out.ctypes.data]
-            )
-            args = np.array([pool.ctypes.data, *tail], np.int64)
-            done = float(_READ_BYTES)
-            if name != "read":
-                done = _ITEMS * _TURNS * _CHAINS * host_target().lanes() * LOOPS[name][2]
-            args = np.array([pool.ctypes.data, *tail], np.int64)
-            began = time.perf_counter()
-            getattr(lib, f"run_{name}")(ctypes.c_void_p(args.ctypes.data))
-            rates.append(done / (time.perf_counter() - began) / 1e9)
-    team.end()
-    team.stop()
+    with Floor(lib, threads) as floor:
+        for _ in range(_ROUNDS):
+            for name, rates in calls.items():
+                rates.append(floor.rate(name))
     return {
         name: {
             "best_tenth": round(float(np.percentile(rates, 90)), 1),
