@@ -330,6 +330,7 @@ def _entry(
         split=title == "decode",
         groups=table.target.group_threads > 0,
         barriers=table.target.barriers,
+        shared_bytes=table.target.shared_bytes,
     )
     output = "states" if title == EMBED else "logits"
     return build_entry(title, special, tiles, setting, table, output, module)

@@ -56,6 +56,7 @@ def see_entry(
         split=False,
         groups=table.target.group_threads > 0,
         barriers=table.target.barriers,
+        shared_bytes=table.target.shared_bytes,
     )
     entry = build_entry(SEE, module, tiles, setting, table, ROWS)
     return Seeing(entry, bound_params(module, tiles), module.constants)

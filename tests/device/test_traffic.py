@@ -33,6 +33,7 @@ class Decode:
     target: Target
     kernels: dict[str, Compiled]
     batch: dict[str, Compiled]  # of a verify step
+    prompt: dict[str, Compiled]  # of a prefill step
 
     def batch_product(self) -> Compiled:
         return next(k for k in self.batch.values() if k.op in PRODUCTS)
@@ -49,8 +50,7 @@ def decode(request: pytest.FixtureRequest) -> Decode:
     target = parse_target(request.param)
     folder = ModelFolder(Path(), dict(CHAT), dict(CONFIG), "llama", "q4f16_1", "q4f16_1", {})
     source = compile_source(folder, target, CompileOptions())
-    own, batch = (_launched(source, name) for name in ("decode", "verify"))
-    return Decode(target, own, batch)
+    return Decode(target, *(_launched(source, name) for name in ("decode", "verify", "prefill")))
 
 
 def _launched(source: Source, name: str) -> dict[str, Compiled]:
@@ -107,6 +107,22 @@ def test_attention_reads_the_cache_once(decode: Decode) -> None:
     if decode.target.group_threads:
         assert traffic.read[cache] == sum(seen) * token
     assert traffic.written[cache] == 0
+
+
+@pytest.mark.parametrize("decode", [GROUPS], indirect=True)
+def test_attention_of_a_prompt_reads_the_cache_once_for_four_queries(decode: Decode) -> None:
+    (kernel,) = (k for k in decode.prompt.values() if k.op == "attention")
+    arrays, dims = arguments(kernel.func, 65, single=False)
+    cache = max(arrays, key=lambda name: arrays[name].nbytes)
+    read = traffic_of(kernel.func, arrays, dims).read[cache] // (2 * HEAD_DIM * 2)  # tokens
+    seen = arrays["positions"] + 1  # by each query
+    ends = [
+        min(first + 4, start + size) - 1
+        for start, size in zip(arrays["tile_start"], arrays["tile_size"], strict=True)
+        for first in range(start, start + size, 4)
+    ]
+    assert read == seen[ends].sum()
+    assert read < seen.sum() / 3
 
 
 def test_a_norm_reads_a_row_once(decode: Decode) -> None:

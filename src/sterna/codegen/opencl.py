@@ -40,6 +40,18 @@ typedef ulong u64;
 #else
 #define swap_f32(x, distance) sub_group_shuffle_xor(x, (u32)(distance))
 #endif
+#define all_threads() barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
+#ifdef POCL_DEVICE_ADDRESS_BITS
+// PoCL 3.1 adds barriers of its own to a kernel that waits in a branch or a loop. It looks for
+// their places from ours backwards up to the one before, which it knows only in a block without
+// other code; past it, it may come to a branch of some threads. So branches of none stand around.
+#define STERNA_GROUP const bool none_ = get_num_groups(0) == 0;
+#define nobody() if (none_) __asm__ volatile("")
+#define group_barrier() { nobody(); all_threads(); nobody(); }
+#else
+#define STERNA_GROUP
+#define group_barrier() all_threads();
+#endif
 STERNA_MAYBE f32 f32_from_f16(u16 x) { return vload_half(0, (const __private half *)&x); }
 STERNA_MAYBE u16 f16_from_f32(f32 x) {
     u16 r;
@@ -65,7 +77,7 @@ class OpenCL(CStyle):
         size = f"__attribute__((reqd_work_group_size({s.threads}, 1, 1)))"
         if self.kernel.lanes:
             size += f" __attribute__((intel_reqd_sub_group_size({_SUBGROUP})))"
-        return f"__kernel {size} void {s.symbol}({', '.join(parts)}) {{"
+        return f"__kernel {size} void {s.symbol}({', '.join(parts)}) {{ STERNA_GROUP"
 
     def shared(self, dtype: DType, title: str, size: int) -> str:
         return f"__local {self.TYPES[dtype]} {title}[{size}];"
@@ -76,8 +88,11 @@ class OpenCL(CStyle):
     def thread_index(self) -> str:
         return "(i32)get_local_id(0)"
 
+    def unrolled(self) -> str:
+        return "#pragma unroll"
+
     def barrier(self) -> str:
-        return "barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);"
+        return "group_barrier()"
 
 
 RENDERER = SourceRenderer(".cl", OpenCL, _TYPES + group_math())

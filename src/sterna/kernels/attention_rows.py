@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import gcd
 
 from sterna.base.dtype import F32
-from sterna.ir.expr import Buffer, Expr, Var, cast, const_value, minimum, wrap
+from sterna.ir.expr import Buffer, Expr, ExprLike, Var, cast, const_value, minimum, wrap
 from sterna.ir.loop import Alloc, Stmt, store
 from sterna.kernels.attention_spec import LANES, AttentionSpec, block_rows
 from sterna.kernels.build import let, loop, vector
@@ -37,6 +37,10 @@ class Queries:
     @property
     def last(self) -> Expr:
         return self.position + self.count - 1 if self.causal else self.position
+
+    def at(self, query: ExprLike) -> Expr:
+        """The position of a query, or of the last for those past it."""
+        return self.position + minimum(query, self.count - 1) if self.causal else self.position
 
 
 @dataclass(frozen=True, slots=True)

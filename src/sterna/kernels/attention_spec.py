@@ -97,10 +97,15 @@ def reaches(s: AttentionSpec, first: Expr, last: Expr, c: Expr) -> Expr:
 
 def attends(s: AttentionSpec, position: Expr, token: Expr) -> Expr:
     """Whether a query sees the token at a position."""
-    causal = token <= position
+    return attended(s, position, position, token)
+
+
+def attended(s: AttentionSpec, first: Expr, last: Expr, token: Expr) -> Expr:
+    """Whether a token is among those that queries at positions first to last see."""
+    causal = token <= last
     if not s.limited:
         return causal
-    near = s.unseen(position) < token
+    near = s.unseen(first) < token
     inside = logical_or(near, token < wrap(s.sinks)) if s.sinks else near
     return logical_and(causal, inside)
 

@@ -30,6 +30,10 @@ def vector(name: str, lanes: int, body: Callable[[Var], Stmt]) -> For:
     return loop(name, lanes, body, ForKind.VECTOR)
 
 
+def threads(name: str, extent: int, body: Callable[[Var], Stmt]) -> For:
+    return loop(name, extent, body, ForKind.THREAD)
+
+
 def parallel(name: str, extent: ExprLike, body: Callable[[Var], Stmt]) -> For:
     return loop(name, extent, body, ForKind.PARALLEL)
 

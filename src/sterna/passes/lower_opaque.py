@@ -20,7 +20,11 @@ from sterna.ir.rewrite import replace_loads, substitute, visit
 from sterna.ir.simplify import simplify_stmt
 from sterna.kernels.attention import AttentionSpec, attention_split, attention_tiles
 from sterna.kernels.attention_alone import attention_alone
-from sterna.kernels.attention_groups import attention_split_groups, attention_tiles_groups
+from sterna.kernels.attention_groups import (
+    attention_split_groups,
+    attention_tiles_groups,
+    group_queries,
+)
 from sterna.kernels.delta import Delta, delta_scan
 from sterna.kernels.experts import ExpertSpec, grouped_experts
 from sterna.kernels.kv_cache import LAYER, CacheLayout, StepIndex, kv_append, rope_append
@@ -59,6 +63,7 @@ class Setting:
     split: bool  # few queries: share the pieces of one among threads
     groups: bool = False  # the target runs work groups
     barriers: bool = True  # whose threads may wait for each other
+    shared_bytes: int = 0  # that a work group may have
 
 
 def is_opaque(function: Function, setting: Setting) -> bool:
@@ -219,16 +224,16 @@ def _attention(request: _Request) -> _Built:
     if setting.groups and not setting.barriers:
         func = attention_alone(request.name, spec, setting.dims, QUERY_TILE)
         return _Built(func, head.outs, views=layout.views)
-    tiles, split = (
-        (attention_tiles_groups, attention_split_groups)
-        if setting.groups
-        else (attention_tiles, attention_split)
-    )
+    if not setting.split and setting.groups:
+        queries = group_queries(spec, QUERY_TILE, setting.shared_bytes)
+        func = attention_tiles_groups(request.name, spec, setting.dims, QUERY_TILE, queries)
+        return _Built(func, head.outs, views=layout.views)
     if not setting.split:
-        func = tiles(request.name, spec, setting.dims, QUERY_TILE)
+        func = attention_tiles(request.name, spec, setting.dims, QUERY_TILE)
         return _Built(func, head.outs, views=layout.views)
     shape = (q.shape[0], wrap(spec.heads), wrap(spec.pieces), wrap(spec.out_dim + 2))
     partial = Buffer("partial", F32, shape)
+    split = attention_split_groups if setting.groups else attention_split
     func = split(request.name, spec, setting.dims, partial)
     return _Built(func, head.outs, views=layout.views)
 
