@@ -122,7 +122,7 @@ def test_operands_in_floats_are_refused() -> None:
     def floats(m: Expr, n: Expr, k: Expr) -> Stmt:
         return store(C, (m, n), fma(own[m, k], own[n, k], C[m, n]))
 
-    with pytest.raises(CodegenError, match="of f16 or bf16 that the group shares"):
+    with pytest.raises(CodegenError, match="of a and b in 16 bits that the group shares"):
         rendered(kernel(floats, a=own))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "device"))
 
 from conformance import cases, rendered, target_named
+from test_unit_floats import FEW, MANY, product
 
 from sterna.base.dtype import BF16, BOOL, F16, F32, I8, I16, I32, I64, U8, U16, U32
 from sterna.base.errors import CodegenError
@@ -22,6 +25,9 @@ from sterna.codegen.spirv import MODULE
 from sterna.codegen.spirv_assembly import assemble
 from sterna.ir.expr import UNARY, Buffer, Const, Expr, Unary, Var, binary, cast, fma, select, wrap
 from sterna.ir.loop import For, ForKind, PrimFunc, seq, store
+from sterna.ir.parser import parse_primfunc
+from sterna.ir.printer import to_text
+from sterna.schedule.choose import plan_of, planned
 
 TARGETS = ("vulkan", "vulkan:f32")
 
@@ -94,6 +100,61 @@ def test_what_swaps_asks_for_subgroups(
     subprocess.run(line, check=True)
     ours, theirs = assemble(texts[0]), made.read_bytes()
     assert ours[:8] + ours[12:] == theirs[:8] + theirs[12:]
+
+
+@pytest.mark.parametrize("spec", ["vulkan:matrix", "vulkan:matrix8"])
+def test_matrices_are_stored_before_an_element_is_read(spec: str, tmp_path: Path) -> None:
+    target = target_named(spec)
+    for most in (FEW, MANY):
+        group = product("q4f16_1", most, (77, 96))
+        func = planned(group, plan_of(group, target))[1]
+        text = renderer_of(target).render_kernel(func, target).text.split("\n", 1)[1]
+        assert "OpMemoryModel Logical Vulkan\n" in text
+        made = assemble(text)
+        for use in ("Load", "MulAdd", "Store"):
+            assert f"OpCooperativeMatrix{use}KHR" in text
+        shared = re.findall(r"OpVariable %Workgroup_(\w+)", text)
+        assert sorted(kind[:3] for kind in shared) == ["f16", "f16", "f32"]
+        assert "OpFConvert" not in text  # whose rounding is the driver's
+        if knows_matrices():
+            validate(made, tmp_path)
+    if not knows_matrices():
+        pytest.skip("spirv-val is older than SPV_KHR_cooperative_matrix: not asked")
+
+
+def knows_matrices() -> bool:
+    """Whether the tools are of the time of these instructions: since SPIRV-Tools 2023.4."""
+    line = [tool("spirv-val"), "--version"]
+    told = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"v(\d+)\.(\d+)", told)
+    return found is not None and (int(found[1]), int(found[2])) >= (2023, 4)
+
+
+def test_elements_of_matrices_are_not_touched() -> None:
+    """A kernel that reads or sets one, or whose unit tells where they lie, is refused."""
+    target = target_named("vulkan:matrix8")
+    group = product("q0f16", FEW, (77, 96))
+    func = planned(group, plan_of(group, target))[1]
+    text = to_text(func)
+    clears, multiplies, copies = (part.start() for part in re.finditer(r"matrix\(", text))
+    for at, kind, told in (
+        (clears, "unroll(", "an element of .*_block is set"),
+        (copies, "unroll(", "an element of .*_block is read"),
+        (multiplies, "unroll(", "_block has no sums of products by a matrix unit"),
+    ):
+        changed = text[:at] + kind + text[at + len("matrix(") :]
+        with pytest.raises(CodegenError, match=told):
+            renderer_of(target).render_kernel(parse_primfunc(changed), target)
+    for name, other, told in (
+        ("= 0.0", "= 1.0", "a sum begins at zero"),
+        (r"_kept\[\w+, ", "_kept[n_s2, ", "the copy does not lie as the unit has it"),
+    ):
+        changed = text[:clears] + re.sub(name, other, text[clears:], count=1)
+        assert changed != text
+        with pytest.raises(CodegenError, match=told):
+            renderer_of(target).render_kernel(parse_primfunc(changed), target)
+    with pytest.raises(CodegenError, match="tells of no matrix unit where its elements lie"):
+        renderer_of(target).render_kernel(func, replace(target, unit=parse_target("cuda").unit))
 
 
 def elementwise(name: str, value: Expr, to: Buffer, at: Var) -> PrimFunc:

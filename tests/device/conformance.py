@@ -29,6 +29,7 @@ from sterna.compiler import CompileOptions, compile_source
 from sterna.ir.equal import digest
 from sterna.ir.loop import PrimFunc
 from sterna.runtime import cuda, hip, opencl, vulkan, webgpu
+from sterna.runtime.vulkan import VulkanDevice
 from sterna.runtime.work_groups import Device
 
 CONFIG = {
@@ -57,7 +58,7 @@ def driver_webgpu() -> Device:
         pytest.skip(str(error))
 
 
-def driver_vulkan() -> Device:
+def driver_vulkan() -> VulkanDevice:
     try:
         return vulkan.open_device()
     except Unavailable as error:

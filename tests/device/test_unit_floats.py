@@ -1,8 +1,8 @@
 """Products of floats by matrix units: a row has the same bits however many are computed with it.
 
-The units are imitated (`tests/simt/languages.h`) and add backwards, so their bits are not those of
+Most units are imitated (`tests/simt/languages.h`) and add backwards, so their bits are not those of
 the operator's reference; that is near by a bound that is derived. What is equal to the bit is what
-one unit makes: rows alone, in threes, and in tiles of prompts.
+one unit makes: rows alone, in threes, and in tiles of prompts. Vulkan's matrices are its driver's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "schedule"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
 
 from compiled import Compiled, Part, convert, drawn_source, step_input, tiny
-from conformance import CHAT, CONFIG
+from conformance import CHAT, CONFIG, driver_vulkan
 from ptxas import spills
 from run_kernel import NOTHING, RunningKernels
 from schedule_groups import product_arrays, rows, weight
@@ -52,11 +52,13 @@ from sterna.passes.lower import lower
 from sterna.passes.unit_products import products_by_unit, unit_products
 from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import SCHEMES, scheme
-from sterna.runtime.work_groups import load_on
+from sterna.runtime.vulkan_code import Shape
+from sterna.runtime.work_groups import Device, load_on
 from sterna.schedule.choose import plan_of, planned
 from sterna.tune.space import can_tune
 
 Array = NDArray[Any]
+COOPERATIVE = ("vulkan:matrix", "vulkan:matrix8")
 UNITS = (
     "cuda", "cuda:sm_80", "cuda:sm_90a", "rocm:gfx90a", "rocm:gfx1100", "rocm:gfx1201",
     "metal:apple7",
@@ -105,7 +107,8 @@ def rendered(target: Target) -> dict[str, RenderedKernel]:
     for (name, most), group in GROUPS.items():
         if name in taken(target):
             plan = plan_of(group, target)
-            assert plan.rule == ("few_rows_units" if most == FEW else "float_units")
+            kept = most == FEW or (target.unit is not None and target.unit.opaque)
+            assert plan.rule == ("few_rows_units" if kept else "float_units")
             assert not can_tune(plan)
             func = planned(group, plan)[1]
             made[func.name] = RenderedKernel(func, renderer_of(target).render_kernel(func, target))
@@ -117,7 +120,7 @@ def rounded(x: Array, operands: str) -> Array:
 
 
 @pytest.fixture(scope="module")
-def reference() -> dict[str, tuple[dict[str, Array], Array, Array]]:
+def reference() -> Reference:
     """Arguments of 65 rows, what the operator makes of them, and how far another order may be."""
     found = {}
     for name, operands in CASES.items():
@@ -137,10 +140,11 @@ def reference() -> dict[str, tuple[dict[str, Array], Array, Array]]:
     return found
 
 
+Reference = dict[str, tuple[dict[str, Array], Array, Array]]
+
+
 @pytest.mark.parametrize("spec", UNITS)
-def test_rows_are_equal_however_many_there_are(
-    spec: str, reference: dict[str, tuple[dict[str, Array], Array, Array]]
-) -> None:
+def test_rows_are_equal_however_many_there_are(spec: str, reference: Reference) -> None:
     target = replace(parse_target(spec), architectures=())
     assert target.unit is not None
     lanes = target.unit.lanes
@@ -148,8 +152,25 @@ def test_rows_are_equal_however_many_there_are(
     class Simulated(SimtDevice):
         limits = replace(SimtDevice.limits, lanes=lanes)
 
+    check_rows(target, Simulated(), reference)
+
+
+@pytest.mark.parametrize("spec", COOPERATIVE)
+def test_rows_are_equal_by_matrices_of_a_driver(spec: str, reference: Reference) -> None:
+    target, device = parse_target(spec), driver_vulkan()
+    unit = target.unit
+    assert unit is not None
+    shape = Shape(unit.rows, unit.columns, unit.depth, "f16", "f32")
+    if lacks := device.offer.lacks(shape, unit.lanes, unit.lanes):
+        device.close()
+        pytest.skip(f"needs Vulkan's matrices of {shape}: {device.name} lacks {lacks}")
+    check_rows(target, device, reference)
+    device.close()
+
+
+def check_rows(target: Target, device: Device, reference: Reference) -> None:
     made = rendered(target)
-    running = RunningKernels(made, target, Simulated())
+    running = RunningKernels(made, target, device)
     for name in taken(target):
         _, wanted, bound = reference[name]
 

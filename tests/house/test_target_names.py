@@ -25,6 +25,7 @@ ALLOWED = (
     "runtime/vulkan.py",
     "runtime/vulkan_api.py",
     "runtime/vulkan_code.py",
+    "runtime/vulkan_features.py",
     "runtime/vulkan_instance.py",
     "runtime/webgpu.py",
     "runtime/library.py",  # which machine a library file was made for

@@ -29,6 +29,10 @@ class MatrixUnit:
 
     A unit with `most_rows` multiplies tiles of several sizes: twice the rows, and again, up to
     that many, each with what it would give alone; and any multiple of its depth up to `most_depth`.
+
+    Of an `opaque` unit nobody tells where an element lies: c is cleared, multiplied into and stored
+    as a whole. The bits then only share it out among the threads of the loop program; a thread's
+    own are the last along a row.
     """
 
     rows: int
@@ -41,6 +45,7 @@ class MatrixUnit:
     most_rows: int = 0
     most_depth: int = 0
     octets: bool = False  # a and b lie in blocks of 8 rows by 8 elements, not row by row
+    opaque: bool = False
 
     @property
     def lanes(self) -> int:
@@ -55,7 +60,8 @@ class MatrixUnit:
     @property
     def shape(self) -> str:
         """What units are told apart by, such as "16x8x16/32"."""
-        return f"{self.rows}x{self.columns}x{self.depth}/{self.lanes}"
+        shape = f"{self.rows}x{self.columns}x{self.depth}/{self.lanes}"
+        return f"{shape} opaque" if self.opaque else shape
 
     def fitted(self, rows: int, depth: int) -> MatrixUnit:
         """The largest that divides tiles of `rows` and sums of `depth`; itself, if it has one size.
@@ -196,6 +202,11 @@ _MFMA = MatrixUnit(16, 16, 16, "l5 l4 s1 s0", "l3 l2 l1 l0", ("f16", "bf16"))
 _WMMA = MatrixUnit(16, 16, 16, "s2 s1 s0 l4", "l3 l2 l1 l0", ("f16", "bf16"))
 _HALVED_WMMA = MatrixUnit(16, 16, 16, "l4 s2 s1 s0", "l3 l2 l1 l0", ("f16", "bf16"), "_halved")
 _SIMDGROUP = MatrixUnit(8, 8, 8, "l4 l2 l1", "l3 l0 s0")
+# Vulkan's cooperative matrices: the shape that GPUs have, and the one of drivers on CPUs.
+_COOPERATIVE = MatrixUnit(16, 16, 16, "l4 l3 l2 l1", "l0 s2 s1 s0", opaque=True)
+_COOPERATIVE_8 = MatrixUnit(8, 8, 8, "l2 l1 l0", "s2 s1 s0", opaque=True)
+_VULKAN_MATRIX = replace(_VULKAN, spec="vulkan:matrix", subgroup=32, shared_bytes=32768,
+                         unit=_COOPERATIVE)  # fmt: skip
 
 _CUDA = Target("cuda", renderer="cuda", device="cuda", table="work_groups", suffix=".sterna",
                fma=True, float16=True, group_threads=1024, shared_bytes=49152, most_buffers=256,
@@ -250,6 +261,9 @@ _GROUPED = {
         "": _VULKAN,
         "f32": replace(_VULKAN, spec="vulkan:f32", small_numbers=()),
         "subgroups": replace(_VULKAN, spec="vulkan:subgroups", subgroup=8),
+        "matrix": _VULKAN_MATRIX,
+        "matrix8": replace(_VULKAN_MATRIX, spec="vulkan:matrix8", subgroup=8,
+                           unit=_COOPERATIVE_8),
     },
     "opencl": {
         "": _OPENCL,

@@ -12,7 +12,8 @@ same polynomials as the CPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import ClassVar
 
 from sterna.base.artifact import Phase
@@ -21,7 +22,7 @@ from sterna.base.errors import CodegenError
 from sterna.base.target import MatrixUnit, Target
 from sterna.codegen.c_names import Names, name
 from sterna.codegen.cstyle_expr import ExprStyle
-from sterna.codegen.fragments import fragments, has_matrix, operands
+from sterna.codegen.fragments import fragments, has_matrix, is_move, operands
 from sterna.codegen.lanes import Exchange, Nest
 from sterna.codegen.octets import in_octets, octet_column, octet_shape
 from sterna.codegen.simt import (
@@ -98,9 +99,9 @@ class CStyle(ExprStyle):
         """The declaration of an array that a group's threads share."""
         raise NotImplementedError
 
-    def shared_bytes(self, dtype: DType) -> int:
+    def shared_bytes(self, buffer: Buffer) -> int:
         """What an element of such an array takes."""
-        return dtype.bytes
+        return buffer.dtype.bytes
 
     def shared_elements(self, buffer: Buffer) -> int:
         shape = octet_shape(buffer) if buffer in self.octets else buffer.shape
@@ -243,7 +244,7 @@ class CStyle(ExprStyle):
             case For(kind=ForKind.THREAD):
                 self.threads(stmt)
             case For(kind=ForKind.MATRIX):
-                self.multiply(stmt)
+                self.together(stmt)
             case For():
                 copy = vector_copy(stmt, self.VECTORS, self.simplifier)
                 if copy is None or copy.source in self.whole:
@@ -267,9 +268,7 @@ class CStyle(ExprStyle):
         """Each thread its own turn; the last loop's turns are neighbours."""
         nest = nest_of(loop)
         sizes = extents(nest)
-        total = 1
-        for size in sizes:
-            total *= size
+        total = prod(sizes)
         for asked in self.kernel.exchanges.get(nest[0].var, ()):
             self.exchange(asked, nest)
         guarded = total < self.kernel.threads
@@ -296,14 +295,12 @@ class CStyle(ExprStyle):
         self.nest = ()
         self.constant(F32, self.declare(asked.var), self.swapped(value, asked.distance))
 
-    def multiply(self, loop: For) -> None:
-        """What a subgroup's threads do together; all of them have to be here."""
-        unit, size = self.unit, 1
-        for extent in extents(self.nest):
-            size *= extent
-        if unit is None or size != self.kernel.threads:
-            raise CodegenError("a matrix unit that the target has, and whole subgroups, multiply")
-        found = fragments(loop, self.nest, unit, self.simplifier)
+    def together(self, loop: For) -> None:
+        """A thread's part in what a subgroup does at once."""
+        if is_move(loop):  # each element lies where it is known to
+            self.loop(replace(loop, kind=ForKind.UNROLL))
+            return
+        found = fragments(loop, self.nest, self.working_unit(), self.simplifier)
         unit = found.unit
         args = [self.place(found.c, index) for index in found.kept]
         for side in (found.a, found.b):
@@ -314,6 +311,12 @@ class CStyle(ExprStyle):
             shape += f"_{found.a.dtype}"
         self.multiplier(f"multiply_{shape}", unit, found.a.dtype)
         self.line(f"multiply_{shape}({', '.join(args)});")
+
+    def working_unit(self) -> MatrixUnit:
+        """The unit, for which all threads have to be here."""
+        if self.unit is None or prod(extents(self.nest)) != self.kernel.threads:
+            raise CodegenError("a matrix unit that the target has, and whole subgroups, multiply")
+        return self.unit
 
     def loop(self, loop: For) -> None:
         if loop.kind is ForKind.PARALLEL:
@@ -357,11 +360,8 @@ class CStyle(ExprStyle):
             self.statement(stmt.body, last=last)
             return
         title = self.buffers[buffer] = self.identifier(buffer.name)
-        shape = tuple(size_of(d, buffer.name) for d in buffer.shape)
-        shape = private_shape(shape, self.kernel.private[buffer].shares)
-        size = 1
-        for d in shape:
-            size *= d
+        sizes = tuple(size_of(d, buffer.name) for d in buffer.shape)
+        size = prod(private_shape(sizes, self.kernel.private[buffer].shares))
         # Declared at the head of the function: compilers that turn groups into loops have been
         # seen to lose arrays of inner blocks at a barrier.
         self.arrays.append(self.array(buffer.dtype, title, size))
@@ -470,7 +470,7 @@ def _phase(
         writer.ranges[d] = (d.lo or 0, float("inf"))
     dims = tuple(writer.declare(d) for d in needed)
     text = writer.function(Signature(symbol, tuple(buffers), dims, kernel.threads))
-    shared = sum(writer.shared_elements(b) * writer.shared_bytes(b.dtype) for b in kernel.shared)
+    shared = sum(writer.shared_elements(b) * writer.shared_bytes(b) for b in kernel.shared)
     writes = tuple(i for i, (_, _, writes) in zip(where, buffers, strict=True) if writes)
     groups = to_text(simplify(kernel.groups))
     # A unit of several subgroups counts on each of them.

@@ -4,7 +4,7 @@ In: the text of one module, in the notation of the Khronos assembler: a line for
 `%result = OpName %type operands`. Out: its words. Knows the instructions and names that compute
 kernels use, which are the tables below, and nothing of what they mean; CodegenError for others.
 
-Source: "SPIR-V Specification" 1.5, sections 2.3 and 3.
+Source: "SPIR-V Specification" 1.5, sections 2.3 and 3; SPV_KHR_cooperative_matrix.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from sterna.base.errors import CodegenError
 MAGIC = 0x07230203
 _VERSION = 0x00010500
 _OPCODES = {
-    "OpExtInstImport": 11, "OpExtInst": 12, "OpMemoryModel": 14, "OpEntryPoint": 15,
+    "OpExtension": 10, "OpExtInstImport": 11, "OpExtInst": 12, "OpMemoryModel": 14,
+    "OpEntryPoint": 15,
     "OpExecutionMode": 16, "OpCapability": 17, "OpTypeVoid": 19, "OpTypeBool": 20,
     "OpTypeInt": 21, "OpTypeFloat": 22, "OpTypeVector": 23, "OpTypeArray": 28,
     "OpTypeRuntimeArray": 29, "OpTypeStruct": 30, "OpTypePointer": 32, "OpTypeFunction": 33,
-    "OpConstantTrue": 41, "OpConstantFalse": 42, "OpConstant": 43, "OpFunction": 54,
+    "OpConstantTrue": 41, "OpConstantFalse": 42, "OpConstant": 43,
+    "OpConstantComposite": 44, "OpFunction": 54,
     "OpFunctionParameter": 55, "OpFunctionEnd": 56, "OpFunctionCall": 57, "OpVariable": 59,
     "OpLoad": 61, "OpStore": 62, "OpAccessChain": 65, "OpDecorate": 71, "OpMemberDecorate": 72,
     "OpCompositeExtract": 81, "OpCopyObject": 83, "OpConvertFToU": 109, "OpConvertFToS": 110,
@@ -39,22 +41,27 @@ _OPCODES = {
     "OpNot": 200, "OpBitFieldSExtract": 202, "OpBitFieldUExtract": 203,
     "OpControlBarrier": 224, "OpLoopMerge": 246, "OpSelectionMerge": 247, "OpLabel": 248,
     "OpBranch": 249, "OpBranchConditional": 250, "OpReturn": 253, "OpReturnValue": 254,
-    "OpGroupNonUniformShuffleXor": 346,
+    "OpGroupNonUniformShuffleXor": 346, "OpTypeCooperativeMatrixKHR": 4456,
+    "OpCooperativeMatrixLoadKHR": 4457, "OpCooperativeMatrixStoreKHR": 4458,
+    "OpCooperativeMatrixMulAddKHR": 4459,
 }  # fmt: skip
 _FLOAT = re.compile(r"-?0x[01]\.[0-9a-f]*p[+-]\d+")  # as float.hex writes it
 _UNTYPED = {"OpExtInstImport", "OpLabel"}  # have a result without a type, as all OpType... do
 _NAMES = {
     # Capabilities
     "Shader": 1, "StorageBuffer16BitAccess": 4433, "StorageBuffer8BitAccess": 4448,
-    "GroupNonUniform": 61, "GroupNonUniformShuffle": 65,
+    "GroupNonUniform": 61, "GroupNonUniformShuffle": 65, "Float16": 9, "VulkanMemoryModel": 5345,
+    "CooperativeMatrixKHR": 6022,
     # Addressing, memory model, execution model, execution mode
-    "Logical": 0, "GLSL450": 1, "GLCompute": 5, "LocalSize": 17,
+    "Logical": 0, "GLSL450": 1, "Vulkan": 3, "GLCompute": 5, "LocalSize": 17,
     # Storage classes
     "Input": 1, "Workgroup": 4, "Function": 7, "PushConstant": 9, "StorageBuffer": 12,
     # Decorations and built-ins
     "Block": 2, "ArrayStride": 6, "BuiltIn": 11, "Coherent": 23, "NonWritable": 24, "Binding": 33,
     "DescriptorSet": 34, "Offset": 35, "NoContraction": 42, "WorkgroupId": 26,
-    "LocalInvocationIndex": 29,
+    "LocalInvocationIndex": 29, "SubgroupId": 40, "SubgroupLocalInvocationId": 41,
+    # Of an access to memory
+    "NonPrivatePointer": 32,
     # Control of functions, loops and selections
     "None": 0, "Unroll": 1,
     # GLSL.std.450

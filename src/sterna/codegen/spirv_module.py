@@ -2,8 +2,9 @@
 
 In: instructions, in the order in which they run. Out: the module's text, which people read and
 `spirv_assembly` turns into words. Values are the names of results; the types of values are `f32`,
-`i32`, `u32` and `bool`, and memory knows whole numbers of 8 and 16 bits besides. Variables that
-change live in memory, so that no value has two origins and blocks need no phi. Knows no loop IR.
+`i32`, `u32` and `bool`, and memory knows whole numbers of 8 and 16 bits, and f16, besides.
+Variables that change live in memory, so that no value has two origins and blocks need no phi.
+Knows no loop IR.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class Module:
     variables: list[str] = field(default_factory=list)  # of the function being written
     code: list[str] = field(default_factory=list)  # of the function being written
     interface: list[str] = field(default_factory=list)
+    extensions: list[str] = field(default_factory=list)
+    memory: str = "GLSL450"  # its model
     known: dict[str, str] = field(default_factory=dict)  # what is declared, by its definition
     count: int = 0
 
@@ -49,12 +52,20 @@ class Module:
         lines = [f"OpCapability {each}" for each in capabilities]
         self.capabilities += [line for line in lines if line not in self.capabilities]
 
+    def extend(self, extension: str) -> None:
+        """What of SPIR-V's extensions this module uses."""
+        line = f'OpExtension "{extension}"'
+        self.extensions += [line] if line not in self.extensions else []
+
     def type(self, title: str) -> str:
         """A scalar type by its name."""
         if title in ("void", "bool"):
             return self.once(title, f"OpType{title.capitalize()}")
         if title == "f32":
             return self.once(title, "OpTypeFloat 32")
+        if title == "f16":
+            self.require("Float16")
+            return self.once(title, "OpTypeFloat 16")
         bits, signed = _INTEGERS[title]
         if bits in _SMALL:
             self.require(_SMALL[bits])
@@ -146,8 +157,9 @@ class Module:
         used = " ".join(self.interface)
         lines = [
             *self.capabilities,
+            *self.extensions,
             '%glsl = OpExtInstImport "GLSL.std.450"',
-            "OpMemoryModel Logical GLSL450",
+            f"OpMemoryModel Logical {self.memory}",
             f'OpEntryPoint GLCompute {entry} "{symbol}" {used}'.rstrip(),
             f"OpExecutionMode {entry} LocalSize {threads} 1 1",
             *self.decorations,

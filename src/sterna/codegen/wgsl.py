@@ -125,7 +125,7 @@ class Wgsl(CStyle):
     def shared(self, dtype: DType, title: str, size: int) -> str:
         return f"var<workgroup> {title}: array<{self.TYPES[dtype]}, {size}>;"
 
-    def shared_bytes(self, dtype: DType) -> int:
+    def shared_bytes(self, buffer: Buffer) -> int:
         return 4  # smaller numbers are words there
 
     def group_index(self) -> str:
@@ -208,8 +208,8 @@ class HalfWgsl(Wgsl):
     TYPES: ClassVar[dict[DType, str]] = {**Wgsl.TYPES, F16: "f16"}
     PACKED: ClassVar[dict[DType, int]] = {d: n for d, n in _PACKED.items() if d != F16}
 
-    def shared_bytes(self, dtype: DType) -> int:
-        return 2 if dtype == F16 else 4
+    def shared_bytes(self, buffer: Buffer) -> int:
+        return 2 if buffer.dtype == F16 else 4
 
     def converted(self, text: str, source: DType, to: DType) -> str:
         halves = {F16, F32}

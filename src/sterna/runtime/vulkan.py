@@ -24,7 +24,8 @@ from sterna.base.artifact import Phase
 from sterna.base.errors import ArtifactError, DeviceError, Unavailable
 from sterna.runtime import vulkan_api as vk
 from sterna.runtime.report import DeviceReport
-from sterna.runtime.vulkan_code import entry_of, modules_of
+from sterna.runtime.vulkan_code import MATRICES, entry_of, modules_of, shape_of
+from sterna.runtime.vulkan_features import SMALL, Request
 from sterna.runtime.vulkan_instance import Instance, memory_bytes, name_of, own_heap
 from sterna.runtime.work_groups import Limits, loader
 
@@ -39,7 +40,7 @@ _SIZES_BYTES = 128  # of push constants: what every device has
 _SETS_OF_A_POOL = 256
 _STAGING = 1 << 22
 _PATIENCE = 600 * 10**9  # nanoseconds for one step; a driver stops a hung kernel sooner
-_SMALL = {4433: "16-bit storage", 4448: "8-bit storage"}  # what modules may ask for
+_FULL_SUBGROUPS = 2
 
 
 def available_memory(index: int = 0) -> int | None:
@@ -149,6 +150,7 @@ class VulkanDevice:
     def _open(self, physical: c_void_p) -> None:
         family = self._instance.queue_family(physical)
         assert family is not None  # such devices are not offered
+        self.offer = self._instance.offer(physical)
         self._device = self._opened(physical, family)
         self._driver.vkGetDeviceQueue(self._device, u32(family), u32(0), byref(self._queue))
         self._direct = self._memory_type(_LOCAL | _MAPPED | _CACHED, own=True)
@@ -159,25 +161,14 @@ class VulkanDevice:
         self._staging = None if self._direct is not None else self._staging_buffer()
 
     def _opened(self, physical: c_void_p, family: int) -> c_void_p:
-        """The device, with what it has of storage for small numbers."""
-        found12 = vk.record(vk.Features12, 51)
-        found11 = vk.record(vk.Features11, 49, pNext=_address(found12))
-        found = vk.record(vk.Features2, 1000059000, pNext=_address(found11))
-        self._driver.vkGetPhysicalDeviceFeatures2(physical, byref(found))
-        has16, has8 = found11.storageBuffer16BitAccess, found12.storageBuffer8BitAccess
-        self._small = {code for code, has in zip(_SMALL, (has16, has8), strict=True) if has}
-        asked12 = vk.record(vk.Features12, 51, storageBuffer8BitAccess=has8)
-        asked11 = vk.record(
-            vk.Features11, 49, storageBuffer16BitAccess=has16, pNext=_address(asked12)
-        )
-        asked = vk.record(vk.Features2, 1000059000, pNext=_address(asked11))
-        first = c_float(1.0)
+        """The device, with what it offers."""
+        asked, first = Request(self.offer), c_float(1.0)
         queue = vk.record(
             vk.QueueCreateInfo, 2, queueFamilyIndex=family, queueCount=1,
             pQueuePriorities=ctypes.pointer(first),
         )  # fmt: skip
         wanted = vk.record(
-            vk.DeviceCreateInfo, 3, queues=1, pQueues=ctypes.pointer(queue), pNext=_address(asked)
+            vk.DeviceCreateInfo, 3, queues=1, pQueues=ctypes.pointer(queue), **asked.fields
         )
         device = c_void_p()
         code = self._driver.vkCreateDevice(physical, byref(wanted), None, byref(device))
@@ -307,11 +298,13 @@ class VulkanDevice:
 
     def compile(self, code: bytes, phases: Sequence[Phase]) -> dict[str, Any]:
         """See Device: the driver makes a pipeline of each module."""
-        modules = {}
+        modules, multiplies = {}, set()
         for module in modules_of(code):
             symbol, asked = entry_of(module)
             modules[symbol] = module
-            lacks = [what for c, what in _SMALL.items() if c in asked and c not in self._small]
+            multiplies |= {symbol} if MATRICES in asked else set()
+            has = self.offer.small
+            lacks = [what for c, what in SMALL.items() if c in asked and c not in has]
             if lacks:
                 raise DeviceError(
                     f"kernel {symbol} wants {' and '.join(lacks)}, which {self.name} does not "
@@ -322,16 +315,32 @@ class VulkanDevice:
             if phase.symbol not in modules:
                 raise ArtifactError(f"the library has no module {phase.symbol!r}")
             module = modules[phase.symbol]
-            result[phase.symbol] = self._function(phase, module)
+            whole = phase.symbol in multiplies
+            if whole:
+                self._check_matrices(phase, module)
+            result[phase.symbol] = self._function(phase, module, phase.lanes if whole else 0)
         return result
 
-    def _function(self, phase: Phase, code: bytes) -> _Function:
+    def _check_matrices(self, phase: Phase, module: bytes) -> None:
+        shape = shape_of(module)
+        if lacks := self.offer.lacks(shape, phase.lanes, phase.threads):
+            raise DeviceError(
+                f"kernel {phase.symbol} multiplies matrices ({shape}) in subgroups of "
+                f"{phase.lanes} threads, and {self.name} lacks {lacks}; compile the model for "
+                "target vulkan, without 16-bit floats as activations"
+            )
+
+    def _function(self, phase: Phase, code: bytes, lanes: int) -> _Function:
+        """`lanes`: threads that a subgroup must have, all of them there; 0: as the driver likes."""
         wanted = vk.record(vk.ShaderModuleCreateInfo, 16, codeSize=len(code), pCode=code)
         module = self._new("ShaderModule", wanted, phase.symbol)
         layout, set_layout = self._layout(len(phase.buffers))
         stage = vk.record(
             vk.StageCreateInfo, 18, stage=_STAGE, module=module.value, pName=phase.symbol.encode()
         )
+        size = vk.record(vk.SubgroupSize, 1000225001, requiredSubgroupSize=lanes)
+        if lanes:
+            stage.flags, stage.pNext = _FULL_SUBGROUPS, ctypes.addressof(size)
         made = u64()
         pipeline = vk.record(vk.PipelineCreateInfo, 29, stage=stage, layout=layout.value)
         failed = self._driver.vkCreateComputePipelines(
@@ -473,8 +482,3 @@ def _dispatch(
         driver.vkCmdDispatch(commands, u32(groups), u32(1), u32(1))
 
     return record
-
-
-def _address(made: Any) -> int:
-    """Of a record, which the caller keeps."""
-    return ctypes.addressof(made)

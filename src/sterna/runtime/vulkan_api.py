@@ -20,7 +20,8 @@ _NAMES = {"win32": "vulkan-1.dll", "darwin": "libvulkan.1.dylib"}
 _FUNCTIONS = (
     *("vkCreateInstance", "vkDestroyInstance", "vkEnumeratePhysicalDevices"),
     *("vkGetPhysicalDeviceProperties", "vkGetPhysicalDeviceProperties2"),
-    "vkGetPhysicalDeviceFeatures2",
+    *("vkGetPhysicalDeviceFeatures2", "vkEnumerateDeviceExtensionProperties"),
+    "vkGetInstanceProcAddr",
     *("vkGetPhysicalDeviceMemoryProperties", "vkGetPhysicalDeviceQueueFamilyProperties"),
     *("vkCreateDevice", "vkDestroyDevice", "vkGetDeviceQueue", "vkDeviceWaitIdle"),
     *("vkCreateBuffer", "vkDestroyBuffer", "vkGetBufferMemoryRequirements", "vkAllocateMemory"),
@@ -55,6 +56,7 @@ def loader() -> ctypes.CDLL:
         if found is None:
             raise Unavailable(f"the Vulkan of this machine is too old: {name} has no {function}")
         found.restype = None if function.startswith(_RETURNS_NOTHING) else c_int32
+    library.vkGetInstanceProcAddr.restype = pointer
     return library
 
 
@@ -144,7 +146,48 @@ class Features11(Structure):
 class Features12(Structure):
     """VkPhysicalDeviceVulkan12Features."""
 
-    _fields_ = _fields(("others", u32 * 2), ("storageBuffer8BitAccess", u32), ("rest", u32 * 44))
+    _fields_ = _fields(
+        ("others", u32 * 2), ("storageBuffer8BitAccess", u32), ("atomics", u32 * 4),
+        ("shaderFloat16", u32), ("indexing", u32 * 33), ("vulkanMemoryModel", u32),
+        ("rest", u32 * 5),
+    )  # fmt: skip
+
+
+class SubgroupSizeFeatures(Structure):
+    """VkPhysicalDeviceSubgroupSizeControlFeatures."""
+
+    _fields_ = _fields(("subgroupSizeControl", u32), ("computeFullSubgroups", u32))
+
+
+class SubgroupSizeProperties(Structure):
+    """VkPhysicalDeviceSubgroupSizeControlProperties."""
+
+    _fields_ = _fields(("least", u32), ("most", u32), ("subgroups", u32), ("stages", u32))
+
+
+class SubgroupSize(Structure):
+    """VkPipelineShaderStageRequiredSubgroupSizeCreateInfo."""
+
+    _fields_ = _fields(("requiredSubgroupSize", u32))
+
+
+class MatrixFeatures(Structure):
+    """VkPhysicalDeviceCooperativeMatrixFeaturesKHR."""
+
+    _fields_ = _fields(("cooperativeMatrix", u32), ("robustBufferAccess", u32))
+
+
+class MatrixProperties(Structure):
+    """VkCooperativeMatrixPropertiesKHR."""
+
+    _fields_ = _fields(
+        ("rows", u32), ("columns", u32), ("depth", u32), ("a", u32), ("b", u32), ("c", u32),
+        ("result", u32), ("saturates", u32), ("scope", u32),
+    )  # fmt: skip
+
+
+class ExtensionProperties(Structure):
+    _fields_ = [("extensionName", c_char * 256), ("specVersion", u32)]
 
 
 class Features2(Structure):

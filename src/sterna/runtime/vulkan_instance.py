@@ -11,6 +11,7 @@ from ctypes import c_uint32 as u32
 
 from sterna.base.errors import Unavailable
 from sterna.runtime import vulkan_api as vk
+from sterna.runtime.vulkan_features import Offer, offer_of
 
 _DISCRETE = 2  # type of a device: a GPU with memory of its own
 _COMPUTE = 2  # a queue that runs kernels
@@ -71,6 +72,9 @@ class Instance:
         able = found.stages & _KERNELS and found.operations & _SHUFFLE
         return int(found.subgroupSize) if able else 0
 
+    def offer(self, device: c_void_p) -> Offer:
+        return offer_of(self.driver, self.handle, device)
+
     def memory(self, device: c_void_p) -> vk.MemoryProperties:
         found = vk.MemoryProperties()
         self.driver.vkGetPhysicalDeviceMemoryProperties(device, byref(found))
@@ -89,6 +93,7 @@ class Instance:
         version = f"{properties.apiVersion >> 22 & 0x7F}.{properties.apiVersion >> 12 & 0x3FF}"
         size, lanes = memory_bytes(self.memory(device)) / 2**30, self.lanes(device)
         groups = f"subgroups of {lanes}, " if lanes else ""
+        groups += "".join(f"matrices {shape}, " for shape in self.offer(device).sorted())
         return f"{name_of(properties)}, Vulkan {version}, {groups}{size:.1f} GiB memory"
 
     def has_own_memory(self, device: c_void_p) -> bool:

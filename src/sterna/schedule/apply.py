@@ -266,7 +266,5 @@ class _Emission(Placed):
 def _each(loops: list[Loop], stmt: Stmt) -> Stmt:
     """The statement for every element of some loops that add nothing up."""
     for loop in reversed(loops):
-        # A unit multiplies; it does not set to zero.
-        kind = ForKind.UNROLL if loop.kind is ForKind.MATRIX else loop.kind
-        stmt = For(loop.var, loop.extent, stmt, kind)
+        stmt = For(loop.var, loop.extent, stmt, loop.kind)
     return stmt

@@ -96,10 +96,14 @@ class AloneKnobs:
 
 @dataclass(frozen=True, slots=True)
 class FloatUnitKnobs:
-    """How products whose sums are the unit's are made, for few rows of x and for many."""
+    """How products whose sums are the unit's are made, for few rows of x and for many.
+
+    `many` is of units that tell where elements lie, `kept` of opaque ones.
+    """
 
     few: FewRowsKnobs
-    many: UnitKnobs
+    many: UnitKnobs | None = None
+    kept: FewRowsKnobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +207,7 @@ def _in_groups(group: Group, knobs: GroupKnobs, target: Target) -> Plan:
     found = product(group)
     if found is not None:
         few = _most_rows(found) <= knobs.few_rows
-        if not few and unit is not None and has_digits(group, unit.depth):
+        if not (few or unit is None or unit.opaque) and has_digits(group, unit.depth):
             return Plan("matmul_units", replace(unit_table()[unit.shape], unit=unit))
         if few:
             lanes = max(1, target.load_bytes // _WORD)
@@ -227,6 +231,9 @@ def _by_unit(group: Group, unit: MatrixUnit | None) -> Plan:
     most = bounds(group.outputs[0].shape[0])[1]
     if most is not None and most <= knobs.few.rows:
         return Plan("few_rows_units", replace(knobs.few, unit=unit))
+    if knobs.kept is not None:
+        return Plan("few_rows_units", replace(knobs.kept, unit=unit))
+    assert knobs.many is not None, "each row of the table has one of them"
     return Plan("float_units", replace(knobs.many, unit=unit))
 
 

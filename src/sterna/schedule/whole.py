@@ -115,16 +115,19 @@ def with_kept(group: Group) -> Group:
     """The same Group, but that other threads than those that made a unit's sums add them up."""
     (sums,) = digits_of(group).sums
     m, n, b = (axis(name, a.extent) for name, a in zip("mnb", sums.axes, strict=True))
-    kept = Buffer(f"{sums.name}.kept", F32, sums.out.shape)
+    kept = Buffer(f"{sums.name}.kept", F32, (b.extent, m.extent, n.extent))
 
     def moved(load: Load) -> Expr | None:
-        return kept[load.index] if load.buffer is sums.out else None
+        if load.buffer is not sums.out:
+            return None
+        row, column, block = load.index
+        return kept[block, row, column]
 
     computes: list[Compute] = []
     for compute in group.computes:
         computes.append(replace(compute, body=replace_loads(compute.body, moved)))
         if compute is sums:
-            computes.append(Compute(kept, (m, n, b), sums.out[m.var, n.var, b.var]))
+            computes.append(Compute(kept, (b, m, n), sums.out[m.var, n.var, b.var]))
     return replace(group, computes=tuple(computes))
 
 
@@ -153,9 +156,11 @@ def digits_of(group: Group) -> Digits:
 def check_exact(step: Tensorize, compute: Compute, computes: list[Compute]) -> None:
     """ScheduleError, unless a stage's sums are exact in whichever order they are made.
 
-    Those whose order is the unit's by meaning may be anything.
+    Those whose order is the unit's by meaning may be anything, and a copy sums nothing.
     """
     if compute.combine is not None and compute.combine.by_unit:
+        return
+    if not compute.over and isinstance(compute.body, Load):
         return
     most = 1
     by_out = {c.out: c for c in computes}

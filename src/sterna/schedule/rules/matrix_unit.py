@@ -74,13 +74,14 @@ def matmul_units(group: Group, knobs: UnitKnobs) -> Schedule:
         Split(out.name, n, f"{n}_block", f"{n}_all", knobs.columns * knobs.across),
         Split(out.name, m, f"{m}_block", f"{m}_all", knobs.rows * knobs.down),
         *in_tiles(out, f"{m}_all", f"{n}_all", (f"{n}_block", f"{m}_block"), (), tile, unit),
+        *by_elements(f"{m}_all", f"{n}_all", out, unit),
         Fuse(out.name, f"{n}_block", f"{m}_block", "group"),
         Parallel(out.name, "group"),
         At(total.name, out.name, "group", "register"),
     ]
     m, n = (axis.name for axis in total.axes)
     g = total.over[0].name
-    steps += in_tiles(total, m, n, (g,), (), tile, unit)
+    steps += [*in_tiles(total, m, n, (g,), (), tile, unit), *by_elements(m, n, total, unit)]
     threads, beside = unit.lanes * knobs.down * knobs.across, knobs.columns * knobs.across
     for stage in found.digits:
         steps += [At(stage.name, total.name, g, "shared"), *unpacked_x(stage, size, threads, unit)]
@@ -112,21 +113,33 @@ def multiplied(stage: Compute, tile: tuple[int, int], unit: MatrixUnit) -> list[
     """A subgroup's tile of sums over its third axis, by the unit."""
     (m, n, g), i = (axis.name for axis in stage.axes), stage.over[0].name
     step, inside = f"{i}_step", f"{i}_inside"
-    first, *others = _own(m, n, unit)
     return [
         Split(stage.name, i, step, inside, unit.depth),
         *in_tiles(stage, m, n, (g,), (step, inside), tile, unit),
         Unroll(stage.name, step),
-        Tensorize(stage.name, first),
-        *(Unroll(stage.name, name) for name in others),
+        *at_once(m, n, stage, unit),
     ]
+
+
+def at_once(m: str, n: str, stage: Compute, unit: MatrixUnit) -> list[Step]:
+    """All that a thread keeps of a unit's tile is one part in what its subgroup does."""
+    first, *others = _own(m, n, unit)
+    return [Tensorize(stage.name, first), *(Unroll(stage.name, name) for name in others)]
+
+
+def by_elements(m: str, n: str, stage: Compute, unit: MatrixUnit) -> list[Step]:
+    """A thread works at each element by itself that it keeps of a unit's tile."""
+    return [Unroll(stage.name, name) for name in _own(m, n, unit)]
 
 
 def in_tiles(
     stage: Compute, m: str, n: str, outer: tuple[str, ...], depth: tuple[str, ...],
     tile: tuple[int, int], unit: MatrixUnit,
 ) -> list[Step]:  # fmt: skip
-    """outer { threads { step of depth { tiles { own elements { rest of depth } } } } }."""
+    """outer { threads { step of depth { tiles { own elements { rest of depth } } } } }.
+
+    What is done with own elements, `at_once` or `by_elements` says.
+    """
     rows, columns = _axis(m, unit.row_bits), _axis(n, unit.column_bits)
     lanes = [name for _, name in sorted((*rows.lanes, *columns.lanes), reverse=True)]
     own, threads = _own(m, n, unit), (rows.subgroup, columns.subgroup, *lanes)
@@ -137,8 +150,7 @@ def in_tiles(
         Reorder(stage.name, (*outer, *threads, *depth[:1], *tiles, *own, *depth[1:])),
         *(Thread(stage.name, name) for name in threads),
     ]
-    unrolled = tiles if depth else (*tiles, *own)  # the unit takes a thread's own at once
-    return steps + [Unroll(stage.name, name) for name in unrolled]
+    return steps + [Unroll(stage.name, name) for name in tiles]
 
 
 def _own(m: str, n: str, unit: MatrixUnit) -> tuple[str, ...]:

@@ -5,6 +5,9 @@ rows of x, in tiles of the unit that they do not fill, and few rows of the weigh
 weight is read once, and many groups read at a time. Blocks of k lie side by side in its subgroups,
 with the instruction, the steps and the order that prompts have; their sums are added up in order by
 threads for whom they were kept.
+
+Prompts take it too where a unit is opaque: what it makes has to be kept before anyone reads it.
+Each group has some of their rows then.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from sterna.ir.compute import Compute, Group
 from sterna.ir.expr import const_value
 from sterna.schedule.rules.matrix_unit import (
     PAD,
+    at_once,
     in_tiles,
     multiplied,
     unpacked_weight,
@@ -37,10 +41,12 @@ from sterna.schedule.steps import (
 )
 from sterna.schedule.whole import digits_of, kept_of
 
+_SUMS_PAD = 4  # kept sums in f32 behind each row: 16 bytes
+
 
 @dataclass(frozen=True, slots=True)
 class FewRowsKnobs:
-    """For up to `rows` of x: `columns` of the weight a group, shared by `subgroups`.
+    """Up to `rows` of x and `columns` of the weight a group, shared by `subgroups`.
 
     `depth` steps of k are unpacked at a time, fewer where that takes more than `shared` bytes.
     """
@@ -98,12 +104,13 @@ def few_rows_units(group: Group, knobs: FewRowsKnobs) -> Schedule:
         *unpacked_weight(weight, depth, tile.columns, threads, unit),
         At(kept.name, total.name, chunk, "shared"),
     ]
-    m, n, b = (axis.name for axis in kept.axes)
+    b, m, n = (axis.name for axis in kept.axes)
     turn, slice_ = f"{b}_turn", f"{b}_slice"
     steps += [
-        Pad(kept.name, b, 1),
+        Pad(kept.name, n, _SUMS_PAD),
         Split(kept.name, b, turn, slice_, tile.slices),
         *in_tiles(kept, m, n, (turn, slice_), (), tile.own, unit),
+        *at_once(m, n, kept, unit),
         Thread(kept.name, slice_),
         At(sums.name, kept.name, turn, "register"),
         *multiplied(sums, tile.own, unit),
@@ -116,9 +123,7 @@ def _tile(
     out: Compute, total: Compute, sums: Compute, knobs: FewRowsKnobs, unit: MatrixUnit
 ) -> _Tile:
     most = bounds(out.axes[0].extent)[1]
-    if most is None or most > knobs.rows:
-        raise ScheduleError(f"{out.name}: {most} rows are not few")
-    rows = -(-int(most) // unit.rows) * unit.rows
+    rows = -(-int(min(most or knobs.rows, knobs.rows)) // unit.rows) * unit.rows
     size = int(const_value(sums.over[0].extent) or 0)
     there = int(const_value(total.over[0].extent) or 1)
     blocks = _power_of_two(max(1, min(knobs.depth // size, there)))
@@ -134,8 +139,9 @@ def _power_of_two(most: int) -> int:
 
 
 def _shared(rows: int, columns: int, size: int, blocks: int) -> int:
-    """Bytes: operands in 16 bits, rows of them padded, and a block's sums in f32."""
-    return (rows + columns) * (size * blocks + PAD) * 2 + rows * columns * (blocks + 1) * 4
+    """Bytes: operands in 16 bits and blocks of sums in f32, rows of both padded."""
+    operands, sums = (rows + columns) * (size * blocks + PAD), rows * (columns + _SUMS_PAD) * blocks
+    return 2 * operands + 4 * sums
 
 
 def _by_elements(stage: Compute, tile: _Tile, threads: int, *, grouped: bool) -> list[Step]:
