@@ -7,7 +7,7 @@ import pytest
 from sterna.base.dtype import F16, F32, U32, DType
 from sterna.base.target import parse_target
 from sterna.codegen.renderer import renderer_of
-from sterna.codegen.vectors import by_vectors, vector_copy
+from sterna.codegen.vectors import vector_copy
 from sterna.ir.expr import Buffer, Expr, Load, Var, wrap
 from sterna.ir.loop import Alloc, For, ForKind, PrimFunc, Stmt, Store, seq
 from sterna.ir.simplify import Simplifier
@@ -44,15 +44,6 @@ HALVES = Buffer("halves", F16, (wrap(8), wrap(16)))
 )
 def test_whole_vectors_of_neighbours(loop: For, there: bool) -> None:
     assert (vector_copy(loop, KINDS, Simplifier()) is not None) is there
-
-
-def test_a_buffer_of_vectors_is_read_by_nothing_else() -> None:
-    own = Buffer("own", U32, (wrap(4),), "register")
-    alone = copy_of(WORDS, ROW, LANE)
-    assert by_vectors(alone, KINDS, Simplifier()) == {WORDS: 4}
-    beside = seq(alone, Store(own, (wrap(0),), WORDS[ROW, 3]))
-    assert by_vectors(beside, KINDS, Simplifier()) == {}
-    assert by_vectors(seq(alone, alone), KINDS, Simplifier()) == {WORDS: 4}
 
 
 def kernel(source: Buffer, first: Expr) -> PrimFunc:

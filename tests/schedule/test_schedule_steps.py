@@ -123,6 +123,16 @@ def test_stages_inside_loops(steps: Schedule) -> None:
     assert_same(PRODUCT, *steps)
 
 
+@pytest.mark.parametrize("factor", [4, 16])
+def test_a_turn_past_fused_loops_reads_nothing_past_the_tensor(factor: int) -> None:
+    """The sums of turns that are too many are made, and not stored: of rows that are there."""
+    steps = (
+        Inline(WEIGHT), Fuse(Y, "m", "n", "f"), Split(Y, "f", "fo", "fi", factor),
+        At(SUM, Y, "fi", "local"),
+    )  # fmt: skip
+    assert_same(PRODUCT, *steps)
+
+
 @pytest.mark.parametrize("part", [1, 2, 3])
 def test_parts_of_a_tile_that_lie_past_the_rows_are_skipped(part: int) -> None:
     """Three rows in a tile of eight: the same bits, and what nobody reads is not computed."""

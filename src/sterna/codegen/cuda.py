@@ -64,15 +64,6 @@ STERNA_MAYBE u16 f16_from_whole(i32 above, u16 base) {
 STERNA_MAYBE f32 swap_f32(f32 x, i32 distance, u32 warp) {
     return __shfl_xor_sync(warp, x, distance);
 }
-template <class T> struct alignas(4 * sizeof(T)) Four { T at[4]; };
-template <class T> STERNA_MAYBE void load_four(T *to, const T *from) {
-    const Four<T> found = *(const Four<T> *)from;
-    to[0] = found.at[0], to[1] = found.at[1], to[2] = found.at[2], to[3] = found.at[3];
-}
-STERNA_MAYBE void load_u32x4(u32 *to, const u32 *from) { load_four(to, from); }
-STERNA_MAYBE void load_i32x4(i32 *to, const i32 *from) { load_four(to, from); }
-STERNA_MAYBE void load_f32x4(f32 *to, const f32 *from) { load_four(to, from); }
-STERNA_MAYBE void load_u16x4(u16 *to, const u16 *from) { load_four(to, from); }
 typedef u32 __attribute__((may_alias)) halves;
 STERNA_MAYBE void mma_16x8x16(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
@@ -95,6 +86,21 @@ STERNA_MAYBE void mma_16x8x8(f32 (&c)[4], const u32 (&a)[2], u32 b) {
 """
 # c += a b on a warp's tensor core. a and b are rows of 16-bit floats along k; fragments are those
 # of the PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type" and for mma.m16n8k8.
+# Four neighbours with one load; C++ that clang takes for AMD too.
+FOURS = r"""
+#ifndef STERNA_SIMT
+template <class T> struct alignas(4 * sizeof(T)) Four { T at[4]; };
+template <class T> STERNA_MAYBE void load_four(T *to, const T *from) {
+    const Four<T> found = *(const Four<T> *)from;
+    to[0] = found.at[0], to[1] = found.at[1], to[2] = found.at[2], to[3] = found.at[3];
+}
+STERNA_MAYBE void load_u32x4(u32 *to, const u32 *from) { load_four(to, from); }
+STERNA_MAYBE void load_i32x4(i32 *to, const i32 *from) { load_four(to, from); }
+STERNA_MAYBE void load_f32x4(f32 *to, const f32 *from) { load_four(to, from); }
+STERNA_MAYBE void load_u16x4(u16 *to, const u16 *from) { load_four(to, from); }
+#endif
+"""
+
 _SMALL_UNIT = r"""
 STERNA_MAYBE void multiply_16x8x8(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
                                   const u16 *a, i32 a_row, const u16 *b, i32 b_row) {
@@ -176,7 +182,7 @@ class Cuda(CStyle):
 RENDERER = MachineCodeRenderer(
     ".cu",
     Cuda,
-    _PRELUDE + _SMALL_UNIT + by_dtype(_UNIT) + OCTETS + group_math(),
+    _PRELUDE + FOURS + _SMALL_UNIT + by_dtype(_UNIT) + OCTETS + group_math(),
     ptx_or_fatbin,
     ("ptxas", "fatbinary"),
 )

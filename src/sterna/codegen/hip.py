@@ -8,7 +8,7 @@ the tests' simulator.
 from __future__ import annotations
 
 from sterna.codegen.c_math import group_math
-from sterna.codegen.cuda import Cuda, by_dtype
+from sterna.codegen.cuda import FOURS, Cuda, by_dtype
 from sterna.codegen.gpu_code import MachineCodeRenderer, offload_bundle
 
 _PRELUDE = r"""
@@ -53,15 +53,6 @@ STERNA_MAYBE f32 swap_f32(f32 x, i32 distance, u32) {
     i32 lane = (i32)__builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0u));
     return bits_f32((u32)__builtin_amdgcn_ds_bpermute((lane ^ distance) << 2, (i32)bits_u32(x)));
 }
-template <class T> struct alignas(4 * sizeof(T)) Four { T at[4]; };
-template <class T> STERNA_MAYBE void load_four(T *to, const T *from) {
-    const Four<T> found = *(const Four<T> *)from;
-    to[0] = found.at[0], to[1] = found.at[1], to[2] = found.at[2], to[3] = found.at[3];
-}
-STERNA_MAYBE void load_u32x4(u32 *to, const u32 *from) { load_four(to, from); }
-STERNA_MAYBE void load_i32x4(i32 *to, const i32 *from) { load_four(to, from); }
-STERNA_MAYBE void load_f32x4(f32 *to, const f32 *from) { load_four(to, from); }
-STERNA_MAYBE void load_u16x4(u16 *to, const u16 *from) { load_four(to, from); }
 typedef u32 __attribute__((may_alias)) halves;
 typedef f32 vector4 __attribute__((ext_vector_type(4)));
 typedef f32 vector8 __attribute__((ext_vector_type(8)));
@@ -161,5 +152,5 @@ STERNA_MAYBE void multiply_16x16x16_halved@(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
 
 
 RENDERER = MachineCodeRenderer(
-    ".hip", Cuda, _PRELUDE + by_dtype(_UNIT) + group_math(), offload_bundle
+    ".hip", Cuda, _PRELUDE + FOURS + by_dtype(_UNIT) + group_math(), offload_bundle
 )

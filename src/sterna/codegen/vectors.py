@@ -1,9 +1,9 @@
 """Vectors of neighbours that a thread brings from memory into registers with one load.
 
-In: a loop program. Out: which of its VECTOR loops are such copies, and which buffers are read by
-nothing else, so that a language can declare them as arrays of vectors. A copy is one only if its
-first element's number in the buffer is surely a multiple of the vector's length: a buffer begins at
-a multiple of more (`Target.buffer_align`). What is none stays a loop. Knows no language.
+In: a loop of a program. Out: the copy that it is, if it is one: a VECTOR loop over neighbours, the
+first of which surely has a number in its buffer that is a multiple of the vector's length, as a
+buffer begins at a multiple of more (`Target.buffer_align`). What is none stays a loop. Knows no
+language.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sterna.base.dtype import DType
 from sterna.ir.expr import Buffer, Expr, Load, const_value, wrap
 from sterna.ir.linear import Sum
 from sterna.ir.loop import For, ForKind, Stmt, Store
-from sterna.ir.rewrite import free_vars, substitute, visit
+from sterna.ir.rewrite import free_vars, substitute
 from sterna.ir.simplify import Simplifier
 
 Kinds = Set[tuple[DType, int]]  # dtypes and lengths of vectors that a language reads
@@ -63,18 +63,3 @@ def _number(load: Load) -> Expr:
     for extent, index in zip(load.buffer.shape, load.index, strict=True):
         number = number * extent + index
     return number
-
-
-def by_vectors(body: Stmt, kinds: Kinds, simplifier: Simplifier) -> dict[Buffer, int]:
-    """The buffers that copies of one length alone read, and nobody stores to; the length."""
-    found: dict[Buffer, set[int]] = {}
-    times: dict[Buffer, int] = {}
-    for node in visit(body):
-        if isinstance(node, Load | Store):
-            times[node.buffer] = times.get(node.buffer, 0) + 1
-        elif isinstance(node, For):
-            copy = vector_copy(node, kinds, simplifier)
-            if copy is not None:
-                found.setdefault(copy.source, set()).add(copy.lanes)
-                times[copy.source] = times.get(copy.source, 0) - 1
-    return {b: min(lanes) for b, lanes in found.items() if len(lanes) == 1 and times[b] == 0}

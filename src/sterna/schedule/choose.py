@@ -210,8 +210,8 @@ def _in_groups(group: Group, knobs: GroupKnobs, target: Target) -> Plan:
         if not (few or unit is None or unit.opaque) and has_digits(group, unit.depth):
             return Plan("matmul_units", replace(unit_table()[unit.shape], unit=unit))
         if few:
-            wide = Plan("matvec_groups", replace(knobs, lanes=max(1, target.load_bytes // _WORD)))
-            return wide if _fits(group, wide) else Plan("matvec_groups", knobs)
+            lanes = max(1, target.load_bytes // _WORD)
+            return Plan("matvec_groups", replace(knobs, lanes=lanes))
         if knobs.panels * group_panel_bytes(found, knobs) > target.shared_bytes:
             knobs = replace(knobs, panels=1)
         return Plan("matmul_groups", knobs)
@@ -219,15 +219,6 @@ def _in_groups(group: Group, knobs: GroupKnobs, target: Target) -> Plan:
         return Plan("contraction_groups", knobs)
     reduces = any(c.over for c in group.computes)
     return Plan("norm_groups" if reduces else "elementwise_groups", knobs)
-
-
-def _fits(group: Group, plan: Plan) -> bool:
-    """Whether all that the plan's vectors read is shown to consist of whole ones."""
-    try:
-        planned(group, plan)
-    except ScheduleError:
-        return False
-    return True
 
 
 def _by_unit(group: Group, unit: MatrixUnit | None) -> Plan:

@@ -257,8 +257,9 @@ class Placed:
             return index
         vectorized = {loop.var for loop in stage.loops if loop.kind is ForKind.VECTOR}
         extent = next(a.extent for a in stage.compute.axes if a.var is axis)
+        once = {v: wrap(0) for v, o in self._loops_of(stage).items() if const_value(o.extent) == 1}
         inside = simplify(index < extent)
-        if self._whole_loop(stage, simplify(index), extent):
+        if self._whole_loop(stage, simplify(substitute(index, once)), extent):
             return index
         run = free_vars(self.exact(stage.local[axis]))
         if run & vectorized or const_value(inside) is True:

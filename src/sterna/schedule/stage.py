@@ -176,6 +176,7 @@ def _split(stage: Stage, step: Split) -> None:
     _replace(stage, {loop.var: whole})
     if const_value(simplify(loop.extent % step.factor)) != 0:
         stage.guards.append((whole, loop.extent))
+        _forget_parts(stage, outer.var)
 
 
 def _fuse(stage: Stage, step: Fuse) -> None:
@@ -224,6 +225,13 @@ def _in_parts(stage: Stage, values: dict[Var, Expr]) -> None:
     stage.parts = {
         var: (loop, substitute(value, values)) for var, (loop, value) in stage.parts.items()
     }
+
+
+def _forget_parts(stage: Stage, turn: Var) -> None:
+    """Loops that were fused leave their ranges where a turn of what they became may be too many."""
+    left = {v: e for v, e in stage.values().items() if turn in free_vars(e)}
+    stage.parts = {v: part for v, part in stage.parts.items() if v not in left}
+    _replace(stage, left)
 
 
 def _replace(stage: Stage, values: dict[Var, Expr]) -> None:

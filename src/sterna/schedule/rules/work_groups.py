@@ -251,7 +251,10 @@ def _words(found: Product, knobs: GroupKnobs) -> tuple[str, ...]:
     names = {load.buffer.name for load in words}
     whole = all(side_by_side(load, n, knobs.lanes) for load in words)
     group = int(const_value(partial.over[0].extent) or 0)
-    if not whole or len(names) < len(words) or group % _codes(found, partial, knobs):
+    cut = group * int(const_value(partial.axes[2].extent) or 0) != const_value(
+        weight.axes[0].extent
+    )
+    if cut or not whole or len(names) < len(words) or group % _codes(found, partial, knobs):
         return ()
     return tuple(names)
 
