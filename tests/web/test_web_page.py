@@ -168,6 +168,7 @@ def test_a_newer_page_replaces_the_kept_one_and_another_server_removes_it(
     page.locator("#load:not([disabled])").click()
     assert "There is no network" in problem(page)
     assert "cannot be fetched: the server cannot be reached" in problem(page)
+    assert page.locator("#verdict").inner_text().startswith("The server cannot be reached, and ")
     other = replace(options, port=running.port)
     monkeypatch.setattr(web, "_page", lambda own: None)  # a server that has no such list
     running = Running(WebApp(other), other)  # type: ignore[arg-type]
@@ -176,6 +177,23 @@ def test_a_newer_page_replaces_the_kept_one_and_another_server_removes_it(
     running.server.stop()
     running.thread.join(10)
     context.close()
+
+
+def test_without_a_network_a_model_that_is_not_kept_is_out_of_reach(
+    fresh: Any, served: Running
+) -> None:
+    fresh.goto(greedy(served))
+    fresh.evaluate(KEPT)
+    verdict = fresh.locator("#verdict")
+    verdict.filter(has_text=re.compile("^It fits")).wait_for()
+    fresh.context.set_offline(True)
+    verdict.filter(has_text=re.compile(r"^There is no network, and .* to be fetched\.")).wait_for()
+    fresh.reload()
+    verdict.filter(has_text=re.compile(r"^There is no network, and .* to be fetched\.")).wait_for()
+    assert barriers(fresh) == []
+    fresh.context.set_offline(False)
+    verdict.filter(has_text=re.compile("^It fits")).wait_for()
+    load(fresh)
 
 
 def test_an_answer_is_stopped_and_the_page_stays_responsive(page: Any) -> None:

@@ -113,7 +113,21 @@ async function verdict() {
   $("forget").hidden = !found || !(found.cached || (fits && found.needs.missingBytes < found.needs.bytes));
   const { usage, quota } = (await navigator.storage?.estimate?.()) ?? {};
   const room = quota === undefined ? "" : ` This site may store ${size(quota - usage)} more.`;
-  $("verdict").textContent = !found ? "" : fits ? `It fits on this device.${room}` : found.error.message;
+  const fit = `${outOfReach(found?.needs)}It fits on this device.${room}`;
+  $("verdict").textContent = !found ? "" : fits ? fit : found.error.message;
+}
+
+/** What a load would end with, before what speaks for one. */
+function outOfReach(needs) {
+  if (!needs?.offline || needs.missingBytes === 0) return "";
+  const why = navigator.onLine ? "The server cannot be reached" : "There is no network";
+  return `${why}, and ${size(needs.missingBytes)} are still to be fetched. `;
+}
+
+for (const change of ["online", "offline"]) {
+  addEventListener(change, () => {
+    if (!$("chooser").hidden) refresh();
+  });
 }
 
 $("chooser").addEventListener("submit", (event) => {

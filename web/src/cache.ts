@@ -26,6 +26,12 @@ export interface CachedModel {
   readonly complete: boolean;
 }
 
+/** A model's index; `offline`: the server gave none, and it is the one that is kept. */
+export interface FoundIndex {
+  readonly index: WebIndex;
+  readonly offline: boolean;
+}
+
 interface Kept {
   readonly url: string;
   readonly index: string;
@@ -49,7 +55,7 @@ export class ModelCache {
   ) {}
 
   /** The model's index: from the network, or the one that is kept where the network fails. */
-  async index(url: string, signal?: AbortSignal): Promise<WebIndex> {
+  async index(url: string, signal?: AbortSignal): Promise<FoundIndex> {
     const kept = await this.kept(url);
     const patience = kept === null ? [] : [AbortSignal.timeout(PATIENCE)];
     const both = AbortSignal.any([...patience, ...(signal ? [signal] : [])]);
@@ -59,16 +65,16 @@ export class ModelCache {
     } catch (error) {
       const may = isBroken(error) || (both.aborted && signal?.aborted !== true);
       if (kept === null || !may) throw error;
-      return readIndex(new TextEncoder().encode(kept.index));
+      return { index: readIndex(new TextEncoder().encode(kept.index)), offline: true };
     }
-    const found = readIndex(data);
+    const index = readIndex(data);
     const text = new TextDecoder().decode(data);
     if (kept?.index !== text) {
       const record: Kept = { url, index: text };
       await this.store?.put(await recordName(url), new TextEncoder().encode(JSON.stringify(record)));
       if (kept !== null) await this.prune();
     }
-    return found;
+    return { index, offline: false };
   }
 
   /** A file of the model at `url`; IntegrityError where it is not the one that the index names. */

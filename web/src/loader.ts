@@ -57,6 +57,8 @@ export interface ModelNeeds {
   readonly program: string;
   readonly bytes: number;
   readonly missingBytes: number;
+  /** The server could not be reached: what is missing cannot be fetched now. */
+  readonly offline: boolean;
   readonly memory: number;
   readonly contextWindowSize: number;
 }
@@ -75,13 +77,14 @@ export function folderOf(model: string): string {
 export async function needsOf(model: string, options: LoadOptions = {}): Promise<ModelNeeds> {
   const url = folderOf(model);
   const cache = await openCache(options);
-  const [{ offer }, index] = await Promise.all([findAdapter(), cache.index(url)]);
+  const [{ offer }, { index, offline }] = await Promise.all([findAdapter(), cache.index(url)]);
   const choice = chooseProgram(index, offer);
   return {
     url,
     program: choice.target,
     bytes: bytesToFetch(index, choice),
     missingBytes: await cache.missing(filesOf(index, choice)),
+    offline,
     memory: memoryNeeded(choice),
     contextWindowSize: index.model.context_window_size,
   };
@@ -95,7 +98,7 @@ export async function openCache(options: { readonly cache?: boolean | undefined 
 export async function load(model: string, options: LoadOptions, signal: AbortSignal): Promise<Loaded> {
   const url = folderOf(model);
   const cache = await openCache(options);
-  const [{ adapter, offer }, index] = await Promise.all([findAdapter(), cache.index(url, signal)]);
+  const [{ adapter, offer }, { index }] = await Promise.all([findAdapter(), cache.index(url, signal)]);
   if (index.model.pooling !== null) {
     throw new ArtifactError(`${url} is an embedding model, and the browser runs models that answer`);
   }

@@ -124,10 +124,11 @@ test("a full store is told as it is, and what was kept stays sound", async () =>
 });
 
 test("no network: an error for what is missing, the index that is kept for the rest", async () => {
-  const index = await cache.index(URL);
+  const { index, offline } = await cache.index(URL);
+  assert.equal(offline, false);
   await cache.file(URL, weightsFile, ignored);
   server.down = true;
-  assert.deepEqual(await cache.index(URL), index);
+  assert.deepEqual(await cache.index(URL), { index, offline: true });
   assert.deepEqual(await cache.file(URL, weightsFile, ignored), weights);
   await assert.rejects(cache.file(URL, index.files[0], ignored), errors.Offline);
   await assert.rejects(cache.index("https://models.example/other/"), errors.Offline);
@@ -190,7 +191,7 @@ test("a model that was compiled anew takes the place of the old one", async () =
 });
 
 test("what is missing is known before it is fetched", async () => {
-  const { files } = await cache.index(URL);
+  const { files } = (await cache.index(URL)).index;
   assert.equal(await cache.missing(files), files[0].size + files[1].size);
   await cache.file(URL, weightsFile, ignored);
   assert.equal(await cache.missing(files), files[0].size);
