@@ -1,7 +1,8 @@
 """Products of a decode step read packed words and activations by 16 bytes, in machine code too.
 
-Counted in what compilers make: that the source says so is not enough. Where a kernel read a word at
-a time, each count would be four times as high, and of other instructions.
+Counted in what compilers make, where they are here: that the source says so is not enough. Where a
+kernel read a word at a time, each count would be four times as high, and of other instructions.
+SPIR-V is counted as it is written, where loops stand whose turns the driver writes out.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from schedule_groups import product_group
 from sterna.base.target import parse_target
 from sterna.codegen import gpu_code
 from sterna.codegen.renderer import LibraryParts, RenderedKernel, renderer_of
+from sterna.codegen.spirv import MODULE
 from sterna.codegen.toolchain import find_clang
 from sterna.quantize.scheme import SCHEMES
 from sterna.schedule.choose import plan_of, planned
@@ -59,3 +61,13 @@ def test_amd_code_loads_vectors(architecture: str, tmp_path: Path) -> None:
     assert len(re.findall(r"global_load_(?:dwordx4|b128)", text)) == VECTORS
     assert re.findall(r"\.vgpr_spill_count: +(\d+)", text) == ["0"] * len(WORDS)
     assert re.findall(r"\.private_segment_fixed_size: +(\d+)", text) == ["0"] * len(WORDS)
+
+
+@pytest.mark.parametrize("spec", ["vulkan", "vulkan:f32"])
+def test_spirv_loads_vectors(spec: str) -> None:
+    _, *modules = source(spec).split(MODULE)
+    assert len(modules) == len(WORDS)
+    for text in modules:
+        loads = re.findall(r"OpAccessChain %StorageBuffer_(\w+) %(layer_q_weight|x) ", text)
+        assert sorted(loads) == [("f32_v4", "x"), ("u32_v4", "layer_q_weight")]
+        assert len(re.findall(r"OpLoad %(?:u32|f32)_v4 ", text)) == len(loads)

@@ -172,7 +172,8 @@ _HOST_SYSTEMS = {"linux": "linux", "darwin": "macos", "win32": "windows"}
 
 _VULKAN = Target("vulkan", renderer="spirv", device="vulkan", table="work_groups",
                  suffix=".sterna", group_threads=256, shared_bytes=16384, most_buffers=16,
-                 most_buffer_bytes=128 << 20, split_buffers=True, buffer_align=256)  # fmt: skip
+                 most_buffer_bytes=128 << 20, split_buffers=True, buffer_align=256,
+                 load_bytes=16)  # fmt: skip
 
 # A folder for browsers has the programs of all rows of this kind; one row's alone if it is named.
 _WEBGPU = Target("webgpu", renderer="wgsl", device="webgpu", table="work_groups",

@@ -132,7 +132,7 @@ class CStyle(ExprStyle):
     def function(self, s: Signature) -> str:
         head = [self.head(s)]
         self.beyond(self.kernel.groups)
-        if not self.kernel.group.name or self.kernel.group in _read(self.kernel.body):
+        if not self.kernel.group.name or self.kernel.group in free_vars(self.kernel.body):
             self.ranges[self.kernel.group] = (0, float("inf"))
             self.constant(I32, self.declare(self.kernel.group), self.group_index())
         if self.kernel.threads > 1:
@@ -246,8 +246,8 @@ class CStyle(ExprStyle):
             case For(kind=ForKind.MATRIX):
                 self.together(stmt)
             case For():
-                copy = vector_copy(stmt, self.VECTORS, self.simplifier)
-                if copy is None or copy.source in self.whole:
+                copy = self.copy(stmt)
+                if copy is None:
                     self.loop(stmt)
                 else:
                     self.copied(copy)
@@ -371,6 +371,10 @@ class CStyle(ExprStyle):
         text = self.text(value)
         self.line(f"{self.place(buffer, index)} = {text};")
 
+    def copy(self, loop: For) -> Copy | None:
+        """The load of a vector that a loop is."""
+        return vector_copy(loop, self.VECTORS, self.simplifier)
+
     def copied(self, copy: Copy) -> None:
         """A vector in registers."""
         first = self.numbered(copy.source, self.simplifier.build(copy.first, I32))
@@ -487,10 +491,6 @@ def _for_all(stmt: Stmt) -> bool:
         isinstance(n, Sync) or (isinstance(n, For) and n.kind is ForKind.THREAD)
         for n in visit(stmt)
     )
-
-
-def _read(stmt: Stmt) -> set[Expr]:
-    return {n for n in visit(stmt) if isinstance(n, Var)}
 
 
 def _narrowed(var: Var, interval: Interval) -> Interval:

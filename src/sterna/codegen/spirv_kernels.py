@@ -6,8 +6,8 @@ last one. Buffers are bindings of set 0 in the order of the launch, dims are pus
 
 Numbers of less than 32 bits are widened where they are read: the device needs to store them, not
 to compute with them. Where it cannot store them either, a buffer is an array of words whose parts
-are cut out. Fma rounds once or twice as the device likes, so results are close to other targets'
-and not promised to be the same bits.
+are cut out. A buffer that is read by fours alone is an array of vectors. Fma rounds once or twice
+as the device likes, so results are close to other targets' and not promised to be the same bits.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import numpy as np
 
 from sterna.base.dtype import BF16, BOOL, F16, F32, I8, I16, I32, U8, U16, U32, DType
 from sterna.base.errors import CodegenError
-from sterna.codegen.cstyle import TID, CStyle, Signature
+from sterna.codegen.cstyle import TID, Signature
+from sterna.codegen.fours import FOUR, FoursStyle
 from sterna.codegen.sizes import elements
 from sterna.codegen.spirv_math import call, narrowed, widened
-from sterna.codegen.spirv_module import Module
+from sterna.codegen.spirv_module import Module, bytes_of
+from sterna.codegen.vectors import Kinds
 from sterna.ir.expr import Binary, Buffer, Const, Expr, Load
 from sterna.ir.loop import ForKind
 from sterna.ir.rewrite import visit
@@ -47,13 +49,14 @@ _WORKGROUP = 2
 
 
 @dataclass(slots=True)
-class Spirv(CStyle):
+class Spirv(FoursStyle):
     """SPIR-V 1.5 in the notation of its assembler."""
 
     TYPES: ClassVar[dict[DType, str]] = {
         F32: "f32", I32: "i32", I16: "i32", I8: "i32", BOOL: "bool",
         U32: "u32", U16: "u32", U8: "u32", F16: "u32", BF16: "u32",
     }  # fmt: skip
+    VECTORS: ClassVar[Kinds] = frozenset((d, FOUR) for d in (U32, I32, F32, F16, BF16))
     WIDE: ClassVar[str] = ""
     WORDS: ClassVar[bool] = False  # memory has no numbers of less than 32 bits
     ACCESS: ClassVar[tuple[str, ...]] = ()  # said of each access to what threads share
@@ -64,6 +67,7 @@ class Spirv(CStyle):
     split: dict[Buffer, tuple[Sequence[str], int]] = field(default_factory=dict)  # parts, bytes
 
     def __post_init__(self) -> None:
+        FoursStyle.__post_init__(self)
         self.module = Module(self.unique)
         for title in ("void", "bool", "f32", "i32", "u32"):
             self.module.type(title)
@@ -105,9 +109,10 @@ class Spirv(CStyle):
                 "choose a scheme that computes in f32, such as q4f32_1"
             )
         kind = "u32" if words else kind
+        kind = f"{kind}_v{FOUR}" if buffer in self.fours else kind
         array = m.once(f"{kind}_array", f"OpTypeRuntimeArray {m.type(kind)}")
         block = m.once(f"{kind}_buffer", f"OpTypeStruct {array}")
-        m.decorate(array, f"ArrayStride {int(kind[1:]) // 8}")
+        m.decorate(array, f"ArrayStride {bytes_of(kind)}")
         m.decorate(block, "Block")
         m.decorate(block, "Offset 0", member=0)
         name = m.variable(title, "StorageBuffer", f"{kind}_buffer", block)
@@ -136,9 +141,8 @@ class Spirv(CStyle):
 
     def group_index(self) -> str:
         m = self.module
-        three = m.once("u32_v3", f"OpTypeVector {m.type('u32')} 3")
-        held, whole = m.builtin("WorkgroupId", "u32_v3", three), m.fresh()
-        m.emit(f"{whole} = OpLoad {three} {held}")
+        held = m.builtin("WorkgroupId", "u32_v3", m.type("u32_v3"))
+        whole = m.op("OpLoad", "u32_v3", held)
         return m.op("OpBitcast", "i32", m.op("OpCompositeExtract", "u32", whole, 0))
 
     def thread_index(self) -> str:
@@ -242,7 +246,7 @@ class Spirv(CStyle):
         self.split[buffer] = parts, size
 
     def fetched(self, buffer: Buffer, kind: str, at: str) -> str:
-        """The element `at` as it lies in memory.
+        """The element `at` as it lies in memory; of an array of vectors, the vector.
 
         Of a buffer in parts, each is read, at its first element where `at` lies in another.
         """
@@ -250,7 +254,8 @@ class Spirv(CStyle):
         if buffer not in self.split:
             return m.op("OpLoad", kind, self.pointer(buffer, kind, at), *self.access(buffer))
         parts, size = self.split[buffer]
-        each, zero, found = size * 8 // int(kind[1:]), m.number("u32", 0), ""
+        each = self.part_vectors(buffer, size) if buffer in self.fours else size // bytes_of(kind)
+        zero, found = m.number("u32", 0), ""
         for i, part in enumerate(parts):
             away = m.op("OpISub", "i32", at, m.number("i32", i * each))
             near = m.op("OpBitcast", "u32", away)  # large before the part
@@ -273,6 +278,17 @@ class Spirv(CStyle):
         pointer = m.pointer(storage, kind, m.type(kind))
         self.line(f"{place} = OpAccessChain {pointer} {part or self.buffers[buffer]} {path}")
         return place
+
+    def four(self, buffer: Buffer, at: str) -> tuple[str, ...]:
+        m, kind, value = self.module, self.element_type(buffer), self.TYPES[buffer.dtype]
+        found = self.fetched(buffer, f"{kind}_v{FOUR}", at)
+        if kind != value:
+            found = m.op("OpUConvert", f"{value}_v{FOUR}", found)
+        return tuple(m.op("OpCompositeExtract", value, found, i) for i in range(FOUR))
+
+    def keep(self, own: Buffer, index: tuple[Expr, ...], text: str) -> None:
+        place = self.pointer(own, self.TYPES[own.dtype], self.offset(own, index))
+        self.line(f"OpStore {place} {text}")
 
     def load(self, e: Load) -> str:
         m, at, kind = self.module, self.offset(e.buffer, e.index), self.element_type(e.buffer)
@@ -447,4 +463,5 @@ def _operation(op: str, dtype: DType) -> str:
 class WordSpirv(Spirv):
     """For devices whose memory has no numbers of less than 32 bits."""
 
+    VECTORS: ClassVar[Kinds] = frozenset((d, FOUR) for d in (U32, I32, F32))
     WORDS: ClassVar[bool] = True

@@ -117,9 +117,7 @@ class MatrixSpirv(Spirv):
             whole = value.a.a
             signed = self.TYPES[whole.dtype] == "i32"
             return m.op("OpConvertSToF" if signed else "OpConvertUToF", "f16", self.text(whole))
-        pair = m.fresh()
-        vector = m.once("f16_v2", f"OpTypeVector {m.type('f16')} 2")
-        m.emit(f"{pair} = OpBitcast {vector} {self.text(value)}")
+        pair = m.op("OpBitcast", "f16_v2", self.text(value))
         return m.op("OpCompositeExtract", "f16", pair, 0)
 
     def exact(self, number: Expr) -> bool:

@@ -2,7 +2,8 @@
 
 In: instructions, in the order in which they run. Out: the module's text, which people read and
 `spirv_assembly` turns into words. Values are the names of results; the types of values are `f32`,
-`i32`, `u32` and `bool`, and memory knows whole numbers of 8 and 16 bits, and f16, besides.
+`i32`, `u32` and `bool`, and memory knows whole numbers of 8 and 16 bits, and f16, besides. Vectors
+of these are types too.
 Variables that change live in memory, so that no value has two origins and blocks need no phi.
 Knows no loop IR.
 """
@@ -58,7 +59,10 @@ class Module:
         self.extensions += [line] if line not in self.extensions else []
 
     def type(self, title: str) -> str:
-        """A scalar type by its name."""
+        """A type by its name: of a scalar, or of a vector such as `u32_v4`."""
+        scalar, vector, lanes = title.partition("_v")
+        if vector:
+            return self.once(title, f"OpTypeVector {self.type(scalar)} {lanes}")
         if title in ("void", "bool"):
             return self.once(title, f"OpType{title.capitalize()}")
         if title == "f32":
@@ -119,7 +123,7 @@ class Module:
         self.code.append(line)
 
     def op(self, name: str, title: str, *operands: str | int) -> str:
-        """An instruction with a result of a scalar type."""
+        """An instruction with a result of a type that `type` knows."""
         result = self.fresh()
         self.emit(" ".join([f"{result} = {name} {self.type(title)}", *map(str, operands)]))
         if name in _EXACT:
@@ -167,6 +171,12 @@ class Module:
             *self.functions,
         ]
         return "\n".join(lines)
+
+
+def bytes_of(title: str) -> int:
+    """What a number or a vector of this type takes in memory."""
+    scalar, _, lanes = title.partition("_v")
+    return int(scalar[1:]) // 8 * int(lanes or 1)
 
 
 def _rounded(value: float) -> float:

@@ -2,12 +2,14 @@
 
 In: a loop of a program. Out: the copy that it is, if it is one: a VECTOR loop over neighbours, the
 first of which surely has a number in its buffer that is a multiple of the vector's length, as a
-buffer begins at a multiple of more (`Target.buffer_align`). What is none stays a loop. Knows no
+buffer begins at a multiple of more (`Target.buffer_align`). What is none stays a loop. Where a
+buffer has one type of elements, it is an array of vectors if nothing else touches it. Knows no
 language.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass
 
@@ -15,7 +17,7 @@ from sterna.base.dtype import DType
 from sterna.ir.expr import Buffer, Expr, Load, const_value, wrap
 from sterna.ir.linear import Sum
 from sterna.ir.loop import For, ForKind, Stmt, Store
-from sterna.ir.rewrite import free_vars, substitute
+from sterna.ir.rewrite import free_vars, substitute, visit
 from sterna.ir.simplify import Simplifier
 
 Kinds = Set[tuple[DType, int]]  # dtypes and lengths of vectors that a language reads
@@ -55,6 +57,15 @@ def vector_copy(stmt: Stmt, kinds: Kinds, simplifier: Simplifier) -> Copy | None
         return None
     here = tuple(substitute(i, {var: wrap(0)}) for i in store.index)
     return Copy(source, first.drop(var), own, here, int(lanes))
+
+
+def in_vectors(body: Stmt, kinds: Kinds, simplifier: Simplifier) -> frozenset[Buffer]:
+    """The buffers that are read by copies of one kind of vector, and touched by nothing else."""
+    nodes = list(visit(body))
+    times = Counter(n.buffer for n in nodes if isinstance(n, Load | Store))
+    found = (vector_copy(n, kinds, simplifier) for n in nodes if isinstance(n, For))
+    copies = Counter((copy.source, copy.lanes) for copy in found if copy is not None)
+    return frozenset(source for (source, _), count in copies.items() if count == times[source])
 
 
 def _number(load: Load) -> Expr:
