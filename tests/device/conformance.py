@@ -1,16 +1,18 @@
 """Every kernel of small models in several schemes, and every target that can be executed here.
 
 Cases are the kernels that the compiler makes for prefill, decode and verify, at shapes that no
-tile divides; equal ones of different schemes count once. Targets are run by their driver, or,
+tile divides; equal ones of different schemes count once. Attention is there besides with one query
+head for a kv head, and with eight: drivers were wrong at these alone. Targets are run by their driver, or,
 where there is no such hardware, by compiling their own source for the CPU.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +42,11 @@ CONFIG = {
 }  # fmt: skip
 CHAT = {"context_window_size": 256, "prefill_chunk_size": 80, "model_config": {"max_batch_size": 4}}
 SCHEMES = ("q4f16_1", "q4f32_1", "q4bf16_1")
+HEADS, HEADS_SCHEME = (1, 8), "q4f32_1"  # query heads of a kv head; its cache is every target's
+ATTENTION = CONFIG | {
+    "hidden_size": 32, "intermediate_size": 32, "head_dim": 32, "num_hidden_layers": 1,
+    "vocab_size": 32,
+}  # fmt: skip
 TOKENS = (1, 3, 65)
 ROOM = AdapterRoom(count=ADAPTERS, rank=5, modules=("model.layers.{i}.mlp.down_proj",))
 
@@ -110,31 +117,44 @@ class Case:
 
     name: str
     op: str
-    scheme: str
     schedule: str
     func: PrimFunc
     single: bool
 
 
 def cases(target: Target) -> list[Case]:
-    """The distinct kernels of CONFIG in all schemes for a target."""
-    found: dict[str, Case] = {}
+    """The distinct kernels of CONFIG in all schemes for a target, and of HEADS those of attention."""
+    made: list[Case] = []
     for scheme in SCHEMES:
-        folder = ModelFolder(Path(), dict(CHAT), dict(CONFIG), "llama", scheme, scheme, {})
         adapters = ROOM if scheme == SCHEMES[0] else None
-        source = compile_source(folder, target, CompileOptions(adapters=adapters))
-        sampler = source.manifest.sampler
-        choosing = {s.kernel for s in sampler.steps if isinstance(s, Launch)} if sampler else set()
-        for title, kernel in source.table.kernels.items():
-            if title in choosing:
-                continue  # its inputs are the sampler's own tests' business
-            same = " ".join([digest(kernel.func), *(d.name for d in kernel.func.dims)])
-            name = f"{title}_{scheme}"
-            single = len(kernel.source.launches) > 1  # pieces of one query, then their merge
-            func = replace(kernel.func, name=name)
-            new = Case(name, kernel.op, scheme, kernel.schedule, func, single)
-            found.setdefault(same, new)
+        made += _kernels(CONFIG, scheme, scheme, target, CompileOptions(adapters=adapters))
+    for heads in HEADS:
+        config, of = ATTENTION | {"num_attention_heads": heads}, f"{heads}_heads_{HEADS_SCHEME}"
+        kernels = _kernels(config, HEADS_SCHEME, of, target, CompileOptions())
+        made += [case for case in kernels if case.op == "attention"]
+    found: dict[str, Case] = {}
+    for case in made:
+        same = " ".join([digest(case.func), *(d.name for d in case.func.dims)])
+        found.setdefault(same, case)
     return list(found.values())
+
+
+def _kernels(
+    config: Mapping[str, Any], scheme: str, of: str, target: Target, options: CompileOptions
+) -> list[Case]:
+    """What a library launches, but for the choice of tokens; their names end with `of`."""
+    folder = ModelFolder(Path(), dict(CHAT), dict(config), "llama", scheme, scheme, {})
+    source = compile_source(folder, target, options)
+    sampler = source.manifest.sampler
+    choosing = {s.kernel for s in sampler.steps if isinstance(s, Launch)} if sampler else set()
+    made = []
+    for title, kernel in source.table.kernels.items():
+        if title in choosing:
+            continue  # its inputs are the sampler's own tests' business
+        single = len(kernel.source.launches) > 1  # pieces of one query, then their merge
+        func = replace(kernel.func, name=f"{title}_{of}")
+        made.append(Case(func.name, kernel.op, kernel.schedule, func, single))
+    return made
 
 
 def rendered(found: list[Case], target: Target) -> dict[str, RenderedKernel]:

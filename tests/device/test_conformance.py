@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,21 +29,16 @@ from run_kernel import RunningKernels
 Expected = Callable[[Case, int], tuple[Arrays, Arrays, dict[str, int]]]
 
 
-@pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> str:
+@cache
+def found_for(table: str) -> list[Case]:
     """Targets whose schedules come from one table have the same cases."""
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def found(table: str) -> list[Case]:
     return cases(next(t for t in map(target_named, TARGETS) if t.table == table))
 
 
-@pytest.fixture(scope="module")
-def expected(found: list[Case]) -> Expected:
+@cache
+def expected_for(table: str) -> Expected:
     """Arguments of a case, and the arrays after its loop program, run on the CPU."""
-    library = KernelLibrary([c.func for c in found])
+    library = KernelLibrary([c.func for c in found_for(table)])
     known: dict[tuple[str, int], tuple[Arrays, Arrays, dict[str, int]]] = {}
 
     def get(case: Case, tokens: int) -> tuple[Arrays, Arrays, dict[str, int]]:
@@ -68,16 +64,11 @@ def report() -> Iterator[dict[str, dict[str, str]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("table", "name"),
-    sorted((target_named(name).table, name) for name in TARGETS),
-    indirect=["table"],
-)
-def test_every_kernel(
-    name: str, found: list[Case], expected: Expected, report: dict[str, dict[str, str]]
-) -> None:
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_kernel(name: str, report: dict[str, dict[str, str]]) -> None:
     target = target_named(name)
     device = TARGETS[name]()
+    found, expected = found_for(target.table), expected_for(target.table)
     kernels = rendered(found, target)
     running = RunningKernels(kernels, target, device)
     wrong = []
@@ -96,13 +87,11 @@ def test_every_kernel(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("table", "name"), sorted((target_named(n).table, n) for n in SUBGROUPS), indirect=["table"]
-)
-def test_subgroups_change_no_bit(name: str, found: list[Case]) -> None:
+@pytest.mark.parametrize("name", SUBGROUPS)
+def test_subgroups_change_no_bit(name: str) -> None:
     """Kernels that swap values in registers, against the same with shared memory alone."""
     target, plain = target_named(name), target_named(SUBGROUPS[name])
-    attention = [c for c in found if c.op == "attention"]
+    attention = [c for c in found_for(target.table) if c.op == "attention"]
     kernels = rendered(attention, target)
     assert all(k.rendered.launches[0].lanes == target.subgroup for k in kernels.values())
     results = []
