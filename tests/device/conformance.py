@@ -2,8 +2,8 @@
 
 Cases are the kernels that the compiler makes for prefill, decode and verify, at shapes that no
 tile divides; equal ones of different schemes count once. Attention is there besides with one query
-head for a kv head, and with eight: drivers were wrong at these alone. Targets are run by their driver, or,
-where there is no such hardware, by compiling their own source for the CPU.
+head for a kv head, and with eight: a driver was wrong at these alone. Targets are run by their
+driver, or, where there is no such hardware, by compiling their own source for the CPU.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Case:
 
 
 def cases(target: Target) -> list[Case]:
-    """The distinct kernels of CONFIG in all schemes for a target, and of HEADS those of attention."""
+    """The distinct kernels of CONFIG in all schemes for a target; of HEADS those of attention."""
     made: list[Case] = []
     for scheme in SCHEMES:
         adapters = ROOM if scheme == SCHEMES[0] else None
