@@ -59,7 +59,12 @@ def kernel(source: Buffer, first: Expr, beside: Expr | None = None) -> PrimFunc:
     return PrimFunc("copy", (source, out), (), For(ROW, wrap(8), body, ForKind.THREAD))
 
 
-TYPED = [("vulkan", "OpLoad %u32_v4 "), ("vulkan:f32", "OpLoad %u32_v4 ")]
+TYPED = [
+    ("vulkan", "OpLoad %u32_v4 "),
+    ("vulkan:f32", "OpLoad %u32_v4 "),
+    ("webgpu", ": array<vec4<u32>>;"),
+    ("webgpu:f16", ": array<vec4<u32>>;"),
+]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,12 @@ def test_parts_are_of_whole_vectors(spec: str, vector: str) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "vector", "there"),
-    [("vulkan", "OpLoad %u16_v4 ", True), ("vulkan:f32", "_v4 ", False)],
+    [
+        ("vulkan", "OpLoad %u16_v4 ", True),
+        ("vulkan:f32", "_v4 ", False),
+        ("webgpu:f16", ": array<vec4<f16>>;", True),
+        ("webgpu", "vec4<", False),
+    ],
 )
 def test_small_numbers_are_vectors_where_memory_has_them(
     spec: str, vector: str, there: bool

@@ -2,7 +2,7 @@
 
 Counted in what compilers make, where they are here: that the source says so is not enough. Where a
 kernel read a word at a time, each count would be four times as high, and of other instructions.
-SPIR-V is counted as it is written, where loops stand whose turns the driver writes out.
+SPIR-V and WGSL are counted as they are written; in SPIR-V loops stand that the driver writes out.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from run_kernel import NOTHING
 from schedule_groups import product_group
 
 from sterna.base.target import parse_target
-from sterna.codegen import gpu_code
+from sterna.codegen import gpu_code, spirv, wgsl
 from sterna.codegen.renderer import LibraryParts, RenderedKernel, renderer_of
-from sterna.codegen.spirv import MODULE
 from sterna.codegen.toolchain import find_clang
 from sterna.quantize.scheme import SCHEMES
 from sterna.schedule.choose import plan_of, planned
@@ -65,9 +64,22 @@ def test_amd_code_loads_vectors(architecture: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["vulkan", "vulkan:f32"])
 def test_spirv_loads_vectors(spec: str) -> None:
-    _, *modules = source(spec).split(MODULE)
+    _, *modules = source(spec).split(spirv.MODULE)
     assert len(modules) == len(WORDS)
     for text in modules:
         loads = re.findall(r"OpAccessChain %StorageBuffer_(\w+) %(layer_q_weight|x) ", text)
         assert sorted(loads) == [("f32_v4", "x"), ("u32_v4", "layer_q_weight")]
         assert len(re.findall(r"OpLoad %(?:u32|f32)_v4 ", text)) == len(loads)
+
+
+@pytest.mark.parametrize("spec", ["webgpu", "webgpu:f16"])
+def test_wgsl_loads_vectors(spec: str) -> None:
+    _, *modules = source(spec).split(wgsl.MODULE)
+    assert len(modules) == len(WORDS)
+    for text in modules:
+        assert (
+            len(re.findall(r"\b(?:layer_q_weight: array<vec4<u32>>|x: array<vec4<f32>>);", text))
+            == 2
+        )
+    found = re.findall(r"\b(?:layer_q_weight|x)\[", "".join(modules))
+    assert len(found) == VECTORS

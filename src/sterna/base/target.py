@@ -179,7 +179,7 @@ _VULKAN = Target("vulkan", renderer="spirv", device="vulkan", table="work_groups
 _WEBGPU = Target("webgpu", renderer="wgsl", device="webgpu", table="work_groups",
                  suffix=".sterna", group_threads=256, shared_bytes=16384, most_buffers=10,
                  most_buffer_bytes=128 << 20, split_buffers=True, buffer_align=256,
-                 small_numbers=(),
+                 load_bytes=16, small_numbers=(),
                  packaged=("webgpu:f16-subgroups", "webgpu:f16", "webgpu:subgroups", "webgpu",
                            "webgpu:barrier-free"))  # fmt: skip
 _WEBGPU_F16 = replace(_WEBGPU, spec="webgpu:f16", features=("shader-f16",), float16=True,
@@ -189,7 +189,7 @@ _WEBGPU_LANES = replace(_WEBGPU, spec="webgpu:subgroups", features=("subgroups",
 _WEBGPU_F16_LANES = replace(_WEBGPU_F16, spec="webgpu:f16-subgroups",
                             features=("shader-f16", "subgroups"), subgroup=4)  # fmt: skip
 _WEBGPU_ALONE = replace(_WEBGPU, spec="webgpu:barrier-free", table="imitated", barriers=False,
-                        shared_bytes=0, vector_bytes=4)  # fmt: skip
+                        shared_bytes=0, load_bytes=0, vector_bytes=4)  # fmt: skip
 
 # Fragments as the makers describe them: NVIDIA in the PTX ISA ("Matrix Fragments for
 # mma.m16n8k16", and for mma.m16n8k8), AMD in the instruction set manuals of CDNA 2 and 3 and of

@@ -2,8 +2,9 @@
 
 WGSL has neither pointers nor numbers of 8 and 16 bits in memory: such buffers are arrays of words,
 whose elements are cut out where they are read and cannot be stored; f16 can be where the target
-has the extension. Math is the language's own but
-for sine and cosine, so results are close to other targets' and not the same bits.
+has the extension. A buffer that is read by fours alone is an array of vectors. Loops that are to be
+written out are, as no word says it. Math is the language's own but for sine and cosine, so results
+are close to other targets' and not the same bits.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from sterna.base.errors import CodegenError
 from sterna.base.target import Target
 from sterna.codegen.bundle import SourceRenderer
 from sterna.codegen.cstyle import CStyle, GroupSource, Signature, render_groups
+from sterna.codegen.fours import FOUR, FoursStyle
 from sterna.codegen.renderer import LibraryParts
-from sterna.codegen.write_out import write_out
+from sterna.codegen.vectors import Kinds
+from sterna.codegen.write_out import unrolled, write_out
 from sterna.ir.expr import Buffer, Const, Expr, Load, const_value
 from sterna.ir.linear import Sum
-from sterna.ir.loop import PrimFunc, Stmt
+from sterna.ir.loop import PrimFunc, Stmt, Store
 from sterna.ir.rewrite import visit
 
 SUBGROUPS = "enable subgroups;"  # a line of its own: native WebGPU has them without being told
@@ -72,15 +75,20 @@ _USES_HALF = re.compile(r"\bf16\b")
 
 
 @dataclass(slots=True)
-class Wgsl(CStyle):
+class Wgsl(FoursStyle):
     """WGSL."""
 
     TYPES: ClassVar[dict[DType, str]] = {
         F32: "f32", I32: "i32", U32: "u32", BOOL: "bool",
         F16: "u32", BF16: "u32", U16: "u32", U8: "u32", I8: "i32",
     }  # fmt: skip
+    VECTORS: ClassVar[Kinds] = frozenset((d, FOUR) for d in (U32, I32, F32))
     WIDE: ClassVar[str] = ""
     PACKED: ClassVar[dict[DType, int]] = _PACKED  # buffers that are arrays of words
+
+    @classmethod
+    def prepared(cls, stmt: Stmt) -> Stmt:
+        return unrolled(stmt)
 
     def function(self, s: Signature) -> str:
         return f"{MODULE}{s.symbol}\n{CStyle.function(self, s)}"
@@ -137,14 +145,16 @@ class Wgsl(CStyle):
 
     def stored(self, buffer: Buffer) -> str:
         """The type of what a buffer is an array of."""
-        return "u32" if buffer.dtype in self.PACKED else self.TYPES[buffer.dtype]
+        kind = "u32" if buffer.dtype in self.PACKED else self.TYPES[buffer.dtype]
+        return f"vec{FOUR}<{kind}>" if buffer in self.fours else kind
 
     def extent(self, buffer: Buffer) -> str:
         """How many of these an array has, where that is said; of one bound in parts it is not."""
         return ""
 
     def joined(self, buffer: Buffer, title: str, parts: Sequence[str], size: int) -> None:
-        each = size // (4 if buffer.dtype in self.PACKED else buffer.dtype.bytes)
+        apart = 4 if buffer.dtype in self.PACKED else buffer.dtype.bytes
+        each = self.part_vectors(buffer, size) if buffer in self.fours else size // apart
         lines = [f"fn {title}(i: i32) -> {self.stored(buffer)} {{"]
         for i, part in enumerate(parts[:-1]):
             lines.append(f"    if (i < {(i + 1) * each}) {{ return {part}[i - {i * each}]; }}")
@@ -181,6 +191,14 @@ class Wgsl(CStyle):
             return f"extractBits(bitcast<i32>({word}), u32({at} & 3) * 8u, 8u)"
         return f"({cut} != 0u)" if buffer.dtype == BOOL else cut
 
+    def four(self, buffer: Buffer, at: str) -> tuple[str, ...]:
+        title = self.identifier(f"{self.buffers[buffer]}_four")
+        self.line(f"let {title} = {self.element(buffer, at)};")
+        return tuple(f"{title}[{i}]" for i in range(FOUR))
+
+    def keep(self, own: Buffer, index: tuple[Expr, ...], text: str) -> None:
+        self.line(f"{self.place(own, index)} = {text};")
+
     def literal(self, c: Const) -> str:
         if c.dtype == BOOL:
             return "true" if c.value else "false"
@@ -206,6 +224,7 @@ class HalfWgsl(Wgsl):
     """WGSL with the extension that has f16 in memory."""
 
     TYPES: ClassVar[dict[DType, str]] = {**Wgsl.TYPES, F16: "f16"}
+    VECTORS: ClassVar[Kinds] = Wgsl.VECTORS | {(F16, FOUR)}
     PACKED: ClassVar[dict[DType, int]] = {d: n for d, n in _PACKED.items() if d != F16}
 
     def shared_bytes(self, buffer: Buffer) -> int:
@@ -223,53 +242,48 @@ class AloneWgsl(Wgsl):
     """WGSL for devices imitated by a processor, whose compilers take a kernel as it is told.
 
     Each access is checked, and looked up by each lane: elements read by fours are one access, and
-    an array of known length needs no look for its length, nor often a check.
+    an array of known length needs no look for its length, nor often a check. Loops over elements
+    are written out, so that loads show what is read by fours.
     """
 
-    fours: frozenset[Buffer] = frozenset()  # arrays of vectors of four
-    loaded: dict[tuple[Buffer, str], tuple[int, str]] = field(default_factory=dict)  # depth, name
+    loaded: dict[tuple[Buffer, str], tuple[int, tuple[str, ...]]] = field(default_factory=dict)
 
     @classmethod
     def prepared(cls, stmt: Stmt) -> Stmt:
         return write_out(stmt)
 
-    def function(self, s: Signature) -> str:
-        written = {buffer for buffer, _, writes in s.buffers if writes} | self.whole
-        self.fours = frozenset(b for b, _, _ in s.buffers if b not in written and self.by_fours(b))
-        return Wgsl.function(self, s)
+    def __post_init__(self) -> None:
+        nodes = list(visit(self.kernel.body))
+        stored = {n.buffer for n in nodes if isinstance(n, Store)}
+        read = {n.buffer for n in nodes if isinstance(n, Load)} - stored
+        self.fours = frozenset(filter(self.by_fours, read))
 
     def by_fours(self, buffer: Buffer) -> bool:
         """Whether all four of neighbours are read, at offsets that are known, and are all there."""
         size = prod(int(const_value(d) or 1) for d in buffer.shape)
-        if size % 4 or buffer.dtype in self.PACKED:
+        if size % FOUR or buffer.dtype in self.PACKED:
             return False
         found = [self.sum(n) for n in visit(self.kernel.body) if _reads(n, buffer)]
-        apart = any(step % 4 for sum_ in found for step in sum_.terms.values())
-        return not apart and {sum_.constant % 4 for sum_ in found} == {0, 1, 2, 3}
+        apart = any(step % FOUR for sum_ in found for step in sum_.terms.values())
+        return not apart and {sum_.constant % FOUR for sum_ in found} == {0, 1, 2, 3}
 
     def extent(self, buffer: Buffer) -> str:
         sizes = [const_value(d) for d in buffer.shape]
         size = prod(int(n) for n in sizes if n is not None)
-        apart = 4 if buffer in self.fours else 32 // self.PACKED.get(buffer.dtype, 32)
+        apart = FOUR if buffer in self.fours else 32 // self.PACKED.get(buffer.dtype, 32)
         return "" if None in sizes or size == 0 else f", {-(-size // apart)}"
 
     def sum(self, e: Load) -> Sum:
         return self.simplifier.sum(self.flat(e.buffer, e.index))
 
-    def stored(self, buffer: Buffer) -> str:
-        kind = Wgsl.stored(self, buffer)
-        return f"vec4<{kind}>" if buffer in self.fours else kind
-
     def load(self, e: Load) -> str:
         if e.buffer not in self.fours:
             return Wgsl.load(self, e)
-        four, part = self.sum(e).split(4)
-        at = self.text(self.simplifier.build(four, I32))
+        element = self.sum(e)
+        at, (_, part) = self.vector(element), element.split(FOUR)
         if (e.buffer, at) not in self.loaded:
-            title = self.identifier(f"{self.buffers[e.buffer]}_four")
-            self.line(f"let {title} = {self.buffers[e.buffer]}[{at}];")
-            self.loaded[e.buffer, at] = (self.depth, title)
-        return f"{self.loaded[e.buffer, at][1]}[{part.constant}]"
+            self.loaded[e.buffer, at] = (self.depth, self.four(e.buffer, at))
+        return self.loaded[e.buffer, at][1][int(part.constant)]
 
     def close(self, text: str = "}") -> None:
         Wgsl.close(self, text)

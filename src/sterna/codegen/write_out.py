@@ -46,6 +46,11 @@ def write_out(stmt: Stmt) -> Stmt:
     return rewrite(flat, stmt_rule=lambda s: _shared(s, registers, stored))
 
 
+def unrolled(stmt: Stmt) -> Stmt:
+    """The program with those loops written out alone that are to be unrolled."""
+    return simplify_stmt(rewrite(stmt, stmt_rule=lambda s: _unrolled(s, frozenset())))
+
+
 def _unrolled(stmt: Stmt, registers: frozenset[Buffer]) -> Stmt:
     if not isinstance(stmt, For) or stmt.kind in (ForKind.PARALLEL, ForKind.THREAD):
         return stmt
@@ -53,7 +58,8 @@ def _unrolled(stmt: Stmt, registers: frozenset[Buffer]) -> Stmt:
     below = list(visit(stmt.body))
     size = sum(isinstance(n, Store) or _is_function(n) for n in below)
     most = MOST if stmt.kind is ForKind.UNROLL else FEW
-    if turns is None or turns * size > most or any(isinstance(n, For) for n in below):
+    loops = any(isinstance(n, For) and n.kind is not ForKind.VECTOR for n in below)
+    if turns is None or turns * size > most or loops:
         return stmt
     numbers = any(
         isinstance(n, Load | Store) and n.buffer in registers and stmt.var in _vars(n.index)
