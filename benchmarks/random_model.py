@@ -3,8 +3,9 @@
     python benchmarks/random_model.py CONFIG_JSON OUTPUT
 
 OUTPUT becomes a Hugging Face folder: the configuration, bfloat16 weights (one block of random
-numbers over and over) and the demo model's tokenizer, whose ids are all below any vocabulary.
-What such a model says means nothing; how fast it says it does.
+numbers over and over) and the demo model's tokenizer, with words that no text has for the ids that
+it lacks, so that a prompt may have any. What such a model says means nothing; how fast it says it
+does.
 """
 
 from __future__ import annotations
@@ -54,12 +55,22 @@ def write_weights(path: Path, shapes: Shapes) -> None:
             end -= file.write(block[: min(end, len(block))])
 
 
+def fill_vocabulary(path: Path, size: int) -> None:
+    """Gives each id below `size` that a tokenizer lacks a word, which no merge ends in."""
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    words = tokenizer["model"]["vocab"]
+    known = {*words.values(), *(added["id"] for added in tokenizer["added_tokens"])}
+    words |= {f"<unused {i}>": i for i in range(size) if i not in known}
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+
+
 def write_model(config: dict[str, Any], folder: Path) -> None:
     """The whole folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     for name in _TOKENIZER:
         shutil.copy(demo.FOLDER / name, folder / name)
+    fill_vocabulary(folder / "tokenizer.json", config["vocab_size"])
     write_weights(folder / "model.safetensors", source_shapes(config))
 
 

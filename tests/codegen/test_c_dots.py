@@ -24,7 +24,8 @@ from sterna.codegen.embed import pool_source
 from sterna.codegen.toolchain import compile_library
 from sterna.ir.expr import INTRINSICS
 
-COUNT, WIDTHS, NAMES = 1024, (1, 2, 4, 8, 16, 32), ("dot2", "dot4", "dot2_add", "dot4_add")
+COUNT, WIDTHS = 1024, (1, 2, 4, 8, 16, 32)
+NAMES = ("dot2", "dot4", "dot2_add", "dot4_add", "pair4", "pair4_add")
 X86 = tuple(f"cpu:x86-64-{level}" for level in ("v2", "v3", "v3-vnni", "v4", "v4-vnni"))
 FILL = """
 static i32 x[COUNT], y[COUNT], z[COUNT], out[WAYS * COUNT];
@@ -34,7 +35,7 @@ EXPORT i32 *sums_of_noise(void) {
     for (i32 i = 0; i < COUNT; i++) {
         x[i] = (i32)(state = state * 1664525u + 1013904223u);
         y[i] = (i32)((state = state * 1664525u + 1013904223u) & 0x7f7f7f7fu);
-        z[i] = (i32)((state = state * 1664525u + 1013904223u) & 0xffffu);
+        z[i] = (i32)((state = state * 1664525u + 1013904223u) & 0x0fff0fffu);
     }
     i32 *to = out;
 """
@@ -85,11 +86,11 @@ def exact() -> NDArray[Any]:
         state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
         noise.append(state)
     x, y, z = (np.array(noise[i::3], np.int64) for i in range(3))
-    y, z = y & 0x7F7F7F7F, z & 0xFFFF
+    x, y, z = (a.astype(np.uint32).view(np.int32) for a in (x, y & 0x7F7F7F7F, z & 0x0FFF0FFF))
     plain = [INTRINSICS[name].numpy(x, y) for name in ("dot2", "dot4")]
-    forms = [*plain, *(sums + z for sums in plain)]
-    wrapped = [form.astype(np.uint64).astype(np.uint32).view(np.int32) for form in forms]
-    return np.concatenate([np.tile(form, len(WIDTHS)) for form in wrapped])
+    pairs = [INTRINSICS["pair4"].numpy(x, y), INTRINSICS["pair4_add"].numpy(x, y, z)]
+    forms = [*plain, *(sums + z for sums in plain), *pairs]
+    return np.concatenate([np.tile(form, len(WIDTHS)) for form in forms])
 
 
 def native(target: Target, folder: Path, cc: str | None = None) -> NDArray[Any]:

@@ -15,10 +15,10 @@ from schedule_library import Library, build
 
 from sterna.base.dtype import F32
 from sterna.base.errors import InvalidIR, ScheduleError
-from sterna.base.target import host_target
+from sterna.base.target import host_target, parse_target
 from sterna.ir.compute import Group
 from sterna.ir.evaluate import evaluate_group, evaluate_primfunc
-from sterna.ir.expr import INTRINSICS, wrap
+from sterna.ir.expr import INTRINSICS, Intrin, wrap
 from sterna.ir.graph import IRModule, TensorType
 from sterna.ir.loop import Prefetch
 from sterna.ir.rewrite import loads, visit
@@ -31,7 +31,8 @@ from sterna.passes.quantize_activations import quantize_activations
 from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import SCHEMES, Scheme
 from sterna.schedule.apply import apply
-from sterna.schedule.choose import RULES, Plan, choose, schedule
+from sterna.schedule.choose import RULES, Plan, choose, plan_of, schedule
+from sterna.schedule.pairs import in_pairs
 from sterna.schedule.rules.matmul import MatmulKnobs
 from sterna.schedule.signed import signed
 from sterna.schedule.steps import Ahead, Split
@@ -207,6 +208,64 @@ def test_shallow_panels_and_signed_codes_give_the_bits_of_plain_ones(tmp_path: P
         outs[title] = out.view(np.uint32)
     assert np.array_equal(outs["panel"], outs["plain"])
     assert np.array_equal(outs["shallow"], outs["plain"])
+
+
+@pytest.mark.parametrize("largest", [False, True])
+def test_sums_in_pairs_of_16_bits_are_those_in_32(largest: bool, tmp_path: Path) -> None:
+    """Also of the largest codes of both, where no sum has room to spare."""
+    name, shape, count = "q4f16_1 i8", (64, 192), 29
+    arrays = product_arrays(shape, scheme_of(name), count)
+    if largest:
+        arrays["x"] = np.where(np.arange(shape[1]) % 64 < 32, 1, -1) * np.ones_like(arrays["x"])
+        arrays["layer_q_weight"] = np.full_like(arrays["layer_q_weight"], 0xFFFF_FFFF)
+    both, lanes = kernels(name, 32, shape), host_target().lanes()
+    made = {both["codes"].name: (both["codes"], choose(both["codes"], host_target()))}
+    names = {}
+    for rule in ("matmul", "matmul_pairs"):
+        for depth in (0, 40):
+            plan = Plan(rule, MatmulKnobs(lanes, tokens=3, depth=depth, rows=12))
+            form = RULES[rule].form
+            assert form is not None
+            group = replace(form(both["product"]), name=f"{rule}_{depth}")
+            names[group.name] = {n.name for c in group.computes for n in visit(c.body)
+                                 if isinstance(n, Intrin)}  # fmt: skip
+            made[group.name] = (group, schedule(both["product"], plan))
+    assert "pair4" in names["matmul_pairs_0"]
+    assert "pair4" not in names["matmul_0"]
+    library = build(made, host_target(), tmp_path)
+    coded = library.run(both["codes"].name, arrays, n=count)
+    inputs = arrays | dict(zip(("x_codes", "x_scales", "x_sums"), coded.values(), strict=True))
+    outs = {n: next(iter(library.run(n, inputs, n=count).values())).tobytes() for n in names}
+    assert len(set(outs.values())) == 1
+
+
+def test_sums_that_may_not_fit_16_bits_are_left_in_32() -> None:
+    for name in ("q4f16_0 i8", "q4f16_1"):  # 128 codes of 4 bits in a sum; codes of 16 bits
+        group = kernels(name, 512)["product"]
+        assert in_pairs(group) is group
+
+
+def test_only_hardware_that_adds_bytes_in_pairs_sums_so() -> None:
+    group = kernels("q4f16_1 i8", 512)["product"]
+    levels = ("x86-64-v3", "x86-64-v3-vnni", "x86-64-v4-vnni", "aarch64-dot")
+    rules = {level: plan_of(group, parse_target(f"cpu:{level}-linux")).rule for level in levels}
+    assert rules.pop("x86-64-v3") == "matmul_pairs"
+    assert set(rules.values()) == {"matmul"}
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(*(st.lists(st.integers(*ends), min_size=4, max_size=4)
+         for ends in ((-128, 127), (0, 15), (-9000, 9000))))  # fmt: skip
+def test_pair4_adds_what_dot4_adds(signed: list[int], codes: list[int], start: list[int]) -> None:
+    a, b, c = (
+        np.array([sum((v & mask) << bits * i for i, v in enumerate(part))], np.uint32).view(
+            np.int32
+        )
+        for part, bits, mask in ((signed, 8, 255), (codes, 8, 255), (start[:2], 16, 65535))
+    )
+    pairs, ones = INTRINSICS["pair4_add"].numpy(a, b, c), np.full(1, 0x0001_0001, np.int32)
+    both = INTRINSICS["dot2"].numpy(pairs, ones)
+    assert both == INTRINSICS["dot4"].numpy(a, b) + start[0] + start[1]
 
 
 def test_codes_of_eight_bits_and_zero_points_keep_their_correction() -> None:

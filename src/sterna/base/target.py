@@ -104,6 +104,7 @@ class Target:
     float16: bool = False  # f16 arithmetic; f16 storage is always possible
     integers64: bool = False  # arithmetic on whole numbers of 64 bits
     pair_products: bool = False  # sums of two i16 products are fast: activations become codes
+    byte_pairs: bool = False  # bytes are multiplied and added into pairs of i16, not into one i32
     group_threads: int = 0  # most threads of a work group; 0: there are none
     subgroup: int = 0  # threads side by side that surely exchange values in registers
     unit: MatrixUnit | None = None  # that multiplies matrices
@@ -141,13 +142,13 @@ _V4 = (*_V3, "avx512f", "avx512bw", "avx512vl")
 # Of one kind of machine, the least demanding first: a bare "cpu" is the last that this one has.
 _ARCHITECTURES = {
     "x86-64-v2": _cpu("x86_64", "x86_64_v2", vector_bytes=16, vector_registers=16,
-                      features=("ssse3", "sse4_1", "popcnt")),
+                      byte_pairs=True, features=("ssse3", "sse4_1", "popcnt")),
     "x86-64-v3": _cpu("x86_64", "x86_64_v3", vector_bytes=32, vector_registers=16, fma=True,
-                      features=_V3),
+                      byte_pairs=True, features=_V3),
     "x86-64-v3-vnni": _cpu("x86_64", "x86_64_v3+avxvnni+fast_dpwssd", vector_bytes=32,
                            vector_registers=16, fma=True, features=(*_V3, "avx_vnni")),
     "x86-64-v4": _cpu("x86_64", "x86_64_v4-prefer_256_bit", vector_bytes=64,
-                      vector_registers=32, fma=True, features=_V4),
+                      vector_registers=32, fma=True, byte_pairs=True, features=_V4),
     "x86-64-v4-vnni": _cpu("x86_64", "x86_64_v4-prefer_256_bit+avx512vnni+fast_dpwssd",
                            vector_bytes=64, vector_registers=32, fma=True,
                            features=(*_V4, "avx512_vnni")),

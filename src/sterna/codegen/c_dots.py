@@ -2,13 +2,14 @@
 
 `dot2` takes an i32 for two i16, `dot4` for four i8, those of the second operand not negative; the
 `_add` forms add the sum to a third operand, which is one instruction on CPUs with VNNI or with
-NEON's dot products. All are exact, so all ways give the same bits. The compiler's own macros say
+NEON's dot products. `pair4` leaves what `dot4` adds up in two i16, which is one instruction on x86
+without VNNI. All are exact, so all ways give the same bits. The compiler's own macros say
 which way there is: no target is named.
 """
 
 from __future__ import annotations
 
-_FUNCTIONS = ("dot2", "dot4", "dot2_add", "dot4_add")
+_FUNCTIONS = ("dot2", "dot4", "dot2_add", "dot4_add", "pair4", "pair4_add")
 
 
 def dots(lanes: int) -> str:
@@ -28,6 +29,12 @@ STERNA_MAYBE i32 dot4_i32(i32 a, i32 b) {
     for (int i = 0; i < 32; i += 8) sum += (i32)(i8)(a >> i) * (i32)(i8)(b >> i);
     return sum;
 }
+STERNA_MAYBE i32 pair4_add_i32(i32 a, i32 b, i32 sum) {
+    i32 low = (i32)(i8)a * (i32)(i8)b + (i32)(i8)(a >> 8) * (i32)(i8)(b >> 8);
+    i32 high = (i32)(i8)(a >> 16) * (i32)(i8)(b >> 16) + (a >> 24) * (b >> 24);
+    return (i32)(((u32)((sum >> 16) + high) << 16) | ((u32)(sum + low) & 0xffffu));
+}
+STERNA_MAYBE i32 pair4_i32(i32 a, i32 b) { return pair4_add_i32(a, b, 0); }
 STERNA_MAYBE i32 dot2_add_i32(i32 a, i32 b, i32 sum) { return sum + dot2_i32(a, b); }
 STERNA_MAYBE i32 dot4_add_i32(i32 a, i32 b, i32 sum) { return sum + dot4_i32(a, b); }
 """
@@ -92,6 +99,10 @@ _MULTIPLY_ADD = {
     half sums = (half)__builtin_ia32_pmaddubswBITS((bytes)b, (bytes)a);
     return (i32@)__builtin_ia32_pmaddwdBITS(sums, (half){} + 1);
 """.strip("\n"),
+    "pair4": """
+    typedef char bytes __attribute__((vector_size(BYTES)));
+    return (i32@)__builtin_ia32_pmaddubswBITS((bytes)b, (bytes)a);
+""".strip("\n"),
 }
 _NARROW = {  # registers of 16 bytes, on other machines than x86
     "dot2": [
@@ -129,6 +140,15 @@ _ANYWHERE = {
     typedef i16 half __attribute__((vector_size(sizeof(i32@))));
     i32@ even = (i32@)((half)((half)a << 8) >> 8), odd = (i32@)((half)a >> 8);
     return dot2_i32@(even, b & 0x00ff00ff) + dot2_i32@(odd, (b >> 8) & 0x00ff00ff);
+""".strip("\n"),
+    "pair4": """
+    typedef i16 half __attribute__((vector_size(sizeof(i32@))));
+    i32@ even = (i32@)((half)((half)a << 8) >> 8), odd = (i32@)((half)a >> 8);
+    return (i32@)((half)even * (half)(b & 0x00ff00ff) + (half)odd * (half)((b >> 8) & 0x00ff00ff));
+""".strip("\n"),
+    "pair4_add": """
+    typedef i16 half __attribute__((vector_size(sizeof(i32@))));
+    return (i32@)((half)sum + (half)pair4_i32@(a, b));
 """.strip("\n"),
     "dot2_add": "    return sum + dot2_i32@(a, b);",
     "dot4_add": "    return sum + dot4_i32@(a, b);",

@@ -37,7 +37,8 @@ from sterna.ir.simplify import Simplifier, simplify
 
 _INDEX = (I32, I64)
 _HALF = (F16, BF16)
-_DOTS = ("dot2", "dot4")
+_DOTS = ("dot2", "dot4")  # sums of which are one instruction where there is one
+_PRODUCTS = (*_DOTS, "pair4", "pair4_add")
 _LOGICAL = {"and": ("&&", "&"), "or": ("||", "|")}
 
 Value = tuple[str, int]  # C text, lanes
@@ -123,7 +124,7 @@ class ExprWriter:
             case Intrin(name="fma", args=args) if e.dtype == F32:
                 texts, lanes = self.together(*args)
                 return f"fma_{c_type(F32, lanes)}({', '.join(texts)})", lanes
-            case Intrin(name=name, args=args) if name in _DOTS and e.dtype == I32:
+            case Intrin(name=name, args=args) if name in _PRODUCTS and e.dtype == I32:
                 texts, lanes = self.together(*args)
                 return f"{name}_i32{suffix(lanes)}({', '.join(texts)})", lanes
             case Unary(op=op, a=a):

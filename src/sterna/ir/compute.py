@@ -91,7 +91,12 @@ def elementwise(
 
 
 def combine_step(combine: Combine, accumulator: Expr, body: Expr) -> Expr:
-    """One step of a reduction: what the accumulator becomes. Sums of products use fma."""
+    """One step of a reduction: what the accumulator becomes. Sums of products use fma.
+
+    A sum of `pair4` is one of pairs: each half of an i32 is a sum of its own.
+    """
     if combine.op == "+" and isinstance(body, Binary) and body.op == "*" and body.dtype.is_float:
         return Intrin("fma", (body.a, body.b, accumulator))
+    if combine.op == "+" and isinstance(body, Intrin) and body.name == "pair4":
+        return Intrin("pair4_add", (*body.args, accumulator))
     return binary(combine.op, accumulator, body)

@@ -97,11 +97,24 @@ def _byte(four: Any, shift: int) -> Any:
     return (((four >> shift) & 0xFF) ^ 0x80) - 0x80
 
 
+def _products(a: Any, b: Any, shift: int) -> Any:
+    """The sum of two products of i8, at bit `shift` and beside it."""
+    return _byte(a, shift) * _byte(b, shift) + _byte(a, shift + 8) * _byte(b, shift + 8)
+
+
+def _pair(low: Any, high: Any) -> Any:
+    """Two i16 in an i32."""
+    return _half(high, 0) * (1 << 16) + (low & 0xFFFF)
+
+
 INTRINSICS: dict[str, Intrinsic] = {
     "fma": Intrinsic(3, lambda a, b, c: a * b + c),
     "dot2": Intrinsic(2, lambda a, b: _half(a, 0) * _half(b, 0) + _half(a, 16) * _half(b, 16)),
     "dot4": Intrinsic(2, lambda a, b: sum(_byte(a, i) * _byte(b, i) for i in (0, 8, 16, 24))),
-}
+    "pair4": Intrinsic(2, lambda a, b: _pair(_products(a, b, 0), _products(a, b, 16))),
+    "pair4_add": Intrinsic(3, lambda a, b, c: _pair(
+        _half(c, 0) + _products(a, b, 0), _half(c, 16) + _products(a, b, 16))),
+}  # fmt: skip
 
 
 class Expr:
@@ -261,6 +274,8 @@ class Intrin(Expr):
     `fma(a, b, c)` = a * b + c rounded once. `dot2(a, b)` takes each i32 for two i16 and sums the
     two products; it may be as large as 2**31, where it wraps. `dot4(a, b)` takes each for four i8;
     those of b must not be negative, for hardware multiplies signed numbers with unsigned ones.
+    `pair4(a, b)` leaves two i16 in an i32 instead, each the sum of two of those products, and
+    `pair4_add(a, b, c)` adds them to the two of c; where one does not fit, it wraps.
     """
 
     name: str
@@ -397,6 +412,11 @@ def dot2(a: Expr, b: Expr) -> Expr:
 def dot4(a: Expr, b: Expr) -> Expr:
     """Sum of the products of four pairs of i8, each four in an i32; those of b are 0 to 127."""
     return Intrin("dot4", (a, b))
+
+
+def pair4(a: Expr, b: Expr) -> Expr:
+    """As `dot4`, but two sums of two products each, as a pair of i16 in an i32."""
+    return Intrin("pair4", (a, b))
 
 
 def exp(a: Expr) -> Expr:

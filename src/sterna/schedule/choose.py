@@ -23,6 +23,7 @@ from sterna.ir.compute import Group
 from sterna.ir.expr import const_value
 from sterna.ir.loop import PrimFunc
 from sterna.schedule.apply import apply
+from sterna.schedule.pairs import in_pairs
 from sterna.schedule.rules.contraction import ContractionKnobs, contract, contraction
 from sterna.schedule.rules.elementwise import ElementwiseKnobs, elementwise
 from sterna.schedule.rules.matmul import (
@@ -147,7 +148,7 @@ def plan_of(group: Group, target: Target) -> Plan:
         return _alone(group, row)
     if isinstance(row, GroupKnobs):
         return _in_groups(group, row, target)
-    return _in_vectors(group, row)
+    return _in_vectors(group, row, target)
 
 
 def row_of(target: Target) -> Knobs | AloneKnobs | GroupKnobs:
@@ -164,14 +165,17 @@ def row_of(target: Target) -> Knobs | AloneKnobs | GroupKnobs:
     return row
 
 
-def _in_vectors(group: Group, knobs: Knobs) -> Plan:
+def _in_vectors(group: Group, knobs: Knobs, target: Target) -> Plan:
     found = product(group)
     if found is not None:
         if _most_rows(found) <= knobs.matvec_rows:
             return Plan("matvec", knobs.matvec)
         if _most_rows(found) <= knobs.skinny_rows:
             return Plan("skinny_matmul", knobs.skinny)
-        return _many_rows(found, knobs)
+        plan = _many_rows(found, knobs)
+        if plan.rule == "matmul" and target.byte_pairs and in_pairs(group) is not group:
+            return Plan("matmul_pairs", plan.knobs)
+        return plan
     if contraction(group) is not None:
         return Plan("contraction", ContractionKnobs(knobs.norm.lanes))
     if any(c.over for c in group.computes):
@@ -269,6 +273,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "matvec": Rule(MatvecKnobs, _of_product(matvec), MatvecKnobs.SPACE),
         "skinny_matmul": Rule(MatmulKnobs, _of_product(skinny_matmul), MatmulKnobs.SPACE),
         "matmul": Rule(MatmulKnobs, _of_product(matmul), MatmulKnobs.SPACE, signed),
+        "matmul_pairs": Rule(MatmulKnobs, _of_product(matmul), MatmulKnobs.SPACE, in_pairs),
         "contraction": Rule(ContractionKnobs, contract, {}),
         "norm": Rule(NormKnobs, norm, NormKnobs.SPACE),
         "elementwise": Rule(ElementwiseKnobs, elementwise, ElementwiseKnobs.SPACE),

@@ -18,7 +18,11 @@ from numpy.typing import NDArray
 from sterna.schedule.choose import RULES, Plan
 from sterna.schedule.rules.work_groups import GroupKnobs
 
-_PRODUCTS = (("matvec", "skinny_matmul", "matmul"), ("matvec_groups", "matmul_groups"))
+_PRODUCTS = (
+    ("matvec", "skinny_matmul", "matmul"),
+    ("matvec", "skinny_matmul", "matmul_pairs"),
+    ("matvec_groups", "matmul_groups"),
+)
 
 
 def rules_for(plan: Plan) -> tuple[str, ...]:
