@@ -143,6 +143,32 @@ def test_the_cpus_logits(
 
 
 @pytest.mark.parametrize(
+    "scheme",
+    ["q4f32_1", *(pytest.param(s, marks=pytest.mark.slow) for s in ("q3f16_1", "q8f16_1z"))],
+)
+def test_a_prompt_has_the_bits_of_its_tokens_one_by_one(
+    scheme: str, models: dict[str, Path], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Where kernels of prompts and of single tokens share what they take out of codes."""
+    name = "webgpu:barrier-free"
+    folder = model(models, scheme, tmp_path_factory.getbasetemp())
+    ours = on_target(folder, name, TARGETS[name](), tmp_path)
+    prompt, size = [3 + 7 * i % 61 for i in range(21)], ours.manifest.kv_cache.page_size
+
+    def last(chunks: list[int], pages: list[int]) -> Logits:
+        ends = np.cumsum(chunks).tolist()
+        parts = [
+            Part(prompt[end - n : end], end - n, pages) for n, end in zip(chunks, ends, strict=True)
+        ]
+        return [ours.step(step_input([part], size)).copy() for part in parts][-1]
+
+    whole = last([21], [3, 11])
+    for chunks, pages in (([1] * 21, [4, 12]), ([17, 2, 2], [5, 13])):
+        np.testing.assert_array_equal(last(chunks, pages).view(np.uint32), whole.view(np.uint32))
+    ours.close()
+
+
+@pytest.mark.parametrize(
     ("name", "activations"),
     [
         ("cuda:sm_80", "i16"),

@@ -37,6 +37,7 @@ MODULE = "//// module "  # begins the line before each launch's module, with its
 _PRELUDE = """\
 fn bits_f32(x: u32) -> f32 { return bitcast<f32>(x); }
 fn fma_f32(a: f32, b: f32, c: f32) -> f32 { return fma(a, b, c); }
+fn added_f32(c: f32, a: f32, b: f32) -> f32 { return fma(a, b, c); }
 fn sqrt_f32(x: f32) -> f32 { return sqrt(x); }
 fn exp_f32(x: f32) -> f32 { return select(exp(x), 0.0, x < -87.33654); }
 fn log_f32(x: f32) -> f32 { return log(x); }
@@ -275,6 +276,10 @@ class AloneWgsl(Wgsl):
 
     def sum(self, e: Load) -> Sum:
         return self.simplifier.sum(self.flat(e.buffer, e.index))
+
+    def fma(self, a: str, b: str, c: str) -> str:
+        """The sum so far is told first, and so made first: what is told before it waits for it."""
+        return f"added_f32({c}, {a}, {b})"
 
     def load(self, e: Load) -> str:
         if e.buffer not in self.fours:

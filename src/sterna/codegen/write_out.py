@@ -5,7 +5,8 @@ memory, and load again what was loaded a line before. In: a loop program. Out: o
 meaning, in which loops that number registers, or are to be unrolled, are sequences; in each
 sequence of stores, what accumulates in a register is one expression, and choices and what is read
 from memory that the program does not write have a name where they are needed twice. Slow operations
-on whole numbers are avoided (see `whole_numbers`). No sum changes its order.
+on whole numbers are avoided (see `whole_numbers`), and products with codes share what they can (see
+`code_sums`, which alone changes bits, in the last places). No other sum changes its order.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sterna.codegen.code_sums import CodeSums
 from sterna.codegen.folded import folded
 from sterna.codegen.whole_numbers import by_masks, hoisted
 from sterna.ir.expr import (
@@ -89,7 +91,8 @@ def _shared(stmt: Stmt, registers: frozenset[Buffer], stored: frozenset[Buffer])
             run.append(part)
             continue
         if run:
-            result.append(_named(folded(run, registers), stored))
+            sums = CodeSums()
+            result.append(_named([sums.store(s) for s in folded(run, registers)], stored))
         run = []
         if part is not None:
             result.append(part)
