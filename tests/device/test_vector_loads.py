@@ -1,4 +1,7 @@
-"""Products of a decode step read packed words and activations by 16 bytes, in machine code too.
+"""Products read packed words and activations by 16 bytes, in machine code too.
+
+In a decode step all of them. In a prompt a thread reads x so, and of a panel its share of the
+words: one of 4 bits, a pair of 8 bits, and four where scale groups are long.
 
 Counted in what compilers make, where they are here: that the source says so is not enough. Where a
 kernel read a word at a time, each count would be four times as high, and of other instructions.
@@ -9,6 +12,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -30,10 +35,14 @@ WORDS = {"q4f16_1": 4, "q8f16_1": 8}  # of a row of the weight, in what a thread
 VECTORS = sum(words + 32 // 4 for words in WORDS.values())  # and as much of x as they multiply
 
 
-def source(spec: str) -> str:
+PANELS = ("q4f16_1", "q8f16_1", "q4f16_0")
+EACH = 4  # rows of x of a thread
+
+
+def source(spec: str, names: Iterable[str] = WORDS, most_rows: int = 8) -> str:
     target, made = parse_target(spec), {}
-    for name in WORDS:
-        group = product_group(name, (256, 1024), SCHEMES[name], 8, epilogue=False)
+    for name in names:
+        group = product_group(name, (256, 1024), SCHEMES[name], most_rows, epilogue=False)
         func = planned(group, plan_of(group, target))[1]
         rendered = renderer_of(target).render_kernel(func, target)
         made[name] = RenderedKernel(func, rendered)
@@ -49,6 +58,33 @@ def test_ptx_loads_vectors(architecture: str, tmp_path: Path) -> None:
     assert not re.findall(r"ld\.global(?:\.nc)?\.[bu]32", ptx)
     assert ".local" not in ptx
     assert list(spills(ptx, architecture, tmp_path).values()) == [0] * len(WORDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90a", "sm_120"])
+def test_ptx_fills_panels_with_vectors(architecture: str, tmp_path: Path) -> None:
+    spec = "cuda" if architecture == "sm_75" else f"cuda:{architecture}"
+    ptx = gpu_code._ptx(source(spec, PANELS, 64), architecture, tmp_path).decode()
+    loads = Counter(re.findall(r"ld\.global(?:\.nc)?\.((?:v\d\.)?)[buf]32", ptx))
+    assert loads == {"": 1, "v2.": 1, "v4.": 1 + EACH * len(PANELS)}
+    # One row after another, rows in pairs, and in fours.
+    stores = Counter(re.findall(r"st\.shared\.((?:v\d\.)?)[bf]32", ptx))
+    assert stores == {"": 8, "v2.": 4, "v4.": 8}
+    assert ".local" not in ptx
+    assert list(spills(ptx, architecture, tmp_path).values()) == [0] * len(PANELS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201"])
+def test_amd_code_fills_panels_with_vectors(architecture: str, tmp_path: Path) -> None:
+    (tmp_path / "kernels.hip").write_text(source(f"rocm:{architecture}", PANELS, 64))
+    gpu_code._code_object(find_clang(), architecture, tmp_path)
+    text = (tmp_path / f"kernels-{architecture}.s").read_text()
+    assert len(re.findall(r"global_load_(?:dword|b32)\b", text)) == 1
+    stores = r"ds_(?:write|store)(?:2|_2addr)?(?:st64|_stride64)?_(b\d+)"
+    assert Counter(re.findall(stores, text))["b128"] == 8
+    assert re.findall(r"\.vgpr_spill_count: +(\d+)", text) == ["0"] * len(PANELS)
+    assert re.findall(r"\.private_segment_fixed_size: +(\d+)", text) == ["0"] * len(PANELS)
 
 
 @pytest.mark.slow

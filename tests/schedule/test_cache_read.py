@@ -31,6 +31,11 @@ def matvec(scheme: str, shape: tuple[int, int], **knobs: int) -> tuple[Group, Pr
     return group, planned(group, Plan("matvec_groups", replace(TABLE, **knobs)))[1]
 
 
+def panels(scheme: str, shape: tuple[int, int], **knobs: int) -> tuple[Group, PrimFunc]:
+    group = product_group("product", shape, SCHEMES[scheme], 64, epilogue=False)
+    return group, planned(group, Plan("matmul_groups", replace(TABLE, **knobs)))[1]
+
+
 def results(group: Group, func: PrimFunc, scheme: str, shape: tuple[int, int]) -> Array:
     """The product under the interpreter, which checks every bound."""
     arrays = product_arrays(shape, SCHEMES[scheme], N)
@@ -41,7 +46,7 @@ def results(group: Group, func: PrimFunc, scheme: str, shape: tuple[int, int]) -
 
 
 def copies(func: PrimFunc) -> list[Copy]:
-    kinds = {(p.dtype, 4) for p in func.params}
+    kinds = {(p.dtype, lanes) for p in func.params for lanes in (2, 4)}
     found = (vector_copy(n, kinds, Simplifier()) for n in visit(func.body) if isinstance(n, For))
     return [copy for copy in found if copy is not None]
 
@@ -82,6 +87,51 @@ def test_what_is_read_in_vectors(
     _, func = matvec(scheme, shape, lanes=4)
     names = [copy.source.name for copy in copies(func)]
     assert {name: names.count(name) for name in names} == found
+
+
+@pytest.mark.parametrize(
+    ("scheme", "shape", "knobs"),
+    [
+        ("q4f16_1", (12, 64), {"rows": 8, "each": 4}),  # a word of a row for each thread
+        ("q4f16_1", (12, 64), {"rows": 8, "each": 16}),  # four words of a row, as four rows' words
+        ("q8f16_1z", (6, 64), {"rows": 8}),  # pairs; half of the last vector of four is there
+        ("q4f16_0", (12, 256), {"rows": 8}),
+        ("q4f16_0", (8, 192), {"rows": 8}),  # half of its last group is there
+        ("q3f16_1", (8, 64), {"rows": 8}),
+        ("q0f16", (12, 64), {"rows": 8}),
+        ("q0f32", (12, 64), {"rows": 8, "depth": 24}),  # a part of the last panel is there
+    ],
+)
+def test_panels_change_no_bit(scheme: str, shape: tuple[int, int], knobs: dict[str, int]) -> None:
+    one, four = (results(*panels(scheme, shape, lanes=n, **knobs), scheme, shape) for n in (1, 4))
+    assert not np.isnan(one).any()
+    assert np.array_equal(one.view(np.uint32), four.view(np.uint32))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "shape", "knobs", "found"),
+    [
+        ("q4f16_1", (128, 64), {}, {"x": 4}),  # a thread has one word of a panel
+        ("q4f16_1", (128, 64), {"each": 8}, {"x": 4, "layer_q_weight": 2}),
+        ("q4f16_1", (128, 64), {"each": 16}, {"x": 4, "layer_q_weight": 4}),
+        ("q4f16_1", (126, 64), {"each": 16}, {"x": 4, "layer_q_weight": 2}),
+        ("q4f16_1", (101, 64), {"each": 16}, {"x": 4}),
+        ("q8f16_1", (128, 64), {}, {"x": 4, "layer_q_weight": 2}),
+        ("q4f16_0", (128, 256), {}, {"x": 4, "layer_q_weight": 4}),
+        ("q4f16_0", (128, 192), {}, {}),  # half of its last group is there
+        ("q0f16", (128, 64), {}, {"x": 4, "layer_weight": 4}),
+        ("q0f16", (128, 64), {"depth": 24}, {}),  # a part of the last panel is there
+        ("q3f16_1", (128, 64), {}, {}),  # several threads unpack a word
+        ("q4f16_1", (128, 64), {"each": 2}, {}),  # and here
+    ],
+)
+def test_what_panels_read_in_vectors(
+    scheme: str, shape: tuple[int, int], knobs: dict[str, int], found: dict[str, int]
+) -> None:
+    _, func = panels(scheme, shape, **{"lanes": 4} | knobs)
+    read = copies(func)
+    assert len({copy.source for copy in read}) == len(read)
+    assert {copy.source.name: copy.lanes for copy in read} == found
 
 
 def clamps(func: PrimFunc) -> int:

@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedule_groups import Array, norm_group, product_arrays, product_group
 
+from sterna.base.dtype import U32
 from sterna.base.errors import ScheduleError
 from sterna.base.target import parse_target
 from sterna.codegen.simt import group_kernel
 from sterna.ir.compute import Group
 from sterna.ir.evaluate import evaluate_primfunc
+from sterna.ir.expr import Load
 from sterna.ir.loop import For, ForKind, PrimFunc, Stmt, Sync
 from sterna.ir.rewrite import visit
 from sterna.quantize.scheme import SCHEMES
@@ -53,6 +55,7 @@ def results(group: Group, func: PrimFunc, scheme: str, shape: tuple[int, int]) -
             "depth": st.sampled_from([3, 8, 32, 50]),
             "tokens": st.sampled_from([4, 8]),
             "each": st.sampled_from([1, 2, 4]),
+            "lanes": st.sampled_from([1, 2, 4]),
         }
     ),
 )
@@ -73,13 +76,24 @@ def syncs_in_loops(stmt: Stmt) -> list[int]:
 
 @pytest.mark.parametrize("scheme", ["q4f16_1", "q0f16"])
 @pytest.mark.parametrize(("panels", "syncs"), [(1, 2), (2, 1)])
-def test_threads_meet_once_a_panel(scheme: str, panels: int, syncs: int) -> None:
-    _, func = tiled(panels, scheme, (6, 256))
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_threads_meet_once_a_panel(scheme: str, panels: int, syncs: int, lanes: int) -> None:
+    _, func = tiled(panels, scheme, (8, 256), lanes=lanes)
     kernel = group_kernel(func.body)
     assert syncs_in_loops(kernel.body) == [syncs]
     (shared,) = kernel.shared
     assert shared.shape[0].value == (2 if panels == 2 else 8 if scheme == "q0f16" else 32)
-    assert len(kernel.private) == 1 + (scheme == "q4f16_1") + (panels == 2)
+    read = sorted(b.name for b in kernel.private if b.name.endswith("_read"))
+    weight = "layer_q_weight_read" if scheme == "q4f16_1" else "layer_weight_read"
+    assert set(read) == (set() if lanes == 1 else {weight, "x_read"})
+    assert len(kernel.private) - len(read) == 1 + (scheme == "q4f16_1") + (panels == 2)
+
+
+def test_what_is_stored_is_not_read_again() -> None:
+    """The words of a panel: of the first, and of the next in each turn."""
+    _, func = tiled(2, "q4f16_1", (8, 256), lanes=4)
+    words = [n for n in visit(func.body) if isinstance(n, Load) and n.buffer.dtype == U32]
+    assert len([n for n in words if n.buffer.scope == "global"]) == 2
 
 
 def test_one_panel_where_two_have_no_room() -> None:

@@ -26,14 +26,19 @@ inline unsigned short f16_from_whole(int above, unsigned short base) {
 }
 
 // Vectors that are one load: hardware wants them where a multiple of their size is.
-template <class T> void load_four(T *to, const T *from) {
-    if ((unsigned long long)from % (4 * sizeof(T)) != 0) abort();
-    memcpy(to, from, 4 * sizeof(T));
+template <int N, class T> void load_few(T *to, const T *from) {
+    if ((unsigned long long)from % (N * sizeof(T)) != 0) abort();
+    memcpy(to, from, N * sizeof(T));
 }
-inline void load_u32x4(unsigned *to, const unsigned *from) { load_four(to, from); }
-inline void load_i32x4(int *to, const int *from) { load_four(to, from); }
-inline void load_f32x4(float *to, const float *from) { load_four(to, from); }
-inline void load_u16x4(unsigned short *to, const unsigned short *from) { load_four(to, from); }
+template <int N, class T> T *aligned(T *first) {
+    if ((unsigned long long)first % N != 0) abort();
+    return first;
+}
+inline void load_u32x2(unsigned *to, const unsigned *from) { load_few<2>(to, from); }
+inline void load_u32x4(unsigned *to, const unsigned *from) { load_few<4>(to, from); }
+inline void load_i32x4(int *to, const int *from) { load_few<4>(to, from); }
+inline void load_f32x4(float *to, const float *from) { load_few<4>(to, from); }
+inline void load_u16x4(unsigned short *to, const unsigned short *from) { load_few<4>(to, from); }
 
 #define swap_f32(x, distance, ...) simt::swap(__COUNTER__ + 1, x, distance)
 

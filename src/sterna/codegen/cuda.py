@@ -13,6 +13,7 @@ from sterna.codegen.c_math import group_math
 from sterna.codegen.cstyle import CStyle, Signature
 from sterna.codegen.gpu_code import MachineCodeRenderer, ptx_or_fatbin
 from sterna.codegen.warpgroup import OCTETS, warpgroup_product
+from sterna.ir.expr import Buffer, Expr, Var
 
 _PRELUDE = r"""
 typedef float f32;
@@ -46,11 +47,15 @@ STERNA_MAYBE f32 bits_f32(u32 x) { return __uint_as_float(x); }
 STERNA_MAYBE u32 bits_u32(f32 x) { return __float_as_uint(x); }
 STERNA_MAYBE f32 fma_f32(f32 a, f32 b, f32 c) { return __fmaf_rn(a, b, c); }
 STERNA_MAYBE f32 sqrt_f32(f32 x) { return __fsqrt_rn(x); }
+#ifdef STERNA_BARE // between stores that could be one, an asm keeps clang from making them one
+STERNA_MAYBE f32 f32_from_f16(u16 x) { return (f32)__builtin_bit_cast(_Float16, x); }
+#else
 STERNA_MAYBE f32 f32_from_f16(u16 x) {
     f32 r;
     asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(x));
     return r;
 }
+#endif
 STERNA_MAYBE u16 f16_from_f32(f32 x) {
     u16 r;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x));
@@ -84,15 +89,22 @@ STERNA_MAYBE void mma_16x8x8(f32 (&c)[4], const u32 (&a)[2], u32 b) {
 }
 #endif
 """
-# c += a b on a warp's tensor core. a and b are rows of 16-bit floats along k; fragments are those
-# of the PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type" and for mma.m16n8k8.
-# Four neighbours with one load; C++ that clang takes for AMD too.
+# Four neighbours with one load, or two; C++ that clang takes for AMD too. `aligned` tells compilers
+# where neighbours in shared memory begin, who else would store them one by one.
 FOURS = r"""
 #ifndef STERNA_SIMT
+template <int N, class T> STERNA_MAYBE T *aligned(T *first) {
+    return (T *)__builtin_assume_aligned(first, N);
+}
 template <class T> struct alignas(4 * sizeof(T)) Four { T at[4]; };
 template <class T> STERNA_MAYBE void load_four(T *to, const T *from) {
     const Four<T> found = *(const Four<T> *)from;
     to[0] = found.at[0], to[1] = found.at[1], to[2] = found.at[2], to[3] = found.at[3];
+}
+struct alignas(8) Two { u32 at[2]; };
+STERNA_MAYBE void load_u32x2(u32 *to, const u32 *from) {
+    const Two found = *(const Two *)from;
+    to[0] = found.at[0], to[1] = found.at[1];
 }
 STERNA_MAYBE void load_u32x4(u32 *to, const u32 *from) { load_four(to, from); }
 STERNA_MAYBE void load_i32x4(i32 *to, const i32 *from) { load_four(to, from); }
@@ -101,6 +113,8 @@ STERNA_MAYBE void load_u16x4(u16 *to, const u16 *from) { load_four(to, from); }
 #endif
 """
 
+# c += a b on a warp's tensor core. a and b are rows of 16-bit floats along k; fragments are those
+# of the PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type" and for mma.m16n8k8.
 _SMALL_UNIT = r"""
 STERNA_MAYBE void multiply_16x8x8(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
                                   const u16 *a, i32 a_row, const u16 *b, i32 b_row) {
@@ -127,6 +141,7 @@ STERNA_MAYBE void multiply_16x8x16@(f32 &c0, f32 &c1, f32 &c2, f32 &c3,
 }
 """
 _WARP = 32
+_VECTOR = 16  # bytes
 
 
 def by_dtype(unit: str) -> str:
@@ -138,7 +153,7 @@ class Cuda(CStyle):
     """CUDA C++."""
 
     HALVES = True
-    VECTORS = frozenset((d, 4) for d in (U32, I32, F32, F16, BF16))
+    VECTORS = frozenset({(U32, 2), *((d, 4) for d in (U32, I32, F32, F16, BF16))})
 
     def head(self, s: Signature) -> str:
         const = ("const ", "")
@@ -151,8 +166,22 @@ class Cuda(CStyle):
         return f'extern "C" __global__ void {bound} {s.symbol}({", ".join(parts)}) {{'
 
     def shared(self, dtype: DType, title: str, size: int) -> str:
-        aligned = "alignas(16) " if self.octets else ""
-        return f"{aligned}__shared__ {self.TYPES[dtype]} {title}[{size}];"
+        # So that compilers store neighbours at once.
+        return f"alignas(16) __shared__ {self.TYPES[dtype]} {title}[{size}];"
+
+    def place(self, buffer: Buffer, index: tuple[Expr, ...]) -> str:
+        """In shared memory neighbours as such, where they are the turns of a loop."""
+        if buffer.scope != "shared" or buffer in self.whole:
+            return super().place(buffer, index)
+        number = self.simplifier.sum(self.simplifier.expr(self.flat(buffer, index)))
+        for lane, factor in number.terms.items():
+            first, turns = number.drop(lane), _turns(lane) if factor == 1 else 1
+            _, rest = first.split(turns)
+            if turns > 1 and not rest.terms and not rest.constant:
+                there = self.element(buffer, self.text(self.simplifier.build(first, I32)))
+                size = min(_VECTOR, turns * buffer.dtype.bytes)
+                return f"aligned<{size}>(&{there})[{self.text(lane)}]"
+        return super().place(buffer, index)
 
     def multiplier(self, title: str, unit: MatrixUnit, dtype: DType) -> None:
         if unit.octets and (text := warpgroup_product(title, unit, dtype)) not in self.before:
@@ -177,6 +206,12 @@ class Cuda(CStyle):
         if rest:
             warp = f"({self.thread_index()} < {full * _WARP} ? {warp} : {last})" if full else last
         return f"swap_f32({value}, {distance}, {warp})"
+
+
+def _turns(e: Expr) -> int:
+    """Of a loop that a vector's elements could be; 1 of what is none."""
+    turns = e.hi + 1 if isinstance(e, Var) and e.lo == 0 and e.hi is not None else 1
+    return turns if turns in (2, 4, 8, 16) else 1
 
 
 RENDERER = MachineCodeRenderer(

@@ -42,6 +42,10 @@ template <class T> STERNA_MAYBE void load_four(thread T *to, const device T *fro
     const vec<T, 4> found = *(const device vec<T, 4> *)from;
     to[0] = found[0], to[1] = found[1], to[2] = found[2], to[3] = found[3];
 }
+STERNA_MAYBE void load_u32x2(thread u32 *to, const device u32 *from) {
+    const uint2 found = *(const device uint2 *)from;
+    to[0] = found[0], to[1] = found[1];
+}
 #define load_u32x4(to, from) load_four<u32>(to, from)
 #define load_i32x4(to, from) load_four<i32>(to, from)
 #define load_f32x4(to, from) load_four<f32>(to, from)
@@ -65,7 +69,7 @@ class Metal(CStyle):
     """The Metal shading language."""
 
     HALVES = True
-    VECTORS = frozenset((d, 4) for d in (U32, I32, F32, F16, BF16))
+    VECTORS = frozenset({(U32, 2), *((d, 4) for d in (U32, I32, F32, F16, BF16))})
 
     def head(self, s: Signature) -> str:
         const = ("const ", "")

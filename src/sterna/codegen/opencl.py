@@ -31,6 +31,10 @@ typedef ulong u64;
         const T found = *(const __global T *)(from); \
         (to)[0] = found.s0, (to)[1] = found.s1, (to)[2] = found.s2, (to)[3] = found.s3; \
     } while (0)
+#define load_u32x2(to, from) do { \
+        const uint2 found = *(const __global uint2 *)(from); \
+        (to)[0] = found.s0, (to)[1] = found.s1; \
+    } while (0)
 #define load_u32x4(to, from) load_four(uint4, to, from)
 #define load_i32x4(to, from) load_four(int4, to, from)
 #define load_f32x4(to, from) load_four(float4, to, from)
@@ -65,7 +69,7 @@ _SUBGROUP = 16  # threads, of kernels that swap: drivers choose a size by themse
 class OpenCL(CStyle):
     """OpenCL C."""
 
-    VECTORS = frozenset((d, 4) for d in (U32, I32, F32, F16, BF16))
+    VECTORS = frozenset({(U32, 2), *((d, 4) for d in (U32, I32, F32, F16, BF16))})
 
     def head(self, s: Signature) -> str:
         const = ("const ", "")

@@ -10,6 +10,7 @@ along a vectorized axis, whose buffers have readable slack after their end.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from sterna.base.dtype import DType
 from sterna.base.errors import ScheduleError
@@ -141,7 +142,8 @@ class _Emission(Placed):
         kept = Store(own, index, self._value(attached))
         ahead = self._nest(attached, 0, self._guarded(attached, kept, reduces=True))
         out = Store(two, (following[loop.var] % 2, *index), Load(own, index))
-        store = self._nest(attached, 0, self._guarded(attached, out, reduces=True))
+        done = replace(attached, reads=[], ahead=[])  # nothing is read to store it
+        store = self._nest(done, 0, self._guarded(attached, out, reduces=True))
         more = following[loop.var] < loop.extent
         ahead = substitute(self.exact(ahead), following)
         return Alloc(own, seq(If(more, ahead), body, If(more, store)))

@@ -213,9 +213,9 @@ def _in_groups(group: Group, knobs: GroupKnobs, target: Target) -> Plan:
         few = _most_rows(found) <= knobs.few_rows
         if not (few or unit is None or unit.opaque) and has_digits(group, unit.depth):
             return Plan("matmul_units", replace(unit_table()[unit.shape], unit=unit))
+        knobs = replace(knobs, lanes=max(1, target.load_bytes // _WORD))
         if few:
-            lanes = max(1, target.load_bytes // _WORD)
-            return Plan("matvec_groups", replace(knobs, lanes=lanes))
+            return Plan("matvec_groups", knobs)
         if knobs.panels * group_panel_bytes(found, knobs) > target.shared_bytes:
             knobs = replace(knobs, panels=1)
         return Plan("matmul_groups", knobs)

@@ -220,7 +220,7 @@ def _by_vectors(
     name, n, g = partial.name, partial.axes[1].name, partial.axes[2].name
     k, codes = partial.over[0].name, _codes(found, partial, knobs)
     slices = min(knobs.chunk, knobs.slices * knobs.lanes)
-    read = (*words, *_rows_of_x(found, partial, knobs))
+    read = (*words, *_rows_of_x(found, partial, knobs.lanes))
     return (
         Split(name, n, f"{n}_thread", f"{n}_lane", knobs.lanes),
         Split(name, g, f"{g}_turn", f"{g}_slice", slices),
@@ -259,14 +259,16 @@ def _words(found: Product, knobs: GroupKnobs) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _rows_of_x(found: Product, partial: Compute, knobs: GroupKnobs) -> tuple[str, ...]:
-    """The other inputs that can be read in vectors along k."""
-    k = partial.over[0].var
-    others = [load for load in loads(partial.body) if load.buffer is not found.weight.out]
+def _rows_of_x(found: Product, stage: Compute, lanes: int) -> tuple[str, ...]:
+    """The other inputs of a sum that can be read in vectors along k."""
+    k, extent = stage.over[0].var, const_value(stage.over[0].extent)
+    others = [load for load in loads(stage.body) if load.buffer is not found.weight.out]
     times = Counter(load.buffer for load in others)
+    if lanes == 1 or extent is None or int(extent) % lanes:
+        return ()
     return tuple(
         load.buffer.name for load in others
-        if times[load.buffer] == 1 and side_by_side(load, k, knobs.lanes)
+        if times[load.buffer] == 1 and side_by_side(load, k, lanes)
     )  # fmt: skip
 
 
@@ -285,36 +287,44 @@ def matmul_groups(found: Product, knobs: GroupKnobs) -> Schedule:
         Thread(out.name, f"{n}_thread"),
         At(total.name, out.name, "group", "register"),
     ]
-    k = total.over[0].name
+    k, depth = total.over[0].name, _panel_depth(found, knobs)
     if partial is not None:
         panel: tuple[Step, ...] = (
             At(weight.name, total.name, k, "shared"),
-            *_panel(weight, knobs),
+            *_panel(weight, depth, knobs),
         )
+        read = _rows_of_x(found, partial, knobs.lanes) if _in_words(weight, depth, knobs) else ()
         if _ragged(weight, partial):  # the last panel would be smaller than the others
-            panel = (Inline(weight.name),)
+            panel, read = (Inline(weight.name),), ()
+        i = partial.over[0].name
         return (
             *steps,
-            *_sum(total, (k,), (), knobs),
+            *_sum(total, (k,), None, (), knobs),
             *panel,
             At(partial.name, total.name, k, "register"),
-            *_sum(partial, (partial.axes[2].name,), (partial.over[0].name,), knobs),
+            *_sum(partial, (partial.axes[2].name,), i, read, knobs),
         )
+    whole = _in_words(weight, depth, knobs) and depth % knobs.lanes == 0
+    read = _rows_of_x(found, total, knobs.lanes) if whole else ()
     return (
         *steps,
-        Split(total.name, k, f"{k}_block", f"{k}_inside", knobs.depth),
-        *_sum(total, (f"{k}_block",), (f"{k}_inside",), knobs),
+        Split(total.name, k, f"{k}_block", f"{k}_inside", depth),
+        *_sum(total, (f"{k}_block",), f"{k}_inside", read, knobs),
         At(weight.name, total.name, f"{k}_block", "shared"),
-        *_panel(weight, knobs),
+        *_panel(weight, depth, knobs),
     )
 
 
 def panel_bytes(found: Product, knobs: GroupKnobs) -> int:
     """What one panel of `matmul_groups` takes of the memory that a group shares."""
-    depth = knobs.depth
-    if found.partial is not None:
-        depth = int(const_value(found.partial.over[0].extent) or 0)
-    return depth * knobs.rows * found.weight.out.dtype.bytes
+    return _panel_depth(found, knobs) * knobs.rows * found.weight.out.dtype.bytes
+
+
+def _panel_depth(found: Product, knobs: GroupKnobs) -> int:
+    """Steps of k in a panel."""
+    if found.partial is None:
+        return knobs.depth
+    return int(const_value(found.partial.over[0].extent) or 0)
 
 
 def _ragged(weight: Compute, partial: Compute) -> bool:
@@ -329,26 +339,80 @@ def _tokens(stage: Compute, axis: str, knobs: GroupKnobs) -> tuple[Step, ...]:
 
 
 def _sum(
-    stage: Compute, outer: tuple[str, ...], inner: tuple[str, ...], knobs: GroupKnobs
+    stage: Compute,
+    outer: tuple[str, ...],
+    inner: str | None,
+    read: tuple[str, ...],
+    knobs: GroupKnobs,
 ) -> tuple[Step, ...]:
-    """Each thread sums its own tile: outer { threads { inner { each } } }."""
+    """Each thread sums its own tile: outer { threads { inner { each } } }.
+
+    What is `read` in vectors along `inner`: threads { vectors { each { lanes of inner } } }.
+    """
     m, n = stage.axes[0].name, stage.axes[1].name
+    each, vector, lane = f"{m}_each", f"{inner}_vector", f"{inner}_lane"
+    inside = (vector, each, lane) if read else (each,) if inner is None else (inner, each)
     return (
         *_tokens(stage, m, knobs),
-        Reorder(stage.name, (*outer, f"{m}_thread", n, *inner, f"{m}_each")),
+        *((Split(stage.name, inner, vector, lane, knobs.lanes),) if inner and read else ()),
+        Reorder(stage.name, (*outer, f"{m}_thread", n, *inside)),
         Thread(stage.name, f"{m}_thread"),
         Thread(stage.name, n),
+        *((Unroll(stage.name, loop) for loop in (each, lane)) if read else ()),
+        *(CacheRead(stage.name, each, buffer, knobs.lanes) for buffer in read),
     )
 
 
-def _panel(weight: Compute, knobs: GroupKnobs) -> tuple[Step, ...]:
-    """The group's threads unpack a panel together, neighbours along the rows."""
-    k, n = weight.axes[0].name, weight.axes[1].name
-    turn, thread = f"{k}_turn", f"{k}_thread"
+def _in_words(weight: Compute, depth: int, knobs: GroupKnobs) -> bool:
+    """Whether each thread has whole words of every panel; else words are unpacked by several."""
+    threads = knobs.tokens // knobs.each
+    filled = int(const_value(weight.axes[0].extent) or 1) % depth == 0
+    return filled and depth % threads == 0 and depth // threads % period(weight) == 0
+
+
+def _panel(weight: Compute, depth: int, knobs: GroupKnobs) -> tuple[Step, ...]:
+    """The group's threads unpack a panel together, neighbours along the rows.
+
+    A thread's words are read by no other, and up to `lanes` of them at once: those of one step of
+    k, in neighbouring rows.
+    """
+    name, k, n = weight.name, weight.axes[0].name, weight.axes[1].name
+    threads, thread, row = knobs.tokens // knobs.each, f"{k}_thread", f"{n}_thread"
+    two = (DoubleBuffer(name),) if knobs.panels == 2 else ()
+    if not _in_words(weight, depth, knobs):
+        turn = f"{k}_turn"
+        return (
+            *two,
+            Split(name, k, turn, thread, threads),
+            Reorder(name, (thread, n, turn)),
+            Thread(name, thread),
+            Thread(name, n),
+        )
+    codes, own = period(weight), depth // threads
+    lanes, read = _side_by_side(weight, knobs.rows, min(knobs.lanes, own // codes))
+    word, code, lane = f"{k}_word", f"{k}_code", f"{n}_lane"
     return (
-        *((DoubleBuffer(weight.name),) if knobs.panels == 2 else ()),
-        Split(weight.name, k, turn, thread, knobs.tokens // knobs.each),
-        Reorder(weight.name, (thread, n, turn)),
-        Thread(weight.name, thread),
-        Thread(weight.name, n),
+        *two,
+        Split(name, k, thread, f"{k}_own", own // lanes),
+        Split(name, f"{k}_own", word, code, codes),
+        Split(name, n, row, lane, lanes),
+        Reorder(name, (thread, row, word, code, lane)),
+        Thread(name, thread),
+        Thread(name, row),
+        *(Unroll(name, loop) for loop in (word, code, lane)),
+        *(CacheRead(name, word, buffer, lanes) for buffer in read),
     )
+
+
+def _side_by_side(weight: Compute, rows: int, most: int) -> tuple[int, tuple[str, ...]]:
+    """How many rows a thread reads at once, up to `most`, and of which inputs; 1 is of none."""
+    n, there = weight.axes[1].var, int(const_value(weight.axes[1].extent) or 1)
+    read = list(loads(weight.body))
+    names = tuple({load.buffer.name: None for load in read})
+    lanes = 1 << (most.bit_length() - 1)
+    while lanes > 1 and len(names) == len(read):
+        whole = there % lanes == 0 and rows % lanes == 0
+        if whole and all(side_by_side(load, n, lanes) for load in read):
+            return lanes, names
+        lanes //= 2
+    return 1, ()
