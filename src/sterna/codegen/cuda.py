@@ -7,13 +7,18 @@ change results, and the tests' simulator (STERNA_SIMT), which brings its own pre
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from math import gcd
+
 from sterna.base.dtype import BF16, F16, F32, I32, U32, DType
 from sterna.base.target import MatrixUnit
 from sterna.codegen.c_math import group_math
 from sterna.codegen.cstyle import CStyle, Signature
 from sterna.codegen.gpu_code import MachineCodeRenderer, ptx_or_fatbin
 from sterna.codegen.warpgroup import OCTETS, warpgroup_product
-from sterna.ir.expr import Buffer, Expr, Var
+from sterna.ir.expr import Buffer, Expr
+from sterna.ir.linear import Sum
+from sterna.ir.loop import ForKind
 
 _PRELUDE = r"""
 typedef float f32;
@@ -47,15 +52,19 @@ STERNA_MAYBE f32 bits_f32(u32 x) { return __uint_as_float(x); }
 STERNA_MAYBE u32 bits_u32(f32 x) { return __float_as_uint(x); }
 STERNA_MAYBE f32 fma_f32(f32 a, f32 b, f32 c) { return __fmaf_rn(a, b, c); }
 STERNA_MAYBE f32 sqrt_f32(f32 x) { return __fsqrt_rn(x); }
-#ifdef STERNA_BARE // between stores that could be one, an asm keeps clang from making them one
+#ifdef STERNA_BARE // where an asm stands between stores that could be one, clang leaves them
 STERNA_MAYBE f32 f32_from_f16(u16 x) { return (f32)__builtin_bit_cast(_Float16, x); }
+STERNA_MAYBE u16 f16_from_f32(f32 x) { return __builtin_bit_cast(u16, (_Float16)x); }
+STERNA_MAYBE u16 f16_from_whole(i32 above, u16 base) {
+    const _Float16 whole = __builtin_bit_cast(_Float16, (u16)(0x6400 | above));
+    return __builtin_bit_cast(u16, (_Float16)(whole - __builtin_bit_cast(_Float16, base)));
+}
 #else
 STERNA_MAYBE f32 f32_from_f16(u16 x) {
     f32 r;
     asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(x));
     return r;
 }
-#endif
 STERNA_MAYBE u16 f16_from_f32(f32 x) {
     u16 r;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(x));
@@ -66,6 +75,7 @@ STERNA_MAYBE u16 f16_from_whole(i32 above, u16 base) {
     asm("sub.f16 %0, %1, %2;" : "=h"(r) : "h"((u16)(0x6400 | above)), "h"(base));
     return r;
 }
+#endif
 STERNA_MAYBE f32 swap_f32(f32 x, i32 distance, u32 warp) {
     return __shfl_xor_sync(warp, x, distance);
 }
@@ -149,11 +159,14 @@ def by_dtype(unit: str) -> str:
     return unit.replace("@", "") + unit.replace("@", "_bf16")
 
 
+@dataclass
 class Cuda(CStyle):
-    """CUDA C++."""
+    """CUDA C++. `written` are the variables of loops that are written out."""
 
     HALVES = True
     VECTORS = frozenset({(U32, 2), *((d, 4) for d in (U32, I32, F32, F16, BF16))})
+
+    written: set[str] = field(default_factory=set)
 
     def head(self, s: Signature) -> str:
         const = ("const ", "")
@@ -169,19 +182,25 @@ class Cuda(CStyle):
         # So that compilers store neighbours at once.
         return f"alignas(16) __shared__ {self.TYPES[dtype]} {title}[{size}];"
 
-    def place(self, buffer: Buffer, index: tuple[Expr, ...]) -> str:
-        """In shared memory neighbours as such, where they are the turns of a loop."""
-        if buffer.scope != "shared" or buffer in self.whole:
-            return super().place(buffer, index)
+    def count(self, var: str, end: str, kind: ForKind) -> None:
+        if kind is ForKind.UNROLL:
+            self.written.add(var)
+        super().count(var, end, kind)
+
+    def store(self, buffer: Buffer, index: tuple[Expr, ...], value: Expr) -> None:
+        """To shared memory as to a neighbour of what the other turns of a written loop store."""
+        if buffer.scope != "shared":
+            super().store(buffer, index, value)
+            return
+        text, place = self.text(value), self.place(buffer, index)
         number = self.simplifier.sum(self.simplifier.expr(self.flat(buffer, index)))
         for lane, factor in number.terms.items():
-            first, turns = number.drop(lane), _turns(lane) if factor == 1 else 1
-            _, rest = first.split(turns)
-            if turns > 1 and not rest.terms and not rest.constant:
+            first = number.drop(lane)
+            size = _begins(first) * buffer.dtype.bytes
+            if factor == 1 and self.text(lane) in self.written and size > buffer.dtype.bytes:
                 there = self.element(buffer, self.text(self.simplifier.build(first, I32)))
-                size = min(_VECTOR, turns * buffer.dtype.bytes)
-                return f"aligned<{size}>(&{there})[{self.text(lane)}]"
-        return super().place(buffer, index)
+                place = f"aligned<{min(_VECTOR, size)}>(&{there})[{self.text(lane)}]"
+        self.line(f"{place} = {text};")
 
     def multiplier(self, title: str, unit: MatrixUnit, dtype: DType) -> None:
         if unit.octets and (text := warpgroup_product(title, unit, dtype)) not in self.before:
@@ -208,10 +227,10 @@ class Cuda(CStyle):
         return f"swap_f32({value}, {distance}, {warp})"
 
 
-def _turns(e: Expr) -> int:
-    """Of a loop that a vector's elements could be; 1 of what is none."""
-    turns = e.hi + 1 if isinstance(e, Var) and e.lo == 0 and e.hi is not None else 1
-    return turns if turns in (2, 4, 8, 16) else 1
+def _begins(first: Sum) -> int:
+    """The power of two whose multiple a number surely is, up to a vector's elements."""
+    common = gcd(_VECTOR, first.constant, *first.terms.values())
+    return common & -common
 
 
 RENDERER = MachineCodeRenderer(

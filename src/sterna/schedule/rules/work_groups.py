@@ -48,7 +48,7 @@ class GroupKnobs:
     are kept in shared memory: one, or two, of which the next is filled while one is multiplied.
     `lanes` rows of the weight are a thread's, where packed words of so many lie side by side: it
     reads them, and as many elements of x, at once, and `lanes` times as many threads share a scale
-    group's neighbours.
+    group's neighbours. Of a panel's words a thread reads up to `lanes` at once, as many as are its.
     """
 
     few_rows: int
