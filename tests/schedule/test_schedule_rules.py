@@ -26,6 +26,7 @@ from sterna.ir.loop import Prefetch
 from sterna.ir.rewrite import visit
 from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import MLC_SCHEMES, SCHEMES
+from sterna.schedule.apply import apply
 from sterna.schedule.choose import Plan, choose, schedule
 from sterna.schedule.rules.matmul import MatmulKnobs
 from sterna.schedule.steps import Schedule
@@ -147,6 +148,16 @@ def test_parts_of_k_asked_for_ahead_give_the_same_bits(
         for out in library.run(title, arrays, n=count).values()
     ]
     assert all(np.array_equal(out, outs[0]) for out in outs)
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_each_cache_line_is_asked_for_once(lanes: int) -> None:
+    """However many registers it fills: 32 rows of a weight are two lines of f32."""
+    group = product_group("lines", (128, 96), SCHEMES["q0f32"], MANY)
+    knobs = MatmulKnobs(lanes, vectors=32 // lanes, items=1, ahead=1024)
+    func = apply(group, schedule(group, Plan("skinny_matmul", knobs)))
+    asked = [n.place for n in visit(func.body) if isinstance(n, Prefetch)]
+    assert [p.buffer.name for p in asked] == ["layer_weight"] * 2
 
 
 @pytest.mark.parametrize("width", WIDTHS)

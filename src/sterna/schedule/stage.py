@@ -15,7 +15,7 @@ from sterna.ir.compute import Compute
 from sterna.ir.expr import Buffer, Const, Expr, Var, ceil_div, const_value, wrap
 from sterna.ir.loop import ForKind
 from sterna.ir.rewrite import free_vars, substitute
-from sterna.ir.simplify import simplify
+from sterna.ir.simplify import Simplifier, simplify
 from sterna.schedule.cached import Cached
 from sterna.schedule.steps import (
     Ahead,
@@ -112,11 +112,12 @@ class Stage:
         for loop in inner:
             count = const_value(loop.extent) if loop.var in used and not loop.reduces else None
             turns.append(range(0, int(count or 1), size if loop.kind is ForKind.VECTOR else 1))
+        simplifier = Simplifier()  # one, so that equal expressions are one object
         places: dict[tuple[Expr, ...], tuple[Expr, ...]] = {}
         for turn in product(*turns):
             at = {loop.var: wrap(i) for loop, i in zip(inner, turn, strict=True)}
-            *rows, column = (simplify(substitute(i, at)) for i in index)
-            places.setdefault((*rows, simplify(column // size)), (*rows, column))
+            *rows, column = (simplifier.expr(substitute(i, at)) for i in index)
+            places.setdefault((*rows, simplifier.expr(column // size)), (*rows, column))
         return list(places.values())
 
     def index(self, axis: Var) -> Expr:
