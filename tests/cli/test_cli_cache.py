@@ -35,3 +35,5 @@ def test_devices_say_what_they_lack(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["cpu", "yes"]
     assert any(line.startswith("metal") and "missing: " in line for line in lines)
+    toolkits = {line.split()[0] for line in lines if " toolkit: " in line}
+    assert toolkits == {"cuda", "metal"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from ctypes import c_void_p
 from pathlib import Path
@@ -17,7 +18,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
 from adding_kernel import adding_kernel
 from fake_metal import FakeMetal
 
-from sterna.base.errors import ArtifactError, DeviceError, Error, OutOfMemory, Unavailable
+from sterna.base.errors import (
+    ArtifactError,
+    DeviceError,
+    Error,
+    OutOfMemory,
+    ToolchainError,
+    Unavailable,
+)
+from sterna.base.target import parse_target
+from sterna.codegen.renderer import renderer_of
 from sterna.runtime import metal
 from sterna.runtime.metal import MetalDevice
 
@@ -42,14 +52,17 @@ def add_twice(device: MetalDevice) -> np.ndarray[Any, Any]:
     return out
 
 
+def expected() -> np.ndarray[Any, Any]:
+    out = np.arange(1024, dtype=np.uint32).view(np.uint8).copy()
+    out[2048:2112] = out[:64]
+    out[1024 : 1024 + 999] += 2
+    out[1024 : 1024 + 5] += 2
+    return out
+
+
 def test_memory_and_kernels() -> None:
     device = opened()
-    out = add_twice(device)
-    expected = np.arange(1024, dtype=np.uint32).view(np.uint8).copy()
-    expected[2048:2112] = expected[:64]
-    expected[1024 : 1024 + 999] += 2
-    expected[1024 : 1024 + 5] += 2
-    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(add_twice(device), expected())
     runtime: Any = device._runtime
     assert runtime.options == ["fast math False"]
     device.close()
@@ -57,6 +70,54 @@ def test_memory_and_kernels() -> None:
     made = [at for at, kept in runtime.references.items() if kept > 0]
     kinds = {type(runtime.objects[at]).__name__ for at in made}
     assert kinds <= {"str", "Commands", "tuple"}  # what the pool would have released
+
+
+def write_xcode(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """An `xcrun` on the PATH; of what it is called with, its script has the last three words."""
+    script = folder / "xcrun"
+    script.write_text(f"#!/bin/sh\n{body}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+XCODE = """case "$*" in
+"-sdk macosx -find metal") echo /Xcode/metal ;;
+"-sdk macosx metal -O2 -fno-fast-math "*"kernels.metal -o kernels.metallib")
+    { echo MTLB; cat kernels.metal; } > kernels.metallib ;;
+*) exit 1 ;;
+esac"""
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_finished_code_is_taken_where_a_library_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    """A system that refuses it compiles the source beside it."""
+    source, _ = adding_kernel("metal")
+    write_xcode(tmp_path, monkeypatch, XCODE)
+    assert adding_kernel("metal")[0] == source + b"\0MTLB\n" + source
+    device = opened(*(["newLibraryWithData:error:"] if refused else []))
+    np.testing.assert_array_equal(add_twice(device), expected())
+    runtime: Any = device._runtime
+    assert runtime.options == (["fast math False"] if refused else ["finished code"])
+    device.close()
+
+
+def test_xcode_without_its_metal_compiler_takes_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, renderer = adding_kernel("metal")[0], renderer_of(parse_target("metal"))
+    write_xcode(tmp_path, monkeypatch, "exit 72")
+    assert adding_kernel("metal")[0] == before
+    assert renderer.toolkit is not None
+    assert renderer.toolkit.report().startswith("no xcrun here: libraries hold source")
+
+
+def test_what_xcode_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = 'case "$*" in *-find*) exit 0 ;; esac; echo "kernels.metal:1: no such type" >&2; exit 1'
+    write_xcode(tmp_path, monkeypatch, body)
+    with pytest.raises(ToolchainError, match="no such type"):
+        adding_kernel("metal")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from sterna.runtime.metal import MetalDevice
 
 _KERNEL = re.compile(r"kernel void (\w+)\(")
 COMPLETED, FAILED = 4, 5
+FINISHED = b"MTLB"  # begins what the tests' Xcode makes: this line, and the source again
 
 
 def _number(given: Any) -> int:
@@ -65,6 +66,9 @@ class FakeMetal:
 
     def read(self, string: Any) -> str:
         return str(self.objects[_number(string)]) if _number(string) else ""
+
+    def data(self, content: bytes) -> c_void_p:
+        return c_void_p(self._new(content))
 
     @contextmanager
     def pool(self) -> Iterator[None]:
@@ -131,10 +135,19 @@ class FakeMetal:
     def setFastMathEnabled(self, at: int, found: Any, on: Any) -> None:  # noqa: N802
         self.options.append(f"fast math {on.value}")
 
+    def newLibraryWithData(self, at: int, found: Any, data: Any, error: Any) -> Any:  # noqa: N802
+        self.options.append("finished code")
+        mark, _, text = self.objects[_number(data)].partition(b"\n")
+        assert mark == FINISHED
+        return self._library(text.decode())
+
     def newLibraryWithSource(  # noqa: N802
         self, at: int, found: Any, source: Any, options: Any, error: Any
     ) -> Any:
-        text = re.sub(r"\[\[.*?\]\]", "", self.objects[_number(source)])
+        return self._library(self.objects[_number(source)])
+
+    def _library(self, source: str) -> Any:
+        text = re.sub(r"\[\[.*?\]\]", "", source)
         entries = [
             f'extern "C" const char *run_{title}(unsigned groups, unsigned threads, void **buffers,'
             f" int *dims) {{ return simt::launch({title}, groups, threads, "

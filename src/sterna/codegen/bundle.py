@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import msgspec
@@ -20,6 +20,7 @@ from sterna.base.errors import CodegenError
 from sterna.base.target import Target
 from sterna.codegen.cstyle import CStyle, GroupSource, render_groups
 from sterna.codegen.renderer import LibraryParts
+from sterna.codegen.toolkit import Toolkit
 from sterna.ir.loop import PrimFunc
 
 CODE = "code"
@@ -32,6 +33,7 @@ class SourceRenderer:
     source_suffix: str
     style: type[CStyle]
     prelude: str
+    toolkit: Toolkit | None = field(default=None, kw_only=True)
 
     def render_kernel(self, func: PrimFunc, target: Target) -> GroupSource:
         """See Renderer."""
@@ -52,8 +54,8 @@ class SourceRenderer:
         return self.library_source(parts).encode()
 
     def build_version(self, target: Target) -> str:
-        """See Renderer: no outside tool takes part."""
-        return self.source_suffix
+        """See Renderer: nothing but a toolkit takes part."""
+        return " ".join([self.source_suffix, *(self.toolkit.found() if self.toolkit else ())])
 
 
 def build_bundle(parts: LibraryParts, code: bytes, target: Target) -> bytes:

@@ -29,6 +29,7 @@ class LibraryRenderer:
     """The Renderer of machine code."""
 
     source_suffix: str = ".c"
+    toolkit: None = None
 
     def render_kernel(self, func: PrimFunc, target: Target) -> CSource:
         """See Renderer: a kernel's C text is the same for every machine."""

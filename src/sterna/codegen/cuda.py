@@ -14,7 +14,7 @@ from sterna.base.dtype import BF16, F16, F32, I32, U32, DType
 from sterna.base.target import MatrixUnit
 from sterna.codegen.c_math import group_math
 from sterna.codegen.cstyle import CStyle, Signature
-from sterna.codegen.gpu_code import MachineCodeRenderer, ptx_or_fatbin
+from sterna.codegen.gpu_code import PTX_TOOLS, MachineCodeRenderer, ptx_or_fatbin
 from sterna.codegen.warpgroup import OCTETS, warpgroup_product
 from sterna.ir.expr import Buffer, Expr
 from sterna.ir.linear import Sum
@@ -238,5 +238,5 @@ RENDERER = MachineCodeRenderer(
     Cuda,
     _PRELUDE + FOURS + _SMALL_UNIT + by_dtype(_UNIT) + OCTETS + group_math(),
     ptx_or_fatbin,
-    ("ptxas", "fatbinary"),
+    toolkit=PTX_TOOLS,
 )

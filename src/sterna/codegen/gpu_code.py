@@ -8,7 +8,6 @@ PTX. A target without architectures keeps its source, which the device's machine
 
 from __future__ import annotations
 
-import shutil
 import struct
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,12 +19,18 @@ from sterna.base.target import Target
 from sterna.codegen.bundle import SourceRenderer
 from sterna.codegen.renderer import LibraryParts
 from sterna.codegen.toolchain import Clang, find_clang, run_tool
+from sterna.codegen.toolkit import Toolkit
 
 # As the CPU's: nothing that reorders or contracts. `bare` says that no vendor's header is there.
 _MEANING = (
     "-O3", "-ffp-contract=off", "-fno-math-errno", "-g0", "-DSTERNA_BARE",
     "-Wno-unknown-cuda-version",
 )  # fmt: skip
+PTX_TOOLS = Toolkit(
+    ("ptxas", "fatbinary"),
+    adds="libraries hold finished code beside PTX",
+    without="libraries hold PTX, which the driver finishes when a model is loaded",
+)
 _MARK = b"__CLANG_OFFLOAD_BUNDLE__"
 _PAGE = 4096  # code objects begin at multiples of it
 _OLDEST_PTX = {"": "65", "sm_80": "70", "sm_86": "71", "sm_89": "78", "sm_90": "78", "sm_90a": "80",
@@ -37,7 +42,6 @@ class MachineCodeRenderer(SourceRenderer):
     """A Renderer whose artifact carries code for the architectures of the target's row."""
 
     make: Callable[[str, Sequence[str]], bytes]
-    tools: tuple[str, ...] = ()  # outside tools that take part where they are installed
 
     def library_code(self, parts: LibraryParts, target: Target) -> bytes:
         """Machine code, or the source where the row names no architecture."""
@@ -48,8 +52,8 @@ class MachineCodeRenderer(SourceRenderer):
         """See Renderer."""
         if not target.architectures:
             return self.source_suffix
-        used = [str(shutil.which(tool)) for tool in self.tools]
-        return " ".join([self.source_suffix, find_clang().version, *_MEANING, *used])
+        own = SourceRenderer.build_version(self, target)
+        return " ".join([own, find_clang().version, *_MEANING])
 
 
 def ptx_or_fatbin(source: str, architectures: Sequence[str]) -> bytes:
@@ -58,9 +62,10 @@ def ptx_or_fatbin(source: str, architectures: Sequence[str]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="sterna-gpu-") as name:
         folder = Path(name)
         ptx = _ptx(source, architecture, folder)
-        ptxas, fatbinary = shutil.which("ptxas"), shutil.which("fatbinary")
-        if ptxas is None or fatbinary is None:
+        tools = PTX_TOOLS.found()
+        if not tools:
             return ptx + b"\0"
+        ptxas, fatbinary = tools
         run_tool([ptxas, f"-arch={architecture}", "kernels.ptx", "-o", "kernels.cubin"], folder)
         number = architecture.removeprefix("sm_")
         images = [

@@ -1,16 +1,32 @@
 """The renderer of Metal: kernels in the Metal shading language.
 
 Compile without fast math; contraction is switched off in the source. What wants the standard
-library stands in the prelude behind STERNA_SIMT, where the tests' simulator brings its own.
+library stands in the prelude behind STERNA_SIMT, where the tests' simulator brings its own. Where
+Xcode is installed, what its compiler makes of the source lies beside it in a library.
 """
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
 from sterna.base.dtype import BF16, F16, F32, I32, U32, DType
+from sterna.base.target import Target
 from sterna.codegen.bundle import SourceRenderer
 from sterna.codegen.c_math import group_math
 from sterna.codegen.cstyle import CStyle, Signature
+from sterna.codegen.renderer import LibraryParts
+from sterna.codegen.toolchain import run_tool
+from sterna.codegen.toolkit import Toolkit
 
+_XCODE = Toolkit(
+    ("xcrun",),
+    adds="libraries hold finished code beside the source",
+    without="libraries hold source, which the system compiles when a model is loaded",
+    asks=("xcrun", "-sdk", "macosx", "-find", "metal"),
+)
+_COMPILE = ("-sdk", "macosx", "metal", "-O2", "-fno-fast-math", "-mmacosx-version-min=12.0")
 _PRELUDE = r"""
 #ifndef STERNA_SIMT
 #include <metal_stdlib>
@@ -102,4 +118,23 @@ class Metal(CStyle):
         return "threadgroup_barrier(mem_flags::mem_device | mem_flags::mem_threadgroup);"
 
 
-RENDERER = SourceRenderer(".metal", Metal, _PRELUDE + group_math())
+@dataclass(frozen=True, slots=True)
+class MetalRenderer(SourceRenderer):
+    """Source, and after a zero byte what Xcode makes of it, where that is installed."""
+
+    def library_code(self, parts: LibraryParts, target: Target) -> bytes:
+        source = self.library_source(parts).encode()
+        tools = self.toolkit.found() if self.toolkit else ()
+        return source + b"\0" + _finished(tools[0], source) if tools else source
+
+
+def _finished(xcrun: str, source: bytes) -> bytes:
+    """A metallib; ToolchainError where the compiler refuses the source."""
+    with tempfile.TemporaryDirectory(prefix="sterna-gpu-") as name:
+        folder = Path(name)
+        (folder / "kernels.metal").write_bytes(source)
+        run_tool([xcrun, *_COMPILE, "kernels.metal", "-o", "kernels.metallib"], folder)
+        return (folder / "kernels.metallib").read_bytes()
+
+
+RENDERER = MetalRenderer(".metal", Metal, _PRELUDE + group_math(), toolkit=_XCODE)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from sterna.base.artifact import Manifest, Phase
 from sterna.base.target import Target
+from sterna.codegen.toolkit import Toolkit
 from sterna.ir.loop import PrimFunc
 
 
@@ -70,6 +71,11 @@ class Renderer(Protocol):
     @property
     def source_suffix(self) -> str:
         """Of a file with the library's source."""
+        ...
+
+    @property
+    def toolkit(self) -> Toolkit | None:
+        """A maker's tools that add to a library where they are installed."""
         ...
 
     def render_kernel(self, func: PrimFunc, target: Target) -> Rendered:

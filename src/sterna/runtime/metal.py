@@ -1,7 +1,9 @@
 """Metal as a device: Apple's framework through the Objective-C runtime; nothing is installed.
 
-Kernels come as source, which the system compiles when a model is loaded. Buffers are memory that
-processor and GPU share, so writing and reading are copies in memory. A step is one command buffer.
+Kernels come as source, which the system compiles when a model is loaded, or with finished code
+beside it, which is loaded as it is; a system that is too old for that compiles the source. Buffers
+are memory that processor and GPU share, so writing and reading are copies in memory. A step is one
+command buffer.
 """
 
 from __future__ import annotations
@@ -214,21 +216,34 @@ class MetalDevice:
     # Kernels.
 
     def compile(self, code: bytes, phases: Sequence[Phase]) -> dict[str, Any]:
-        """See Device: the system's own compiler, without fast math."""
-        runtime, error = self._runtime, c_void_p()
-        with runtime.pool():
-            options = self._own(runtime.send(runtime.kind("MTLCompileOptions"), "new"), "options")
-            runtime.send(options, "setFastMathEnabled:", c_bool(False), returns=None)
-            library = runtime.send(
-                self._id, "newLibraryWithSource:options:error:", runtime.text(code.decode()),
-                options, _place(error),
-            )  # fmt: skip
-            if not library:
-                raise ArtifactError(
-                    f"the Metal of {self.name} refused the kernels: {self._told(error)}"
-                )
-            held = self._own(library, "a library")
+        """See Device: finished code where the library has it and the system takes it, or source."""
+        source, _, finished = code.partition(b"\0")
+        with self._runtime.pool():
+            library = self._finished(finished) if finished else None
+            held = self._own(library or self._compiled(source.decode()), "a library")
             return {phase.symbol: self._function(held, phase) for phase in phases}
+
+    def _finished(self, code: bytes) -> Any:
+        """A library of finished code, or nothing where the system refuses it."""
+        data, error = self._runtime.data(code), c_void_p()
+        made = self._runtime.send(self._id, "newLibraryWithData:error:", data, _place(error))
+        self._runtime.send(data, "release", returns=None)
+        return made
+
+    def _compiled(self, source: str) -> Any:
+        """A library by the system's own compiler, without fast math."""
+        runtime, error = self._runtime, c_void_p()
+        options = self._own(runtime.send(runtime.kind("MTLCompileOptions"), "new"), "options")
+        runtime.send(options, "setFastMathEnabled:", c_bool(False), returns=None)
+        made = runtime.send(
+            self._id, "newLibraryWithSource:options:error:", runtime.text(source), options,
+            _place(error),
+        )  # fmt: skip
+        if not made:
+            raise ArtifactError(
+                f"the Metal of {self.name} refused the kernels: {self._told(error)}"
+            )
+        return made
 
     def _function(self, library: c_void_p, phase: Phase) -> _Function:
         runtime, error = self._runtime, c_void_p()

@@ -13,6 +13,7 @@ from ctypes import c_char_p, c_void_p
 from typing import Any
 
 _LIBRARY = "/usr/lib/libobjc.A.dylib"
+_SYSTEM = "/usr/lib/libSystem.B.dylib"
 
 
 class ObjectiveC:
@@ -51,6 +52,13 @@ class ObjectiveC:
         """The characters of a string object."""
         found = self.send(string, "UTF8String", returns=c_char_p) if string else None
         return (found or b"").decode(errors="replace")
+
+    def data(self, content: bytes) -> c_void_p:
+        """A `dispatch_data_t` with a copy of the bytes, which the caller releases."""
+        system = ctypes.CDLL(_SYSTEM)
+        system.dispatch_data_create.restype = c_void_p
+        size = ctypes.c_size_t(len(content))
+        return c_void_p(system.dispatch_data_create(c_char_p(content), size, None, None))
 
     @contextmanager
     def pool(self) -> Iterator[None]:
