@@ -33,7 +33,7 @@ from sterna.quantize.scheme import SCHEMES, Scheme
 from sterna.schedule.apply import apply
 from sterna.schedule.choose import RULES, Plan, choose, plan_of, schedule
 from sterna.schedule.pairs import in_pairs
-from sterna.schedule.rules.matmul import MatmulKnobs
+from sterna.schedule.rules.matmul import MatmulKnobs, MatvecKnobs
 from sterna.schedule.signed import signed
 from sterna.schedule.steps import Ahead, Split
 
@@ -345,6 +345,14 @@ def test_words_are_asked_for_ahead() -> None:
     other = Ahead(ahead.stage, ahead.axis, "no_such_input", 1)
     with pytest.raises(ScheduleError, match="does not read 'no_such_input'"):
         apply(group, (*steps, other))
+
+
+@pytest.mark.parametrize(("name", "lines"), [("q4f16_1", 1), ("q4f16_1 i8", 2), ("q3f16_1", 3)])
+def test_all_words_of_a_turn_are_asked_for(name: str, lines: int) -> None:
+    """16 rows of a weight are a line of words, and a turn takes 1, 2 or 3 of a row's."""
+    group = kernels(name, 2)["product"]
+    func = apply(group, schedule(group, Plan("matvec", MatvecKnobs(8, unroll=4, ahead=8192))))
+    assert len([n for n in visit(func.body) if isinstance(n, Prefetch)]) == lines
 
 
 @pytest.mark.parametrize(

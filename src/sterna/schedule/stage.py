@@ -104,13 +104,15 @@ class Stage:
     def lines(self, outer: Loop, index: tuple[Expr, ...], size: int) -> list[tuple[Expr, ...]]:
         """Where in a buffer each line of `size` elements begins that one turn of `outer` reads.
 
-        `index` is what is read there. Loops inside that add up are at their first turn.
+        `index` is what is read there. Loops inside that add up are at their first turn, unless they
+        are written out.
         """
         inner = self.loops[self.loops.index(outer) + 1 :]
         used = {v for i in index for v in free_vars(i)}
         turns = []
         for loop in inner:
-            count = const_value(loop.extent) if loop.var in used and not loop.reduces else None
+            asked = not loop.reduces or loop.kind is ForKind.UNROLL
+            count = const_value(loop.extent) if loop.var in used and asked else None
             turns.append(range(0, int(count or 1), size if loop.kind is ForKind.VECTOR else 1))
         simplifier = Simplifier()  # one, so that equal expressions are one object
         places: dict[tuple[Expr, ...], tuple[Expr, ...]] = {}

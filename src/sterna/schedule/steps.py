@@ -147,9 +147,9 @@ class DoubleBuffer(Step):
 class Ahead(Step):
     """Each turn of loop `axis` asks for what the turn `turns` later reads of an input or a stage.
 
-    `buffer` names it, or a stage that is kept in memory. Of loops inside `axis` that add up, the
-    first turn's elements are asked for; of the others all, a cache line at a time. Along the
-    vectorized one they must lie side by side.
+    `buffer` names it, or a stage that is kept in memory. Of loops inside `axis` that add up and are
+    not unrolled, the first turn's elements are asked for; of the others all, a cache line at a
+    time. Along the vectorized one they must lie side by side.
     """
 
     axis: str
