@@ -103,6 +103,15 @@ def test_a_file_that_is_not_whole_is_made_again(
     assert path.read_bytes() == whole
 
 
+def test_pieces_of_any_size_make_the_same_file(
+    made: compiled.Compiled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = logits(made, tmp_path / "whole.bin")
+    monkeypatch.setattr(packed, "_PIECE", 1000)
+    assert logits(made, tmp_path / "pieces.bin") == wanted
+    assert (tmp_path / "pieces.bin").read_bytes() == (tmp_path / "whole.bin").read_bytes()
+
+
 def test_two_loads_at_once(made: compiled.Compiled, tmp_path: Path) -> None:
     path = tmp_path / "w.bin"
     first = cpu.load(made.library, tensors(made), num_pages=4, threads=1, packed=path)
