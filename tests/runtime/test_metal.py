@@ -90,7 +90,10 @@ esac"""
 
 @pytest.mark.parametrize("refused", [False, True])
 def test_finished_code_is_taken_where_a_library_has_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    refused: bool,
 ) -> None:
     """A system that refuses it compiles the source beside it."""
     source, _ = adding_kernel("metal")
@@ -100,6 +103,8 @@ def test_finished_code_is_taken_where_a_library_has_it(
     np.testing.assert_array_equal(add_twice(device), expected())
     runtime: Any = device._runtime
     assert runtime.options == (["fast math False"] if refused else ["finished code"])
+    why = "refused the finished code, so it compiles the source: an error of Metal's"
+    assert (why in caplog.text) == refused
     device.close()
 
 
@@ -110,7 +115,7 @@ def test_xcode_without_its_metal_compiler_takes_no_part(
     write_xcode(tmp_path, monkeypatch, "exit 72")
     assert adding_kernel("metal")[0] == before
     assert renderer.toolkit is not None
-    assert renderer.toolkit.report().startswith("no xcrun here: libraries hold source")
+    assert renderer.toolkit.report().startswith("no metal compiler of Xcode's here: libraries hold")
 
 
 def test_what_xcode_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ _MEANING = (
     "-Wno-unknown-cuda-version",
 )  # fmt: skip
 PTX_TOOLS = Toolkit(
+    "ptxas and fatbinary",
     ("ptxas", "fatbinary"),
     adds="libraries hold finished code beside PTX",
     without="libraries hold PTX, which the driver finishes when a model is loaded",

@@ -21,6 +21,7 @@ from sterna.codegen.toolchain import run_tool
 from sterna.codegen.toolkit import Toolkit
 
 _XCODE = Toolkit(
+    "metal compiler of Xcode's",
     ("xcrun",),
     adds="libraries hold finished code beside the source",
     without="libraries hold source, which the system compiles when a model is loaded",

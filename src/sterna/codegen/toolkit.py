@@ -17,10 +17,11 @@ _SECONDS = 60  # that a tool may take to say whether it has what is asked
 class Toolkit:
     """Tools that are used when all of them are here.
 
-    `adds` says what a library has then, `without` what it has else. `asks` is a command of theirs
-    that fails where the tools are there in name only.
+    `name` is what people call them. `adds` says what a library has then, `without` what it has
+    else. `asks` is a command of theirs that fails where the tools are there in name only.
     """
 
+    name: str
     tools: tuple[str, ...]
     adds: str
     without: str
@@ -38,7 +39,7 @@ class Toolkit:
         paths = self.found()
         if paths:
             return f"{', '.join(paths)}: {self.adds}"
-        return f"no {' and '.join(self.tools)} here: {self.without}"
+        return f"no {self.name} here: {self.without}"
 
 
 def _succeeds(command: tuple[str, ...]) -> bool:

@@ -9,6 +9,7 @@ command buffer.
 from __future__ import annotations
 
 import ctypes
+import logging
 import sys
 from collections.abc import Sequence
 from ctypes import c_bool, c_int32, c_uint64, c_void_p
@@ -30,6 +31,7 @@ _FRAMEWORK = "/System/Library/Frameworks/Metal.framework/Metal"
 _SHARED = c_uint64(0)  # storage that both sides reach
 _FAMILIES = {"apple7": 1007}  # MTLGPUFamily: since A14 and M1
 _FAILED = 5  # status of a command buffer
+_LOG = logging.getLogger("sterna")
 _GROUP_THREADS = 1024  # of every Apple GPU; a pipeline may have fewer
 
 
@@ -224,10 +226,13 @@ class MetalDevice:
             return {phase.symbol: self._function(held, phase) for phase in phases}
 
     def _finished(self, code: bytes) -> Any:
-        """A library of finished code, or nothing where the system refuses it."""
+        """A library of finished code, or nothing where the system refuses it, which is told."""
         data, error = self._runtime.data(code), c_void_p()
         made = self._runtime.send(self._id, "newLibraryWithData:error:", data, _place(error))
         self._runtime.send(data, "release", returns=None)
+        if not made:
+            why = "the Metal of %s refused the finished code, so it compiles the source: %s"
+            _LOG.warning(why, self.name, self._told(error))
         return made
 
     def _compiled(self, source: str) -> Any:
