@@ -19,7 +19,7 @@ from ptxas import spills
 from run_kernel import NOTHING
 
 from sterna.base.errors import ToolchainError, UsageError
-from sterna.codegen import gpu_code, toolchain
+from sterna.codegen import gpu_code, toolchain, toolkit
 from sterna.codegen.renderer import LibraryParts, renderer_of
 
 
@@ -38,7 +38,7 @@ def launches(parts: LibraryParts) -> int:
 def ptx(parts: LibraryParts, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The PTX of all kernels, made where no tool of CUDA's is found."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu_code.shutil, "which", lambda name: None)
+        patch.setattr(toolkit.shutil, "which", lambda name: None)
         target = target_named("cuda")
         code = renderer_of(target).library_code(parts, target)  # type: ignore[attr-defined]
     assert code.endswith(b"\0")
