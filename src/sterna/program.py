@@ -253,6 +253,7 @@ def build_entry(
             arena_bytes=plan.total,
             scratch_bytes=max(scratch, default=0),
             steps=_with_rows(tuple(names.step(s) for s in steps), entry),
+            tile=builder.tile,
         ),
         builder.groups,
         builder.scheduled,
@@ -282,6 +283,7 @@ class _Builder:
     scheduled: dict[str, Group] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     bodies: dict[str, list[_Launch]] = field(default_factory=dict)
+    tile: int = 1  # rows of x that products take together
 
     def steps(self, function: Function) -> list[_Launch | _Repeated]:
         result: list[_Launch | _Repeated] = []
@@ -329,7 +331,9 @@ class _Builder:
         else:
             lowered = lower(function, self.tiles)
             group = lowered.group if wide is function else lower(wide, self.tiles).group
-            steps, func = self.table.scheduled(group, self.table.plan(lowered.group))
+            plan = self.table.plan(lowered.group)
+            self.tile = max(self.tile, plan.tile)
+            steps, func = self.table.scheduled(group, plan)
             cost = group_cost(lowered.group)
             kernel = self.table.add(func, op, schedule_text(steps), cost)
             self.scheduled.setdefault(kernel, lowered.group)

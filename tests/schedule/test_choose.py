@@ -16,7 +16,16 @@ from sterna.nn.trace import Trace
 from sterna.passes.lower import lower
 from sterna.quantize.scheme import SCHEMES
 from sterna.schedule.apply import apply
-from sterna.schedule.choose import Plan, choose, plan_of, planned, schedule, table
+from sterna.schedule.choose import (
+    Plan,
+    alone_table,
+    choose,
+    group_table,
+    plan_of,
+    planned,
+    schedule,
+    table,
+)
 from sterna.schedule.rules.matmul import MatmulKnobs
 from sterna.schedule.steps import At, Inline, Parallel, Split, Vectorize
 
@@ -35,6 +44,17 @@ def test_few_rows_read_weights_once_and_many_share_a_panel() -> None:
     assert Inline("t1.weight") in some
     assert few != some
     assert any(isinstance(s, At) and s.stage == "t1.weight" and s.scope == "scratch" for s in many)
+
+
+def test_a_plan_tells_how_many_rows_of_x_cost_what_one_does() -> None:
+    alone, groups = parse_target("webgpu:barrier-free"), parse_target("webgpu")
+    many = product_group("many", (128, 64), Q4, 128)
+    assert plan_of(many, alone).tile == alone_table(alone.table).matmul.tokens > 1
+    assert plan_of(many, groups).tile == group_table(groups.table).tokens > 1
+    assert plan_of(many, V3).tile == table(V3.table)[V3.lanes()].matmul.tokens > 1
+    for target in (alone, groups, V3):
+        assert plan_of(product_group("one", (128, 64), Q4, 1), target).tile == 1
+        assert plan_of(norm_group("norm", 64, 128, residual=False), target).tile == 1
 
 
 @pytest.mark.parametrize(("columns", "block"), [(64, 16), (128, 32), (4096, 32), (20, 16)])

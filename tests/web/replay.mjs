@@ -119,6 +119,9 @@ const replays = {
       assert.deepEqual(launchesOf(choose(manifest.entries, dims), dims), wanted);
     }
   },
+  tiles(cases) {
+    assert.deepEqual(cases, manifest.entries.map((entry) => [entry.name, entry.tile]));
+  },
   memory(cases) {
     const own = alone(manifest);
     const arena = own.sampler.arena.map((buffer) => buffer.offset);

@@ -45,6 +45,7 @@ def test_what_python_does_is_replayed(dist: Path, tern: WebModel, tmp_path: Path
         "choices": [
             case for batch in batches for case in traces.choices(executable, device, batch)
         ],
+        "tiles": traces.tiles(read_bundle(program).manifest),
         "memory": [traces.memory(read_bundle(program).manifest)],
         "launches": [
             [traces.fields(batch), traces.launches(executable, device, batch)] for batch in batches

@@ -274,6 +274,11 @@ def _named(executable: GroupExecutable, device: Recorder) -> Json:
     ]
 
 
+def tiles(manifest: Manifest) -> Json:
+    """How many tokens kernels of each entry point take together."""
+    return [[entry.name, entry.tile] for entry in manifest.entries]
+
+
 def memory(manifest: Manifest) -> Json:
     """What a browser takes of inputs and outputs, and where the sampler keeps what it needs."""
     own = alone(manifest)

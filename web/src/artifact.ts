@@ -57,7 +57,7 @@ const kernel = record({
 });
 const entry = record({
   name: text, symbol: text, dims: list(dim), inputs: list(buffer), outputs: list(buffer),
-  arena: list(buffer), arena_bytes: count, scratch_bytes: count, steps: list(step),
+  arena: list(buffer), arena_bytes: count, scratch_bytes: count, steps: list(step), tile: optional(count, 1),
 });
 const kvCache = record({
   layers: count, kv_heads: count, head_dim: count, page_size: count, dtype: text,

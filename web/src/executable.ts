@@ -11,8 +11,8 @@ export interface Executable {
   readonly manifest: Manifest;
   /** Pages in the cache, fixed when the model was loaded. */
   readonly numPages: number;
-  /** ms of the longest launch of the last step, of those that more tokens make longer. */
-  readonly longest: number;
+  /** How many times as long the longest launch of the last step may take, of those that grow with tokens. */
+  readonly room: number;
   /**
    * Append the batch's keys and values to the cache, and choose a token a row of `sample`; null:
    * none. Done once the device is. DeviceLost when it went away.

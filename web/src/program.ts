@@ -54,7 +54,7 @@ interface Ready {
 
 export class Program implements Executable {
   readonly manifest: Manifest;
-  longest = 0;
+  room = 1;
   private readonly places = new Map<string, View>();
   private readonly weightBytes = new Map<string, number>();
   private readonly inputs = new Map<string, Int32Array | Uint32Array | Float32Array>(); // as last written
@@ -218,7 +218,7 @@ export class Program implements Executable {
       this.pace.took(part, this.clock() - began);
     }
     const growing = launches.filter(({ prepared }) => prepared.call.dims.some((dim) => GROWING.has(dim)));
-    this.longest = growing.reduce((most, launch) => Math.max(most, this.pace.expected(launch)), 0);
+    this.room = this.pace.aim / Math.max(...growing.map((launch) => this.pace.expected(launch)), 0);
     return tokens;
   }
 

@@ -26,7 +26,9 @@ export class Runner {
     private readonly clock: Clock = () => performance.now(),
   ) {
     this.conversation = emptyFor(executable);
-    this.chunks = new Chunks(mostTokens(executable));
+    const prefill = executable.manifest.entries.find((e) => e.name === "prefill");
+    const most = prefill?.dims.find((d) => d.name === "n")?.hi ?? 1;
+    this.chunks = new Chunks(most, prefill?.tile ?? 1);
   }
 
   get manifest(): Executable["manifest"] {
@@ -91,7 +93,7 @@ export class Runner {
       const began = this.clock();
       const chosen = await this.executable.step(this.conversation.batch(part), last ? sample : null);
       this.conversation.computed(part);
-      this.chunks.took(part.length, this.clock() - began, this.executable.longest);
+      this.chunks.took(part.length, this.clock() - began, this.executable.room);
       if (!last) continue;
       const token = chosen?.[0] ?? NONE;
       if (token !== NONE) return token;
@@ -105,10 +107,4 @@ export class Runner {
 
 function emptyFor(executable: Executable): Conversation {
   return new Conversation(new Pages(executable.numPages), executable.manifest.kv_cache.page_size);
-}
-
-/** Tokens of one sequence that one step can take. */
-function mostTokens({ manifest }: Executable): number {
-  const prefill = manifest.entries.find((e) => e.name === "prefill");
-  return prefill?.dims.find((d) => d.name === "n")?.hi ?? 1;
 }

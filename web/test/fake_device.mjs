@@ -10,6 +10,7 @@ export class FakeDevice {
   read_bytes = [];
   compiled = []; // symbols, as they were asked for
   refused = null; // a symbol that does not compile
+  slower = () => 1; // what a submission's time is multiplied by
   held = Promise.resolve(); // what compiling a drawing kernel waits for
 
   constructor(costs, wait = 0) {
@@ -34,7 +35,7 @@ export class FakeDevice {
     },
     queue: {
       submit: ([symbols]) => {
-        const ms = symbols.reduce((sum, symbol) => sum + this.costs[symbol], 0);
+        const ms = symbols.reduce((sum, symbol) => sum + this.costs[symbol], 0) * this.slower();
         this.submissions.push(symbols);
         this.times.push(ms);
         this.now += ms + this.wait;
@@ -90,7 +91,7 @@ export const manifest = {
     {
       name: "prefill", dims: dims({ n: 64, b: 1, p: 64, r: 1, t: 64 }),
       inputs: [number("tokens", "i32", ["n"])], outputs: [number("logits", "f32", ["r", "50"])],
-      arena: [number("x", "f32", ["n"])], arena_bytes: 256,
+      arena: [number("x", "f32", ["n"])], arena_bytes: 256, tile: 4,
       steps: [
         launch("embed", "tokens"),
         { type: "repeat", var: "i", count: 2, first: 0, stride: 1, body: [launch("append", "kv_cache"), launch("product", "x")] },

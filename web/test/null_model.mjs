@@ -15,7 +15,7 @@ const record = (name, dims) => ({
 export const manifest = {
   model: { vocab_size: VOCABULARY, context_window_size: 128, causal: true },
   kv_cache: { page_size: 4 },
-  entries: [record("prefill", { n: 32, b: 1, p: 64, r: 1, t: 32 })],
+  entries: [{ ...record("prefill", { n: 32, b: 1, p: 64, r: 1, t: 32 }), tile: 4 }],
 };
 
 export function nextToken(tokens) {
@@ -24,7 +24,7 @@ export function nextToken(tokens) {
 
 export class NullExecutable {
   manifest = manifest;
-  longest = 0; // ms
+  room = Infinity;
   steps = []; // tokens that each computed
   loseAt = Infinity; // the step at which the device is lost
   closed = false;

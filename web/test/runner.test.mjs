@@ -36,8 +36,8 @@ async function answer(runner, asked, interrupted = () => false) {
 }
 
 test("an answer is what the model says, whatever the chunks", async () => {
-  for (const [longest, chunks] of [[0, [4, 8, 16, 17]], [30, [...Array(11).fill(4), 1]]]) {
-    const device = Object.assign(new NullExecutable(), { longest });
+  for (const [room, chunks] of [[Infinity, [4, 8, 16, 17]], [1.3, [...Array(11).fill(4), 1]]]) {
+    const device = Object.assign(new NullExecutable(), { room });
     const runner = new Runner(device, never, () => 0);
     const { tokens, finish, progress } = await answer(runner, ask(PROMPT, { max_tokens: 9 }));
     assert.deepEqual(tokens, continued(PROMPT, 9));
@@ -152,31 +152,31 @@ test("log probabilities are the model's own", async () => {
 });
 
 test("chunks grow while their longest launch is short, and shrink at once when it is not", () => {
-  const chunks = new Chunks(512);
+  const chunks = new Chunks(512, 4);
   const sizes = [];
   for (let i = 0; i < 8; i++) {
     const size = chunks.next(10_000);
     sizes.push(size);
-    chunks.took(size, size, size * 0.5); // 0.5 ms a token: 80 tokens in 40 ms
+    chunks.took(size, size, 80 / size); // 80 tokens have room
   }
   assert.deepEqual(sizes, [4, 8, 16, 32, 64, 80, 80, 80]);
-  chunks.took(5, 50, 20); // the rest of a prompt
+  chunks.took(5, 50, 0.5); // the rest of a prompt
   assert.equal(chunks.next(10_000), 80);
-  chunks.took(80, 900, 300);
+  chunks.took(80, 900, 40 / 300);
   assert.equal(chunks.next(10_000), 8); // 10 would cost what 12 do
-  chunks.took(8, 10_000, 5000);
+  chunks.took(8, 10_000, 40 / 5000);
   assert.equal(chunks.next(10_000), 4); // fewer take as long
   assert.equal(chunks.next(3), 3);
   assert.equal(chunks.next(0), 0);
 });
 
 test("a chunk ends before who interrupts gets impatient", () => {
-  const chunks = new Chunks(512);
+  const chunks = new Chunks(512, 4);
   const sizes = [];
   for (let i = 0; i < 6; i++) {
     const size = chunks.next(10_000);
     sizes.push(size);
-    chunks.took(size, 10 * size, 1); // many short launches
+    chunks.took(size, 10 * size, 40); // many short launches
   }
   assert.deepEqual(sizes, [4, 8, 16, 32, 48, 48]);
 });
@@ -187,8 +187,8 @@ test("no launch of a prompt is too long, the first included, where one of a tile
     const launches = [];
     const step = device.step.bind(device);
     device.step = (batch, sample) => {
-      device.longest = 4 * ms * Math.ceil(batch.tokens.length / 4);
-      launches.push(device.longest);
+      launches.push(4 * ms * Math.ceil(batch.tokens.length / 4));
+      device.room = 40 / launches.at(-1);
       return step(batch, sample);
     };
     await answer(new Runner(device, never, () => 0), ask(PROMPT, { max_tokens: 1 }));
@@ -197,7 +197,7 @@ test("no launch of a prompt is too long, the first included, where one of a tile
 });
 
 test("a program that takes fewer tokens than kernels do has them all", () => {
-  const chunks = new Chunks(4);
-  chunks.took(4, 1, 0);
+  const chunks = new Chunks(4, 8);
+  chunks.took(4, 1, Infinity);
   assert.equal(chunks.next(100), 4);
 });

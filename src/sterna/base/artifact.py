@@ -157,7 +157,10 @@ class Kernel(_Record, frozen=True):
 
 
 class Entry(_Record, frozen=True):
-    """One specialization of the model's forward pass: prefill, decode or verify."""
+    """One specialization of the model's forward pass: prefill, decode or verify.
+
+    Its products take rows of x in tiles of `tile`: fewer cost what so many do.
+    """
 
     name: str
     symbol: str
@@ -168,6 +171,7 @@ class Entry(_Record, frozen=True):
     arena_bytes: int
     scratch_bytes: int  # for each thread
     steps: tuple[Launch | Repeat, ...]
+    tile: int = 1
 
 
 class AdapterRoom(_Record, frozen=True):

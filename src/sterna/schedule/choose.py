@@ -112,13 +112,15 @@ class Rule:
     """How steps are written for some form of Group: `write(group, knobs)`, for knobs of a type.
 
     `space` has the values worth trying of each knob that matters to this rule. `form` rewrites
-    the Group before, to one of the same bits.
+    the Group before, to one of the same bits. `tile` tells of knobs how many rows of x a product
+    takes together.
     """
 
     knobs: type
     write: Callable[[Group, Any], Schedule]
     space: Mapping[str, tuple[int, ...]]
     form: Callable[[Group], Group] | None = None
+    tile: Callable[[Any], int] = lambda knobs: 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,11 @@ class Plan:
 
     rule: str
     knobs: Any
+
+    @property
+    def tile(self) -> int:
+        """Rows of x that are computed together: fewer cost what so many do."""
+        return RULES[self.rule].tile(self.knobs)
 
 
 def choose(group: Group, target: Target) -> Schedule:
@@ -268,21 +275,35 @@ def _of_product(write: Callable[[Product, Any], Schedule]) -> Callable[[Group, A
     return written
 
 
+def _tokens(knobs: MatmulKnobs | GroupKnobs) -> int:
+    return knobs.tokens
+
+
+def _rows(knobs: UnitKnobs) -> int:
+    return knobs.rows * knobs.down
+
+
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "matvec": Rule(MatvecKnobs, _of_product(matvec), MatvecKnobs.SPACE),
-        "skinny_matmul": Rule(MatmulKnobs, _of_product(skinny_matmul), MatmulKnobs.SPACE),
-        "matmul": Rule(MatmulKnobs, _of_product(matmul), MatmulKnobs.SPACE, signed),
-        "matmul_pairs": Rule(MatmulKnobs, _of_product(matmul), MatmulKnobs.SPACE, in_pairs),
+        "skinny_matmul": Rule(
+            MatmulKnobs, _of_product(skinny_matmul), MatmulKnobs.SPACE, tile=_tokens
+        ),
+        "matmul": Rule(MatmulKnobs, _of_product(matmul), MatmulKnobs.SPACE, signed, _tokens),
+        "matmul_pairs": Rule(
+            MatmulKnobs, _of_product(matmul), MatmulKnobs.SPACE, in_pairs, _tokens
+        ),
         "contraction": Rule(ContractionKnobs, contract, {}),
         "norm": Rule(NormKnobs, norm, NormKnobs.SPACE),
         "elementwise": Rule(ElementwiseKnobs, elementwise, ElementwiseKnobs.SPACE),
         "matvec_groups": Rule(GroupKnobs, _of_product(matvec_groups), MATVEC_SPACE),
-        "matmul_groups": Rule(GroupKnobs, _of_product(matmul_groups), MATMUL_SPACE),
+        "matmul_groups": Rule(GroupKnobs, _of_product(matmul_groups), MATMUL_SPACE, tile=_tokens),
         # Not tuned: plans of units have the target's in them, and tuned plans are numbers alone.
-        "matmul_units": Rule(UnitKnobs, matmul_units, {}, in_digits),
-        "float_units": Rule(UnitKnobs, matmul_units, {}),
-        "few_rows_units": Rule(FewRowsKnobs, few_rows_units, {}, with_kept),
+        "matmul_units": Rule(UnitKnobs, matmul_units, {}, in_digits, _rows),
+        "float_units": Rule(UnitKnobs, matmul_units, {}, tile=_rows),
+        "few_rows_units": Rule(
+            FewRowsKnobs, few_rows_units, {}, with_kept, lambda knobs: knobs.rows
+        ),
         "contraction_groups": Rule(GroupKnobs, contraction_groups, FLAT_SPACE),
         "norm_groups": Rule(GroupKnobs, norm_groups, FLAT_SPACE),
         "elementwise_groups": Rule(GroupKnobs, elementwise_groups, FLAT_SPACE),
