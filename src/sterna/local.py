@@ -15,7 +15,7 @@ from typing import Any
 
 from sterna.base.artifact import AdapterRoom
 from sterna.base.errors import UsageError
-from sterna.base.target import KINDS, parse_target
+from sterna.base.target import parse_target
 from sterna.checkpoint.hub import resolve_adapter
 from sterna.checkpoint.lora import Adapter, adapter_tensors, open_adapter, room_for
 from sterna.checkpoint.mlc import CONFIG
@@ -65,7 +65,7 @@ def locate(
             return _beside(found, lora or {}, adapters)
     if device == AUTO and model_lib is None:
         device, why = automatic()
-        if progress is not None and device != KINDS[0]:
+        if progress is not None:
             progress("device", why, 0, 0)
     found = _made(model, model_lib, device, quantization, kv_dtype, room_for(adapters), progress)
     return _beside(found, lora or {}, adapters)

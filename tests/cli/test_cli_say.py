@@ -76,3 +76,12 @@ def test_nothing_to_show_shows_nothing(monkeypatch):
     monkeypatch.setattr("sys.stderr", screen)
     Bars().stop()
     assert screen.getvalue() == ""
+
+
+def test_a_message_alone_draws_no_bar(monkeypatch):
+    screen = Screen()
+    monkeypatch.setattr("sys.stderr", screen)
+    bars = Bars()
+    monkeypatch.setattr(bars, "_start", lambda: pytest.fail("rich was loaded"))
+    bars.report("device", "cpu was chosen", 0, 0)
+    assert "device: cpu was chosen" in screen.getvalue()

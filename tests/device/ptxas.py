@@ -1,4 +1,4 @@
-"""NVIDIA's assembler, where CUDA's toolkit is installed: what it makes of PTX."""
+"""What NVIDIA's assembler makes of kernels: ptxas where it is installed, and the one in NVRTC."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def spills(ptx: str, architecture: str, folder: Path) -> dict[str, int]:
         pytest.skip(f"this ptxas does not know {architecture}")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "serialized" not in done.stderr, done.stderr[-2000:]  # it could not leave wgmma alone
-    told = re.findall(r"properties for (\w+)\n.*?(\d+) bytes spill stores", done.stderr)
+    return spills_told(ptx, done.stderr)
+
+
+def spills_told(ptx: str, log: str) -> dict[str, int]:
+    """The same, of what the assembler says with -v."""
+    told = re.findall(r"properties for (\w+)\n.*?(\d+) bytes spill stores", log)
     assert len(told) == ptx.count(".visible .entry")
     return {title: int(size) for title, size in told}

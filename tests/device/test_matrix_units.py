@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
 
 from kernel_arrays import Arrays, arguments
 from kernel_library import KernelLibrary
-from ptxas import spills
+from ptxas import spills, spills_told
 from run_kernel import NOTHING, RunningKernels
 from simt_device import SimtDevice
 from test_quantized_products import kernels
@@ -184,8 +184,9 @@ def test_amd_code_spills_nothing(
 
 @pytest.mark.slow
 def test_nvrtc_takes_them(groups: dict[str, Group]) -> None:
-    ptx = compiled_by_nvrtc(source(groups, "cuda:sm_80"), "compute_80")
+    ptx, log = compiled_by_nvrtc(source(groups, "cuda:sm_80"), "sm_80")
     assert units_in(ptx) > 0
+    assert not any(spills_told(ptx, log).values())
 
 
 def test_without_a_unit_nothing_changes(groups: dict[str, Group]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conformance import cases, rendered, target_named
-from ptxas import spills
+from ptxas import spills, spills_told
 from run_kernel import NOTHING
 
 from sterna.base.errors import ToolchainError, UsageError
@@ -126,28 +126,32 @@ def nvrtc() -> ctypes.CDLL:
     return ctypes.CDLL(str(min(found, key=lambda f: len(f.name))))
 
 
-def compiled_by_nvrtc(text: str, architecture: str) -> str:
-    """The PTX that NVRTC makes of source."""
+def compiled_by_nvrtc(text: str, architecture: str) -> tuple[str, str]:
+    """The PTX that NVRTC makes of source, and what it says while it finishes that."""
     library, program = nvrtc(), c_void_p()
     code = c_char_p(text.encode())
     assert library.nvrtcCreateProgram(byref(program), code, b"kernels.cu", 0, None, None) == 0
-    options = (c_char_p * 2)(f"-arch={architecture}".encode(), b"-fmad=false")
-    failed = library.nvrtcCompileProgram(program, 2, options)
+    words = (f"-arch={architecture}".encode(), b"-fmad=false", b"--ptxas-options=-v")
+    options = (c_char_p * len(words))(*words)
+    failed = library.nvrtcCompileProgram(program, len(words), options)
     size = c_size_t()
     library.nvrtcGetProgramLogSize(program, byref(size))
     log = ctypes.create_string_buffer(size.value)
     library.nvrtcGetProgramLog(program, log)
     assert not failed, log.value.decode()[:3000]
+    library.nvrtcGetCUBINSize(program, byref(size))
+    assert size.value > 0
     library.nvrtcGetPTXSize(program, byref(size))
     ptx = ctypes.create_string_buffer(size.value)
     library.nvrtcGetPTX(program, ptx)
-    return ptx.value.decode()
+    return ptx.value.decode(), log.value.decode()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["compute_75", "compute_90"])
-def test_nvrtc_makes_ptx(architecture: str, parts: LibraryParts) -> None:
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
+def test_nvrtc_finishes_code(architecture: str, parts: LibraryParts) -> None:
     source = renderer_of(target_named("cuda:source")).library_source(parts)
-    ptx = compiled_by_nvrtc(source, architecture)
+    ptx, log = compiled_by_nvrtc(source, architecture)
     assert ptx.count(".visible .entry") == launches(parts)
     assert "fma.rn.f32" in ptx
+    assert not any(spills_told(ptx, log).values())

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
+import subprocess
+import sys
+import uuid
 
 import pytest
 
+from sterna import local
 from sterna.base.errors import ArtifactError, Unavailable, UsageError
 from sterna.base.target import KINDS, parse_target
 from sterna.runtime import cpu, opencl, vulkan, webgpu
@@ -58,6 +63,14 @@ def test_auto_takes_the_first_faster_device(monkeypatch: pytest.MonkeyPatch) -> 
     assert automatic()[0] == "cpu"
 
 
+def test_auto_says_what_it_took_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(names, "may_have_gpu", lambda: False)
+    monkeypatch.setattr(local, "_made", lambda *given: given[2])
+    assert local.locate("M", progress=lambda *report: told.append(report)) == "cpu"
+    assert told == [("device", "cpu was chosen: no GPU is here that would be faster", 0, 0)]
+
+
 @pytest.mark.parametrize("text", ["abacus", "cpu:x", "opencl:-1", "", "cpu:1:2"])
 def test_a_name_that_is_none(text: str) -> None:
     with pytest.raises(Unavailable, match="possible are 'auto', 'cpu'"):
@@ -101,6 +114,25 @@ def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unavailable, match="pip install"):
         webgpu.open_device()
     assert not webgpu.reports()[0].present
+
+
+def test_no_desktop_is_no_reason_to_print() -> None:
+    if not webgpu.reports()[0].present:
+        pytest.skip("needs WebGPU: pip install wgpu, and a driver")
+    bare = {name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"}
+    line = [sys.executable, "-c", "from sterna.runtime import webgpu; webgpu.open_device()"]
+    done = subprocess.run(line, env=bare, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_drivers_keep_warnings_to_themselves(capfd: pytest.CaptureFixture[str]) -> None:
+    if not opencl.reports()[0].present:
+        pytest.skip("needs an OpenCL driver")
+    kernel = f"#warning {uuid.uuid4()}\n__kernel void nothing(__global int *x) {{}}\n"
+    device = opencl.open_device()
+    device.compile(kernel.encode(), [])
+    device.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_library_for_another_kind() -> None:

@@ -40,13 +40,16 @@ def lines() -> Report:
 
 
 class Bars:
-    """A bar for each stage with a total, a line for what has none; begun with the first report."""
+    """A bar for each stage with a total, a line for what has none; begun with the first bar."""
 
     def __init__(self) -> None:
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
     def report(self, stage: str, detail: str, done: int, total: int) -> None:
+        if total == 0 and self._progress is None:
+            note(f"{stage}: {detail}")
+            return
         progress = self._progress or self._start()
         if total == 0:
             progress.console.print(f"{stage}: {one_line(detail)}", style="dim", markup=False)

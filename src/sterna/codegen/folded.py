@@ -28,18 +28,19 @@ def folded(run: Sequence[Store], registers: Set[Buffer]) -> list[Store]:
         reads = [p for e in (*store.index, store.value) for p in _read(e)]
         mine = waiting.stores.get(place)
         once = reads.count(place) == 1 and not any(_read(i) for i in store.index)
-        new, depth = store, 1
+        new, depth, below = store, 1, frozenset(_read(store.value))
         if mine is not None and once and (store.buffer, None) not in reads:
             depth = waiting.depths[mine] + 1
         if mine is not None and depth > 1:
             new = Store(store.buffer, store.index, _inside(store.value, place, waiting.done[mine]))
             waiting.done[mine] = None
             reads.remove(place)
+            below = below - {place} | waiting.reads[mine]
         for read in reads:
             waiting.looked_at(read)
         waiting.written(place)
         keeps = place[1] is not None and store.buffer in registers
-        waiting.add(new, place if keeps else None, depth)
+        waiting.add(new, place if keeps else None, depth, below)
     return [store for store in waiting.done if store is not None]
 
 
@@ -49,15 +50,17 @@ class _Waiting:
 
     done: list[Store | None] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
+    reads: list[frozenset[Place]] = field(default_factory=list)  # of their values
     stores: dict[Place, int] = field(default_factory=dict)
 
-    def add(self, store: Store, place: Place | None, depth: int) -> None:
+    def add(self, store: Store, place: Place | None, depth: int, reads: frozenset[Place]) -> None:
         if place is not None:
             self.stores.pop(place, None)
             if depth < DEEPEST:
                 self.stores[place] = len(self.done)
         self.done.append(store)
         self.depths.append(depth)
+        self.reads.append(reads)
 
     def looked_at(self, read: Place) -> None:
         """Someone reads there: what was stored has to be there."""
@@ -67,9 +70,7 @@ class _Waiting:
     def written(self, target: Place) -> None:
         """A value that reads there cannot be computed later any more."""
         for place, at in list(self.stores.items()):
-            store = self.done[at]
-            read = [] if store is None or place == target else _read(store.value)
-            if any(_touch(r, target) for r in read):
+            if place != target and _among(target, self.reads[at]):
                 del self.stores[place]
         if target[1] is None:
             self.looked_at(target)
@@ -89,6 +90,13 @@ def _place(buffer: Buffer, index: tuple[Expr, ...]) -> Place:
 
 def _read(e: Expr) -> list[Place]:
     return [_place(n.buffer, n.index) for n in loads(e)]
+
+
+def _among(place: Place, read: frozenset[Place]) -> bool:
+    """Whether any of them touches the place."""
+    if place[1] is None:
+        return any(_touch(place, r) for r in read)
+    return place in read or (place[0], None) in read
 
 
 def _touch(a: Place, b: Place) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sterna.base.errors import DeviceError, Unavailable
-from sterna.runtime.report import DeviceReport
+from sterna.runtime.report import DeviceReport, check_number
 from sterna.runtime.streams import Calls, StreamDevice, compiled, is_source
 from sterna.runtime.work_groups import Limits, loader
 
@@ -128,8 +128,7 @@ def _handle(driver: Any, index: int) -> c_int32:
     count = _count(driver)
     if not count:
         raise Unavailable("NVIDIA's driver is here, but no GPU of theirs")
-    if not 0 <= index < count:
-        raise Unavailable(f"CUDA device {index} was asked for; there are {count}, from 0 on")
+    check_number("CUDA device", index, count)
     found = c_int32()
     driver.cuDeviceGet(byref(found), c_int32(index))
     return found

@@ -12,7 +12,7 @@ from ctypes import byref, c_int32, c_size_t, c_uint32
 from typing import Any
 
 from sterna.base.errors import Unavailable
-from sterna.runtime.report import DeviceReport
+from sterna.runtime.report import DeviceReport, check_number
 from sterna.runtime.streams import Calls, StreamDevice, compiled, is_source
 from sterna.runtime.work_groups import Limits, loader
 
@@ -128,8 +128,7 @@ def check_index(driver: Any, index: int) -> None:
     count = _count(driver)
     if not count:
         raise Unavailable("ROCm is here, but no GPU that it runs on")
-    if not 0 <= index < count:
-        raise Unavailable(f"ROCm device {index} was asked for; there are {count}, from 0 on")
+    check_number("ROCm device", index, count)
 
 
 def _attribute(driver: Any, index: int, which: int) -> int:

@@ -24,7 +24,7 @@ from sterna.base.artifact import Phase
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, Unavailable
 from sterna.runtime.library import read_manifest
 from sterna.runtime.objc import ObjectiveC
-from sterna.runtime.report import DeviceReport
+from sterna.runtime.report import DeviceReport, check_number
 from sterna.runtime.work_groups import Limits, Sized, loader
 
 _FRAMEWORK = "/System/Library/Frameworks/Metal.framework/Metal"
@@ -114,8 +114,7 @@ def listed(runtime: ObjectiveC, array: c_void_p) -> list[c_void_p]:
 def _chosen(found: Sequence[c_void_p], index: int) -> c_void_p:
     if not found:
         raise Unavailable("this Mac offers no GPU to Metal, as virtual machines often do not")
-    if not 0 <= index < len(found):
-        raise Unavailable(f"Metal device {index} was asked for; there are {len(found)}, from 0 on")
+    check_number("Metal device", index, len(found))
     return found[index]
 
 

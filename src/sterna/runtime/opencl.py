@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from sterna.base.artifact import Phase
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, Unavailable
-from sterna.runtime.report import DeviceReport
+from sterna.runtime.report import DeviceReport, check_number
 from sterna.runtime.work_groups import Limits, loader
 
 _NAMES = {"win32": "OpenCL.dll", "darwin": "/System/Library/Frameworks/OpenCL.framework/OpenCL"}
-_BUILD = b"-cl-std=CL1.2"
+_BUILD = b"-cl-std=CL1.2 -w"  # or drivers tell of warnings in the midst of an answer
 _CORRECT = b" -cl-fp32-correctly-rounded-divide-sqrt"
 
 _ALL_DEVICES, _READ_WRITE, _REGION = 0xFFFFFFFF, 1, 0x1220
@@ -89,8 +89,7 @@ def _device(driver: ctypes.CDLL, index: int) -> int:
             "no OpenCL device is here: libOpenCL was found, but no driver offers a device; install "
             "the one of the hardware's maker, or pocl-opencl-icd to run on the CPU"
         )
-    if not 0 <= index < len(found):
-        raise Unavailable(f"OpenCL device {index} was asked for; there are {len(found)}, from 0 on")
+    check_number("OpenCL device", index, len(found))
     return found[index]
 
 

@@ -11,6 +11,7 @@ from ctypes import c_uint32 as u32
 
 from sterna.base.errors import Unavailable
 from sterna.runtime import vulkan_api as vk
+from sterna.runtime.report import check_number
 from sterna.runtime.vulkan_features import Offer, offer_of
 
 _DISCRETE = 2  # type of a device: a GPU with memory of its own
@@ -53,10 +54,7 @@ class Instance:
                 "no Vulkan device is here: no driver offers one with Vulkan 1.2 that computes; "
                 "install the one of the hardware's maker, or mesa-vulkan-drivers to run on the CPU"
             )
-        if not 0 <= index < len(self.devices):
-            raise Unavailable(
-                f"Vulkan device {index} was asked for; there are {len(self.devices)}, from 0 on"
-            )
+        check_number("Vulkan device", index, len(self.devices))
         return self.devices[index]
 
     def properties(self, device: c_void_p) -> vk.Properties:

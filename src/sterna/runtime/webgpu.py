@@ -6,7 +6,9 @@ sizes in small uniform buffers that are written before it.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from sterna.base.artifact import Phase
 from sterna.base.errors import ArtifactError, Unavailable
 from sterna.runtime.library import read_manifest
-from sterna.runtime.report import DeviceReport
+from sterna.runtime.report import DeviceReport, check_number
 from sterna.runtime.web_folder import Offer
 from sterna.runtime.work_groups import Limits, loader
 
@@ -91,9 +93,23 @@ def open_device(index: int = 0) -> WebGpuDevice:
 load = loader(open_device, _check_features)
 
 
+_unheard = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_void_p)(lambda text, values: None)
+
+
+def _silence_wayland() -> None:
+    """Where there is no desktop: drivers look for one all the same, and libwayland prints that."""
+    if "XDG_RUNTIME_DIR" in os.environ:
+        return
+    try:
+        ctypes.CDLL("libwayland-client.so.0").wl_log_set_handler_client(_unheard)
+    except (OSError, AttributeError):
+        return  # nothing that could print
+
+
 def _adapters() -> list[Any]:
     try:
         package = importlib.import_module("wgpu")
+        _silence_wayland()
         return list(package.gpu.enumerate_adapters_sync())
     except ImportError:
         raise Unavailable(
@@ -109,10 +125,7 @@ def _adapter(index: int) -> Any:
             "no WebGPU adapter is here: install the graphics driver of the hardware's maker, or "
             "mesa-vulkan-drivers to run on the CPU"
         )
-    if not 0 <= index < len(found):
-        raise Unavailable(
-            f"WebGPU adapter {index} was asked for; there are {len(found)}, from 0 on"
-        )
+    check_number("WebGPU adapter", index, len(found))
     return found[index]
 
 
