@@ -13,7 +13,7 @@ import pytest
 
 from sterna import local
 from sterna.base.errors import ArtifactError, Unavailable, UsageError
-from sterna.base.target import KINDS, parse_target
+from sterna.base.target import KINDS, others_of_kind, parse_target
 from sterna.runtime import cpu, opencl, vulkan, webgpu
 from sterna.runtime import devices as names
 from sterna.runtime.devices import automatic, choose_device, devices, parse_device, target_of
@@ -155,3 +155,7 @@ def test_targets_that_are_none() -> None:
     assert parse_target("opencl").group_threads > 0
     with pytest.raises(UsageError, match="possible: opencl"):
         parse_target("opencl:abacus")
+    with pytest.raises(UsageError) as caught:
+        parse_target("abacus")
+    assert set(str(caught.value).partition("possible: ")[2].split(", ")) >= set(KINDS)
+    assert others_of_kind("opencl") == "opencl:subgroups, opencl:adreno or opencl:mali"

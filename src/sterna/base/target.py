@@ -290,7 +290,7 @@ EXAMPLES = (
     "cpu:aarch64-linux",
     "cpu:aarch64-macos",
     "cpu:x86_64-windows",
-    "opencl",
+    *_GROUPED,
 )
 
 
@@ -324,11 +324,20 @@ def parse_target(spec: str) -> Target:
     )
 
 
+def others_of_kind(spec: str) -> str:
+    """The targets beside this one that are for devices of its kind, as a sentence lists them."""
+    *most, last = [other for other in _of_kind(spec.partition(":")[0]) if other != spec]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _of_kind(kind: str) -> list[str]:
+    return [f"{kind}:{detail}" if detail else kind for detail in _GROUPED[kind]]
+
+
 def _grouped(spec: str, kind: str, detail: str) -> Target:
     found = _GROUPED[kind].get(detail)
     if found is None:
-        known = ", ".join(f"{kind}:{d}" if d else kind for d in _GROUPED[kind])
-        raise UsageError(f"target {spec!r} is not known; possible: {known}")
+        raise UsageError(f"target {spec!r} is not known; possible: {', '.join(_of_kind(kind))}")
     return found
 
 

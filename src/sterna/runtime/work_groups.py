@@ -32,6 +32,7 @@ from sterna.base.artifact import (
 from sterna.base.dtype import dtype
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, RequestError, UsageError
 from sterna.base.sizes import evaluate
+from sterna.base.target import others_of_kind
 from sterna.runtime.batch import DIMS, Prepared, choose, prepare
 from sterna.runtime.bundle import Bundle, read_bundle
 from sterna.runtime.executable import Floats, Grid, Ints, StepInput
@@ -484,5 +485,5 @@ def _check_limits(manifest: Manifest, plan: MemoryPlan, num_pages: int, device: 
                 if used > most:
                     raise DeviceError(
                         f"kernel {kernel.name} wants {used} {what}, and {device.name} has {most}; "
-                        "compile the model for a target that is like this device"
+                        f"compile the model with --target {others_of_kind(manifest.target)}"
                     )
