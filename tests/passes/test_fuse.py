@@ -240,3 +240,23 @@ def assert_defined_once(before: IRModule, after: IRModule) -> None:
     assert set(made) == wanted
     called = [b.call.op for f in after.functions.values() if not f.primitive for b in f.bindings]
     assert len(called) == len(set(called))
+
+
+def test_rows_of_a_table_in_16_bits_are_stored_as_they_are_read() -> None:
+    module = fuse(
+        parse_module(
+            """n = dim(1, 8)
+
+@function
+def f(ids: i32[n]):
+    table = weight('table', f16[32, 8])
+    rows: f16[n, 8] = take(table, ids)
+    x: f32[n, 8] = cast(rows, dtype='f32')
+    return x
+
+entry('f')
+"""
+        )
+    )
+    verify(module, infer)
+    assert kernels(module) == ["take cast"]

@@ -101,7 +101,7 @@ class Wgsl(FoursStyle):
             if writes and buffer.dtype in self.PACKED:
                 raise CodegenError(
                     f"kernel {s.symbol} stores {buffer.dtype}, and memory has no such numbers "
-                    "there; leave out the option that asks for them, or choose another target"
+                    "there; choose a scheme that computes in f32, such as q4f32_1"
                 )
             kind = self.stored(buffer) + (self.extent(buffer) if times[buffer] == 1 else "")
             binding = f"@group(0) @binding({i}) var<storage, {self.access(buffer, writes)}>"

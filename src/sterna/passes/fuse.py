@@ -2,9 +2,10 @@
 
 What moves values only (dequantize, slice, cast) goes into each of its readers and is never
 stored. An element-wise operator joins the kernel that makes its input, as its epilogue, when it is
-that input's only reader; a sum that a norm reads joins the norm's kernel and is stored beside it.
-Operators with a loop program of their own head a kernel and take movers in. Where rows are kept
-near, element-wise operators whose result only becomes codes join the kernel that makes the codes.
+that input's only reader; so does a cast that has to be stored, where a gather makes its input. A
+sum that a norm reads joins the norm's kernel and is stored beside it. Operators with a loop program
+of their own head a kernel and take movers in. Where rows are kept near, element-wise operators
+whose result only becomes codes join the kernel that makes the codes.
 
 In: a module after the passes over operators. Out: the same values, by calls of primitive
 Functions alone. It knows how operators fuse, not what kernels cost.
@@ -143,7 +144,7 @@ class _Fusion:
             return None
         for arg in call.args:
             source = self.maker.get(arg)
-            if source is not None and source in self.group_of and self._joins(source, arg):
+            if source is not None and source in self.group_of and self._joins(source, arg, call.op):
                 return self.group_of[source]
         return None
 
@@ -163,11 +164,13 @@ class _Fusion:
         outs = (o for m in members for o in self.function.bindings[m].outs)
         return not any(r < i for o in outs for r in self._outside(o, members))
 
-    def _joins(self, source: int, value: Value) -> bool:
+    def _joins(self, source: int, value: Value, reader: str) -> bool:
         """Whether the only reader of `value`, made by `source`, may become its epilogue."""
         kind = op(self.function.bindings[source].call.op).kind
         alone = len(self.readers[value]) == 1 and value not in self.function.results
         epilogue = kind is Kind.ELEMENTWISE or self.function.bindings[source].call.op in PRODUCTS
+        # Rows of a table in 16 bits are stored as the kernels after it read them.
+        epilogue |= kind is Kind.INJECTIVE and reader == "cast"
         return alone and epilogue and not self._for_norm(source)
 
     def _for_norm(self, i: int) -> bool:
