@@ -108,6 +108,7 @@ def some_steps(executable: Executable) -> list[Logits]:
         pytest.param("opencl", "q4f16_1", marks=pytest.mark.slow),
         pytest.param("webgpu", "q4f32_1", marks=pytest.mark.slow),
         pytest.param("webgpu", "q0f16", marks=pytest.mark.slow),
+        pytest.param("webgpu", "q4f16_0", marks=pytest.mark.slow),
         pytest.param("webgpu:f16", "q4f16_1", marks=pytest.mark.slow),
         pytest.param("webgpu:barrier-free", "q4f32_1", marks=pytest.mark.slow),
         ("vulkan", "q4f16_1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from sterna.base.target import parse_target
 from sterna.codegen.simt import group_kernel
 from sterna.ir.compute import Group
 from sterna.ir.evaluate import evaluate_primfunc
-from sterna.ir.expr import Load
+from sterna.ir.expr import Load, const_value
 from sterna.ir.loop import For, ForKind, PrimFunc, Stmt, Sync
 from sterna.ir.rewrite import visit
 from sterna.quantize.scheme import SCHEMES
@@ -103,6 +104,18 @@ def test_one_panel_where_two_have_no_room() -> None:
     assert _in_groups(fits, two, target).knobs.panels == 2
     small = replace(target, shared_bytes=target.shared_bytes - 1)
     assert _in_groups(fits, two, small).knobs.panels == 1
+
+
+def test_fewer_rows_where_one_panel_has_no_room() -> None:
+    target = parse_target("webgpu")
+    deep = product_group("deep", (64, 256), SCHEMES["q4f16_0"], 64)
+    knobs = group_table("work_groups")
+    plan = _in_groups(deep, knobs, target)
+    assert plan.knobs.rows == 32
+    _, func = planned(deep, plan)
+    (shared,) = group_kernel(func.body).shared
+    assert prod(int(const_value(size) or 0) for size in shared.shape) * 4 == target.shared_bytes
+    assert _in_groups(deep, knobs, parse_target("cuda")).knobs.rows == knobs.rows
 
 
 NORM = norm_group("norm", 20, 8, residual=False)

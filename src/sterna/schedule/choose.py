@@ -225,6 +225,8 @@ def _in_groups(group: Group, knobs: GroupKnobs, target: Target) -> Plan:
             return Plan("matvec_groups", knobs)
         if knobs.panels * group_panel_bytes(found, knobs) > target.shared_bytes:
             knobs = replace(knobs, panels=1)
+        while group_panel_bytes(found, knobs) > target.shared_bytes and knobs.rows > knobs.lanes:
+            knobs = replace(knobs, rows=knobs.rows // 2)
         return Plan("matmul_groups", knobs)
     if contraction(group) is not None:
         return Plan("contraction_groups", knobs)
