@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from sterna.base.artifact import Entry
 from sterna.ir.compute import Group
 from sterna.runtime.threads import POOL_BYTES, Team
+from sterna.tune.arguments import SLACK, drawn, room
 from sterna.tune.build import Candidates
-from sterna.tune.race import ROUND_SECONDS, SLACK, Setup, copies, drawn, room, weights
+from sterna.tune.race import ROUND_SECONDS, Setup, copies, weights
 
 
 class FunctionRunner:
@@ -45,7 +46,7 @@ class FunctionRunner:
         self.dims = np.array([setup.sizes[n] for n in names] or [0], np.int64)
         self.odd = np.array([setup.odd[n] for n in names] or [0], np.int64)
         draw = np.random.default_rng(0)
-        self.inputs = [drawn(b, setup.sizes, draw) for b in group.inputs]
+        self.inputs = drawn(group, setup.sizes, draw)
         self.outputs = [room(b, setup.sizes) for b in group.outputs]
         self.ring = self._ring(copies(group, setup.sizes))
         most = max(e.scratch_bytes for e in entries)

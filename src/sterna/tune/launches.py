@@ -20,8 +20,9 @@ from sterna.ir.compute import Group
 from sterna.runtime.bundle import Bundle, read_bundle
 from sterna.runtime.devices import open_device
 from sterna.runtime.work_groups import Handle, numbered
+from sterna.tune.arguments import SLACK, drawn, elements, room
 from sterna.tune.build import Candidates
-from sterna.tune.race import ROUND_SECONDS, SLACK, Setup, copies, drawn, elements, room, weights
+from sterna.tune.race import ROUND_SECONDS, Setup, copies, weights
 
 _TRIES = 3  # waits of a round
 _MOST_LAUNCHES = 1024  # queued together
@@ -39,7 +40,7 @@ class LaunchRunner:
         self.device = open_device(setup.target.kind)
         try:
             draw = np.random.default_rng(0)
-            given = [drawn(b, setup.sizes, draw) for b in group.inputs]
+            given = drawn(group, setup.sizes, draw)
             inputs = [self._placed(data) for data in given]
             self.outputs = [self._placed(room(b, setup.sizes)) for b in group.outputs]
             fixed = weights(group)

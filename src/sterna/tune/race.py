@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sterna.base.target import Target
 from sterna.ir.compute import Group
-from sterna.ir.expr import Buffer, Expr, Var, const_value, wrap
-from sterna.ir.rewrite import free_vars, substitute
-from sterna.ir.simplify import simplify
+from sterna.ir.rewrite import free_vars
+from sterna.tune.arguments import elements
 
-SLACK = 4096  # bytes behind each argument that vector tails may touch
 ROUND_SECONDS = 0.02  # of one candidate in one round, at least
 _ROUNDS = 5
 _RING_BYTES = 128 << 20  # of arguments that take turns, more than caches hold
@@ -95,29 +92,3 @@ def copies(group: Group, sizes: Mapping[str, int]) -> int:
     size = sum(elements(b, sizes) * b.dtype.bytes for i, b in enumerate(group.inputs)
                if i in weights(group))  # fmt: skip
     return min(_MOST_COPIES, _RING_BYTES // size + 1) if size else 1
-
-
-def elements(buffer: Buffer, sizes: Mapping[str, int]) -> int:
-    """Numbers in a buffer when dims have these sizes."""
-    total = 1
-    for dim in buffer.shape:
-        values: dict[Var, Expr] = {v: wrap(sizes[v.name]) for v in free_vars(dim)}
-        total *= int(const_value(simplify(substitute(dim, values))) or 0)
-    return total
-
-
-def drawn(buffer: Buffer, sizes: Mapping[str, int], draw: np.random.Generator) -> NDArray[np.uint8]:
-    """Random contents: floats of unit scale, integers of any bits."""
-    count = elements(buffer, sizes)
-    if buffer.dtype.is_float:
-        values = draw.standard_normal(count, np.float32).astype(buffer.dtype.numpy)
-    else:
-        values = np.frombuffer(draw.bytes(count * buffer.dtype.bytes), buffer.dtype.numpy)
-        if buffer.dtype.bits == 32 and buffer.dtype.kind == "int":
-            values = values >> 1 & 0x3FFF3FFF  # pairs of 16 bits whose sums stay exact
-    return np.concatenate([values.view(np.uint8), np.zeros(SLACK, np.uint8)])
-
-
-def room(buffer: Buffer, sizes: Mapping[str, int]) -> NDArray[np.uint8]:
-    """Zeros for an output."""
-    return np.zeros(elements(buffer, sizes) * buffer.dtype.bytes + SLACK, np.uint8)
