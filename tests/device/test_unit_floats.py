@@ -324,6 +324,42 @@ def source(spec: str) -> str:
     return renderer_of(target).library_source(LibraryParts(NOTHING, rendered(target), {}))
 
 
+def source_of(group: Group, spec: str) -> str:
+    target = parse_target(spec)
+    func = planned(group, plan_of(group, target))[1]
+    made = {func.name: RenderedKernel(func, renderer_of(target).render_kernel(func, target))}
+    return renderer_of(target).library_source(LibraryParts(NOTHING, made, {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [FEW, MANY])
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90a"])
+def test_ptx_fills_what_is_multiplied_with_vectors(
+    architecture: str, most: int, tmp_path: Path
+) -> None:
+    text = source_of(product("q4f16_1", most, (256, 1024)), f"cuda:{architecture}")
+    ptx = gpu_code._ptx(text, architecture, tmp_path).decode()
+    words = re.findall(r"ld\.global(?:\.nc)?\.(v\d)\.[bu]32", ptx)
+    assert words.count("v2") == 1  # of two rows, all that is a thread's
+    assert words.count("v4") in (2, 4)  # of x, a row each
+    assert re.findall(r"st\.shared\.v4\.[bu]32", ptx)  # octets of the weight
+    assert re.findall(r"st\.shared\.v4\.[bu]16", ptx)  # and fours of x
+    assert not re.findall(r"st\.shared\.[bu]16", ptx)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gfx90a", "gfx1100", "gfx1201"])
+def test_amd_code_fills_what_is_multiplied_with_vectors(architecture: str, tmp_path: Path) -> None:
+    text = source_of(product("q4f16_1", FEW, (256, 1024)), f"rocm:{architecture}")
+    (tmp_path / "kernels.hip").write_text(text)
+    gpu_code._code_object(find_clang(), architecture, tmp_path)
+    made = (tmp_path / f"kernels-{architecture}.s").read_text()
+    assert len(re.findall(r"global_load_(?:dwordx2|b64)\b", made)) == 1
+    assert len(re.findall(r"global_load_(?:dwordx4|b128)\b", made)) == 4
+    assert len(re.findall(r"ds_(?:write|store)_b128\b", made)) == 2
+    assert not re.findall(r"ds_(?:write|store)_b16\b", made)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90a"])
 def test_ptxas_spills_nothing(architecture: str, tmp_path: Path) -> None:

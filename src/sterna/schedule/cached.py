@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from sterna.base.dtype import I32
 from sterna.base.errors import ScheduleError
+from sterna.ir.compute import Axis, Compute
 from sterna.ir.expr import Buffer, Expr, Load, Var, const_value, minimum, wrap
 from sterna.ir.loop import For, ForKind, Stmt, Store
-from sterna.ir.rewrite import free_vars, replace_loads, substitute
+from sterna.ir.rewrite import free_vars, loads, replace_loads, substitute
 from sterna.ir.simplify import Simplifier, simplify
 from sterna.schedule.steps import CacheRead
 
@@ -70,6 +71,17 @@ def side_by_side(load: Load, var: Var, lanes: int) -> bool:
         return False
     begin = tuple(substitute(i, {lane: wrap(0)}) for i in index)
     return begins_whole(load.buffer, begin, lanes)
+
+
+def together(stage: Compute, axis: Axis, size: int, lanes: int) -> tuple[str, ...]:
+    """The inputs of a stage without sums, if each of its loads reads `lanes` turns of an axis so.
+
+    `size` turns are made together. None of them where one load of an input would not.
+    """
+    there, read = int(const_value(axis.extent) or 1), list(loads(stage.body))
+    names = tuple({load.buffer.name: None for load in read})
+    whole = lanes > 1 and there % lanes == 0 and size % lanes == 0 and len(names) == len(read)
+    return names if whole and all(side_by_side(n, axis.var, lanes) for n in read) else ()
 
 
 def _last(var: Var, lanes: int) -> int | None:

@@ -14,10 +14,13 @@ from dataclasses import dataclass, replace
 
 from sterna.base.errors import ScheduleError
 from sterna.base.target import MatrixUnit
-from sterna.ir.compute import Compute, Group
+from sterna.ir.compute import Axis, Compute, Group
 from sterna.ir.expr import const_value
+from sterna.schedule.cached import together
+from sterna.schedule.rules.packing import period
 from sterna.schedule.steps import (
     At,
+    CacheRead,
     Fuse,
     Pad,
     Parallel,
@@ -31,6 +34,8 @@ from sterna.schedule.steps import (
 )
 from sterna.schedule.whole import Digits, digits_of
 
+_LANES = 4  # of 32 bits, which every target with a unit reads at once
+_OCTET = 8  # steps of k that are stored together: 16 bytes
 PAD = 8  # 16-bit floats behind each row: rows begin four banks apart, and at multiples of 16 bytes
 
 
@@ -204,29 +209,74 @@ def _padding(unit: MatrixUnit) -> int:
 def unpacked_weight(
     stage: Compute, size: int, rows: int, threads: int, unit: MatrixUnit
 ) -> list[Step]:
-    """All threads fill `rows` rows of `size` along k: neighbours, as the weight lies, along n."""
-    row, k = (axis.name for axis in stage.axes)
-    beside = min(rows, threads)
-    parts = max(1, min(threads // beside, size))
+    """All threads fill `rows` rows of `size` along k: neighbours, as the weight lies, along n.
+
+    A thread has whole words of up to `_LANES` rows that it reads at once, and stores octets of k.
+    """
+    row, k = stage.axes
+    codes = max(period(stage, axis=1), _OCTET)
+    shares = (_share(size, rows, threads, each) for each in (_LANES, 2) if _filled(k, size))
+    found = (
+        (share, inputs)
+        for share in shares
+        if share.steps % codes == 0 and (inputs := together(stage, row, rows, share.rows))
+    )
+    share, inputs = next(found, (_share(size, rows, threads, 1), ()))
+    codes = codes if share.steps % codes == 0 else share.steps
+    turn, thread, lane = (f"{row.name}_{part}" for part in ("turn", "thread", "lane"))
     return [
-        Pad(stage.name, k, _padding(unit)),
-        Split(stage.name, k, f"{k}_thread", f"{k}_turn", size // parts),
-        Split(stage.name, row, f"{row}_turn", f"{row}_thread", beside),
-        Reorder(stage.name, (f"{k}_thread", f"{row}_thread", f"{row}_turn", f"{k}_turn")),
-        Thread(stage.name, f"{k}_thread"),
-        Thread(stage.name, f"{row}_thread"),
+        Pad(stage.name, k.name, _padding(unit)),
+        Split(stage.name, k.name, f"{k.name}_thread", f"{k.name}_own", share.steps),
+        Split(stage.name, f"{k.name}_own", f"{k.name}_turn", f"{k.name}_code", codes),
+        Split(stage.name, row.name, turn, f"{row.name}_own", share.beside * share.rows),
+        Split(stage.name, f"{row.name}_own", thread, lane, share.rows),
+        Reorder(
+            stage.name,
+            (f"{k.name}_thread", thread, turn, f"{k.name}_turn", f"{k.name}_code", lane),
+        ),
+        Thread(stage.name, f"{k.name}_thread"),
+        Thread(stage.name, thread),
+        Unroll(stage.name, f"{k.name}_code"),
+        Unroll(stage.name, lane),
+        *(CacheRead(stage.name, f"{k.name}_turn", name, share.rows) for name in inputs),
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """A thread's part of what is unpacked: `rows` side by side, `steps` of k; `beside` threads."""
+
+    rows: int
+    steps: int
+    beside: int
+
+
+def _share(size: int, rows: int, threads: int, each: int) -> _Share:
+    beside = max(1, min(rows // each, threads))
+    return _Share(each, size // max(1, min(threads // beside, size)), beside)
+
+
+def _filled(k: Axis, size: int) -> bool:
+    """Whether k ends where blocks of it end, so that all threads have whole vectors."""
+    return int(const_value(k.extent) or 1) % size == 0
+
+
 def unpacked_x(stage: Compute, size: int, threads: int, unit: MatrixUnit) -> list[Step]:
-    """All threads fill rows of `size` along k: neighbours along k."""
+    """All threads fill rows of `size` along k: neighbours along k, `_LANES` elements each."""
     row, k = (axis.name for axis in stage.axes)
-    beside = min(size, threads)
+    lanes = _LANES if size % _LANES == 0 else 1
+    beside = min(size // lanes, threads)
+    inputs = together(stage, stage.axes[1], size, lanes) if _filled(stage.axes[1], size) else ()
     return [
         Pad(stage.name, k, _padding(unit)),
-        Split(stage.name, k, f"{k}_turn", f"{k}_thread", beside),
+        Split(stage.name, k, f"{k}_turn", f"{k}_own", beside * lanes),
+        Split(stage.name, f"{k}_own", f"{k}_thread", f"{k}_lane", lanes),
         Split(stage.name, row, f"{row}_turn", f"{row}_thread", threads // beside),
-        Reorder(stage.name, (f"{row}_thread", f"{k}_thread", f"{row}_turn", f"{k}_turn")),
+        Reorder(
+            stage.name, (f"{row}_thread", f"{k}_thread", f"{row}_turn", f"{k}_turn", f"{k}_lane")
+        ),
         Thread(stage.name, f"{row}_thread"),
         Thread(stage.name, f"{k}_thread"),
+        Unroll(stage.name, f"{k}_lane"),
+        *(CacheRead(stage.name, f"{k}_turn", name, lanes) for name in inputs),
     ]

@@ -25,18 +25,22 @@ def tile_rows(weight: Compute) -> int | None:
     return None
 
 
-def period(weight: Compute) -> int:
+def period(weight: Compute, axis: int = 0) -> int:
     """Steps of k after which the codes of packed weights start at a word's border again; else 1.
 
-    Packed words are read at (k * bits) // 32 or at k // codes.
+    Packed words are read at (k * bits) // 32 or at k // codes, or there with k // parts for k, an
+    axis of the weight.
     """
-    k, found = weight.axes[0].var, 1
+    k, found = weight.axes[axis].var, 1
     words = [load for load in loads(weight.body) if load.buffer.dtype == U32]
     for node in (n for load in words for i in load.index for n in visit(i)):
         if isinstance(node, Binary) and node.op == "//" and k in free_vars(node.a):
-            step, divisor = _step(node.a, k), const_value(node.b)
+            divisor, whole, step = const_value(node.b), 1, _step(node.a, k)
+            if step is None and isinstance(node.a, Binary) and node.a.op == "//":
+                whole, step = int(const_value(node.a.b) or 1), _step(node.a.a, k)
             if step is not None and divisor is not None:
-                found = lcm(found, int(divisor) // gcd(int(divisor), step))
+                size = int(divisor) * whole
+                found = lcm(found, size // gcd(size, step))
     return found
 
 

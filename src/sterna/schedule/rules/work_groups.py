@@ -17,7 +17,7 @@ from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Compute, Group
 from sterna.ir.expr import const_value
 from sterna.ir.rewrite import loads
-from sterna.schedule.cached import side_by_side
+from sterna.schedule.cached import side_by_side, together
 from sterna.schedule.rules.contraction import contraction
 from sterna.schedule.rules.matmul import Product
 from sterna.schedule.rules.packing import period
@@ -406,13 +406,9 @@ def _panel(weight: Compute, depth: int, knobs: GroupKnobs) -> tuple[Step, ...]:
 
 def _side_by_side(weight: Compute, rows: int, most: int) -> tuple[int, tuple[str, ...]]:
     """How many rows a thread reads at once, up to `most`, and of which inputs; 1 is of none."""
-    n, there = weight.axes[1].var, int(const_value(weight.axes[1].extent) or 1)
-    read = list(loads(weight.body))
-    names = tuple({load.buffer.name: None for load in read})
     lanes = 1 << (most.bit_length() - 1)
-    while lanes > 1 and len(names) == len(read):
-        whole = there % lanes == 0 and rows % lanes == 0
-        if whole and all(side_by_side(load, n, lanes) for load in read):
+    while lanes > 1:
+        if names := together(weight, weight.axes[1], rows, lanes):
             return lanes, names
         lanes //= 2
     return 1, ()
