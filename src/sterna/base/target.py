@@ -210,11 +210,12 @@ _COOPERATIVE_8 = MatrixUnit(8, 8, 8, "l2 l1 l0", "s2 s1 s0", opaque=True)
 _VULKAN_MATRIX = replace(_VULKAN, spec="vulkan:matrix", subgroup=32, shared_bytes=32768,
                          unit=_COOPERATIVE)  # fmt: skip
 
-_CUDA = Target("cuda", renderer="cuda", device="cuda", table="work_groups", suffix=".sterna",
+_CUDA = Target("cuda", renderer="cuda", device="cuda", table="cuda", suffix=".sterna",
                fma=True, float16=True, group_threads=1024, shared_bytes=49152, most_buffers=256,
                buffer_align=256, subgroup=32, load_bytes=16)  # fmt: skip
 _SM = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-_ROCM = replace(_CUDA, spec="rocm", renderer="hip", device="hip", shared_bytes=65536)
+_ROCM = replace(_CUDA, spec="rocm", renderer="hip", device="hip", table="work_groups",
+                shared_bytes=65536)  # fmt: skip
 _CDNA, _RDNA3 = ("gfx90a", "gfx942"), ("gfx1100", "gfx1101", "gfx1151")
 _RDNA2, _RDNA4 = ("gfx1030",), ("gfx1201",)
 _COMMON = (*_CDNA, "gfx1030", "gfx1100", "gfx1201")
