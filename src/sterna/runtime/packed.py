@@ -87,8 +87,8 @@ def _found(path: Path, manifest: Manifest, total: int) -> Arrays | None:
             memory = mmap.mmap(file.fileno(), total, prot=mmap.PROT_READ)
     except FileNotFoundError:
         return None
-    with contextlib.suppress(OSError):  # advice
-        memory.madvise(mmap.MADV_WILLNEED)
+    with contextlib.suppress(OSError):  # advice: what is read from the disk comes in huge pages
+        memory.madvise(getattr(mmap, "MADV_HUGEPAGE", mmap.MADV_WILLNEED))
     threading.Thread(target=_touch, args=(memory,), name="sterna-pages", daemon=True).start()
     return _cut(memory, manifest)
 
