@@ -117,8 +117,9 @@ def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_desktop_is_no_reason_to_print() -> None:
-    if not webgpu.reports()[0].present:
-        pytest.skip("needs WebGPU: pip install wgpu, and a driver")
+    first = webgpu.reports()[0]
+    if not first.present:
+        pytest.skip(first.missing)
     bare = {name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"}
     line = [sys.executable, "-c", "from sterna.runtime import webgpu; webgpu.open_device()"]
     done = subprocess.run(line, env=bare, capture_output=True, text=True)
@@ -126,8 +127,9 @@ def test_no_desktop_is_no_reason_to_print() -> None:
 
 
 def test_drivers_keep_warnings_to_themselves(capfd: pytest.CaptureFixture[str]) -> None:
-    if not opencl.reports()[0].present:
-        pytest.skip("needs an OpenCL driver")
+    first = opencl.reports()[0]
+    if not first.present:
+        pytest.skip(first.missing)
     kernel = f"#warning {uuid.uuid4()}\n__kernel void nothing(__global int *x) {{}}\n"
     device = opencl.open_device()
     device.compile(kernel.encode(), [])

@@ -215,13 +215,13 @@ def unpacked_weight(
     """
     row, k = stage.axes
     codes = max(period(stage, axis=1), _OCTET)
-    shares = (_share(size, rows, threads, each) for each in (_LANES, 2) if _filled(k, size))
-    found = (
-        (share, inputs)
-        for share in shares
-        if share.steps % codes == 0 and (inputs := together(stage, row, rows, share.rows))
-    )
-    share, inputs = next(found, (_share(size, rows, threads, 1), ()))
+    share, inputs = _share(size, rows, threads, 1), tuple[str, ...]()
+    for each in (_LANES, 2) if _filled(k, size) else ():
+        tried = _share(size, rows, threads, each)
+        read = together(stage, row, rows, each)
+        if read and tried.steps % codes == 0:
+            share, inputs = tried, read
+            break
     codes = codes if share.steps % codes == 0 else share.steps
     turn, thread, lane = (f"{row.name}_{part}" for part in ("turn", "thread", "lane"))
     return [
