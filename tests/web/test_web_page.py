@@ -300,6 +300,17 @@ def test_damaged_and_broken_downloads(fresh: Any, served: Running, tern: WebMode
     assert "42" in answered(fresh)
 
 
+def test_a_model_is_deleted(fresh: Any, served: Running) -> None:
+    fresh.goto(greedy(served))
+    load(fresh)
+    fresh.click("#leave")
+    fresh.locator("#load", has_text="Start").wait_for()
+    fresh.click("#forget")
+    fresh.locator("#models small", has_text="to fetch").wait_for()
+    fresh.locator("#load:not([disabled])", has_text="Load").wait_for()
+    assert not fresh.locator("#forget").is_visible()
+
+
 def test_an_index_of_a_newer_version(fresh: Any, served: Running, tern: WebModel) -> None:
     index = json.loads((tern.folder / "sterna-web.json").read_text())
     newer = json.dumps(index | {"format": 99})

@@ -58,6 +58,7 @@ def test_the_readmes_code(page: Any, site: FileServer, tern: WebModel) -> None:
     assert (told["kept"], told["left"]) == (True, False)
     assert told["reports"] > 3
     assert told["last"]["progress"] == 1
+    assert told["last"]["bytes"] == told["last"]["totalBytes"] == told["last"]["fetchedBytes"]
     assert set(told["last"]) >= {"progress", "timeElapsed", "text"}
     # a page that computed it itself would not tick in between, or only between two tokens
     assert told["ticks"] >= 5

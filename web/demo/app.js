@@ -1,6 +1,6 @@
 // The page: choose a model, load it into this browser, talk to it.
 
-import { deleteModelInCache, hasModelInCache, modelNeeds } from "./sterna/index.js";
+import { deleteModelInCache, listCachedModels, modelNeeds } from "./sterna/index.js";
 import { WebWorkerEngine } from "./sterna/worker_engine.js";
 import { show } from "./ui/markdown.js";
 import { Pace, problem, size } from "./words.js";
@@ -90,15 +90,21 @@ function choice(model) {
 async function describe({ model, facts }) {
   try {
     const needs = await modelNeeds(model.url);
-    state.needs.set(model.url, { needs, cached: await hasModelInCache(model.url) });
+    state.needs.set(model.url, { needs, kept: await isKept(model) });
     const fetched = needs.missingBytes === 0 ? "in this browser" : `${size(needs.missingBytes)} to fetch`;
     facts.textContent = `${fetched} · ${size(needs.memory)} of memory · ${needs.contextWindowSize} tokens of context`;
   } catch (error) {
-    state.needs.set(model.url, { error, cached: await hasModelInCache(model.url).catch(() => false) });
+    state.needs.set(model.url, { error, kept: await isKept(model).catch(() => false) });
     facts.textContent = problem(error).title;
     facts.className = "bad";
   }
   await verdict();
+}
+
+/** Whether there is anything of it to delete. */
+async function isKept({ url }) {
+  const { href } = new URL(url, location.href);
+  return (await listCachedModels()).some((model) => model.url === href);
 }
 
 function chosen() {
@@ -110,7 +116,7 @@ async function verdict() {
   const fits = Boolean(found?.needs);
   $("load").disabled = !fits;
   $("load").textContent = found?.needs?.missingBytes === 0 ? "Start" : "Load";
-  $("forget").hidden = !found || !(found.cached || (fits && found.needs.missingBytes < found.needs.bytes));
+  $("forget").hidden = !found?.kept;
   const { usage, quota } = (await navigator.storage?.estimate?.()) ?? {};
   const room = quota === undefined ? "" : ` This site may store ${size(quota - usage)} more.`;
   const fit = `${outOfReach(found?.needs)}It fits on this device.${room}`;

@@ -32,9 +32,11 @@ export interface FoundIndex {
   readonly offline: boolean;
 }
 
+/** `loaded`: a load has begun. Files are kept for such models only, not for those one asked about. */
 interface Kept {
   readonly url: string;
   readonly index: string;
+  readonly loaded: boolean;
 }
 
 /** Runs a task while no other tab runs one of the same name. */
@@ -54,8 +56,11 @@ export class ModelCache {
     private readonly lock: Lock = tabLock,
   ) {}
 
-  /** The model's index: from the network, or the one that is kept where the network fails. */
-  async index(url: string, signal?: AbortSignal): Promise<FoundIndex> {
+  /**
+   * The model's index: from the network, or the one that is kept where the network fails. `load`:
+   * its files are to be kept from now on.
+   */
+  async index(url: string, load: boolean, signal?: AbortSignal): Promise<FoundIndex> {
     const kept = await this.kept(url);
     const patience = kept === null ? [] : [AbortSignal.timeout(PATIENCE)];
     const both = AbortSignal.any([...patience, ...(signal ? [signal] : [])]);
@@ -65,15 +70,12 @@ export class ModelCache {
     } catch (error) {
       const may = isBroken(error) || (both.aborted && signal?.aborted !== true);
       if (kept === null || !may) throw error;
+      await this.keep({ ...kept, loaded: kept.loaded || load }, kept);
       return { index: readIndex(new TextEncoder().encode(kept.index)), offline: true };
     }
     const index = readIndex(data);
     const text = new TextDecoder().decode(data);
-    if (kept?.index !== text) {
-      const record: Kept = { url, index: text };
-      await this.store?.put(await recordName(url), new TextEncoder().encode(JSON.stringify(record)));
-      if (kept !== null) await this.prune();
-    }
+    await this.keep({ url, index: text, loaded: load || kept?.loaded === true }, kept);
     return { index, offline: false };
   }
 
@@ -113,10 +115,10 @@ export class ModelCache {
     return bytes;
   }
 
-  /** The models of which anything is kept. */
+  /** The models of which a load has kept anything. */
   async list(): Promise<CachedModel[]> {
     const names = new Set(await this.store?.names());
-    return (await this.records()).map(({ url, index }) => {
+    const models = (await this.loaded()).map(({ url, index }) => {
       const { files } = readIndex(new TextEncoder().encode(index));
       let [bytes, used, complete] = [0, 0, 0];
       for (const file of files) {
@@ -128,14 +130,21 @@ export class ModelCache {
       }
       const shards = files.filter((f) => /\.bin$/.test(f.name));
       const whole = shards.every((f) => pieceSizes(f).every((_, i) => names.has(pieceName(f, i))));
-      return { url, bytes, complete: used > 0 && used === complete && whole };
+      return { url, bytes, complete: used === complete && whole };
     });
+    return models.filter(({ bytes }) => bytes > 0);
   }
 
   /** Forget a model, and all files that no other model shares. */
   async delete(url: string): Promise<void> {
     await this.store?.delete(await recordName(url));
     await this.prune();
+  }
+
+  private async keep(record: Kept, before: Kept | null): Promise<void> {
+    if (record.index === before?.index && record.loaded === before.loaded) return;
+    await this.store?.put(await recordName(record.url), new TextEncoder().encode(JSON.stringify(record)));
+    if (before !== null && record.index !== before.index) await this.prune();
   }
 
   private async fill(
@@ -168,10 +177,10 @@ export class ModelCache {
     return { data, kept };
   }
 
-  /** Delete pieces that no kept index names. A tab that reads one meanwhile fetches it again. */
+  /** Delete pieces that no loaded model's index names. A tab that reads one meanwhile fetches it again. */
   private async prune(): Promise<void> {
     await this.lock("prune", async () => {
-      const indexes = (await this.records()).map((r) => readIndex(new TextEncoder().encode(r.index)));
+      const indexes = (await this.loaded()).map((r) => readIndex(new TextEncoder().encode(r.index)));
       const wanted = new Set(indexes.flatMap((index) => index.files.map((f) => f.sha256)));
       for (const name of (await this.store?.names()) ?? []) {
         if (name.startsWith(MODEL) || wanted.has(name.split(".")[0] ?? "")) continue;
@@ -188,10 +197,10 @@ export class ModelCache {
     return this.record(await recordName(url));
   }
 
-  private async records(): Promise<Kept[]> {
+  private async loaded(): Promise<Kept[]> {
     const names = ((await this.store?.names()) ?? []).filter((name) => name.startsWith(MODEL));
     const found = await Promise.all(names.map((name) => this.record(name)));
-    return found.filter((record) => record !== null);
+    return found.filter((record) => record !== null).filter(({ loaded }) => loaded);
   }
 
   /** A record whose index this version reads; others are as good as none. */
@@ -202,7 +211,7 @@ export class ModelCache {
       const found = JSON.parse(new TextDecoder().decode(data)) as Partial<Kept>;
       if (typeof found.url !== "string" || typeof found.index !== "string") return null;
       readIndex(new TextEncoder().encode(found.index));
-      return { url: found.url, index: found.index };
+      return { url: found.url, index: found.index, loaded: found.loaded === true };
     } catch (error) {
       if (error instanceof SyntaxError || error instanceof ArtifactError) return null;
       throw error;

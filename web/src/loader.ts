@@ -7,6 +7,7 @@
 
 import { readBundle } from "./artifact.js";
 import { ModelCache, tabLock } from "./cache.js";
+import type { OnBytes } from "./cache.js";
 import { readChatConfig } from "./chat_config.js";
 import type { ChatConfig } from "./chat_config.js";
 import { Device, findAdapter } from "./device.js";
@@ -77,7 +78,7 @@ export function folderOf(model: string): string {
 export async function needsOf(model: string, options: LoadOptions = {}): Promise<ModelNeeds> {
   const url = folderOf(model);
   const cache = await openCache(options);
-  const [{ offer }, { index, offline }] = await Promise.all([findAdapter(), cache.index(url)]);
+  const [{ offer }, { index, offline }] = await Promise.all([findAdapter(), cache.index(url, false)]);
   const choice = chooseProgram(index, offer);
   return {
     url,
@@ -98,7 +99,7 @@ export async function openCache(options: { readonly cache?: boolean | undefined 
 export async function load(model: string, options: LoadOptions, signal: AbortSignal): Promise<Loaded> {
   const url = folderOf(model);
   const cache = await openCache(options);
-  const [{ adapter, offer }, { index }] = await Promise.all([findAdapter(), cache.index(url, signal)]);
+  const [{ adapter, offer }, { index }] = await Promise.all([findAdapter(), cache.index(url, true, signal)]);
   if (index.model.pooling !== null) {
     throw new ArtifactError(`${url} is an embedding model, and the browser runs models that answer`);
   }
@@ -143,6 +144,7 @@ async function openProgram(
       });
       if (signal.aborted) throw new Interrupted("the load was interrupted");
     }
+    files.compiling();
     await compiled;
     await program.finish();
     return program;
@@ -174,6 +176,7 @@ function pages(manifest: Program["manifest"], { contextWindowSize }: LoadOptions
 class Files {
   private readonly began = performance.now();
   private readonly total: number;
+  private readonly counted = new Set<string>(); // files; what is read again is not counted again
   private bytes = 0;
   private fetched = 0;
 
@@ -213,12 +216,19 @@ class Files {
     return coming;
   }
 
+  compiling(): void {
+    this.report(0.99, "All is here, the kernels are being compiled");
+  }
+
   finished(): void {
     this.report(1, "The model is ready");
   }
 
   private get(file: File): Promise<Uint8Array> {
-    return this.cache.file(this.url, file, (bytes, cached) => this.count(bytes, cached), this.signal);
+    const again = this.counted.has(file.name);
+    this.counted.add(file.name);
+    const count: OnBytes = again ? () => undefined : (bytes, cached) => this.count(bytes, cached);
+    return this.cache.file(this.url, file, count, this.signal);
   }
 
   private count(bytes: number, cached: boolean): void {

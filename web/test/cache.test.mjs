@@ -124,18 +124,18 @@ test("a full store is told as it is, and what was kept stays sound", async () =>
 });
 
 test("no network: an error for what is missing, the index that is kept for the rest", async () => {
-  const { index, offline } = await cache.index(URL);
+  const { index, offline } = await cache.index(URL, true);
   assert.equal(offline, false);
   await cache.file(URL, weightsFile, ignored);
   server.down = true;
-  assert.deepEqual(await cache.index(URL), { index, offline: true });
+  assert.deepEqual(await cache.index(URL, true), { index, offline: true });
   assert.deepEqual(await cache.file(URL, weightsFile, ignored), weights);
   await assert.rejects(cache.file(URL, index.files[0], ignored), errors.Offline);
-  await assert.rejects(cache.index("https://models.example/other/"), errors.Offline);
+  await assert.rejects(cache.index("https://models.example/other/", false), errors.Offline);
 });
 
 test("what the server does not have is told with its status", async () => {
-  await assert.rejects(cache.index("https://models.example/none/"), (error) => {
+  await assert.rejects(cache.index("https://models.example/none/", false), (error) => {
     assert.ok(error instanceof errors.FetchFailed && !(error instanceof errors.Offline));
     return /404/.test(error.message);
   });
@@ -145,7 +145,7 @@ test("an index of a newer format, or one that is none", async () => {
   const files = [weightsFile, { ...weightsFile, name: "params_shard_0.bin" }];
   const bad = (value) => {
     server.files.set(INDEX, typeof value === "string" ? new TextEncoder().encode(value) : encode(value));
-    return cache.index(URL);
+    return cache.index(URL, true);
   };
   await assert.rejects(bad({ format: 2 }), errors.NewerFormat);
   for (const value of [
@@ -166,7 +166,7 @@ test("models are listed and deleted; what two share stays", async () => {
   const third = "https://models.example/third/";
   publish(other, 7);
   const apart = publish(third, 9);
-  for (const url of [URL, other, third]) await cache.index(url);
+  for (const url of [URL, other, third]) await cache.index(url, true);
   await cache.file(URL, weightsFile, ignored);
   await cache.file(third, apart.files[1], ignored);
   const told = await cache.list();
@@ -181,17 +181,36 @@ test("models are listed and deleted; what two share stays", async () => {
   assert.deepEqual(await store.names(), []);
 });
 
+test("a model that was only asked about keeps no files, and its index only", async () => {
+  const twin = "https://models.example/copy/";
+  publish(twin, 7);
+  await cache.index(URL, true);
+  await cache.index(twin, false);
+  await cache.file(URL, weightsFile, ignored);
+  await cache.index(URL, false); // asked about again, it is still one that was loaded
+  assert.deepEqual((await cache.list()).map((m) => m.url), [URL]);
+  await cache.delete(URL);
+  assert.deepEqual(await cache.list(), []);
+  assert.ok(!(await store.names()).some((name) => name.startsWith(weightsFile.sha256)));
+  server.down = true;
+  const { index } = await cache.index(twin, true);
+  assert.equal(index.files[1].sha256, weightsFile.sha256);
+  server.down = false;
+  await cache.file(twin, weightsFile, ignored);
+  assert.deepEqual((await cache.list()).map((m) => m.url), [twin]);
+});
+
 test("a model that was compiled anew takes the place of the old one", async () => {
-  await cache.index(URL);
+  await cache.index(URL, true);
   await cache.file(URL, weightsFile, ignored);
   const { data, files } = publish(URL, 11);
-  await cache.index(URL);
+  await cache.index(URL, true);
   assert.ok(!(await store.names()).some((name) => name.startsWith(weightsFile.sha256)));
   assert.deepEqual(await cache.file(URL, files[1], ignored), data);
 });
 
 test("what is missing is known before it is fetched", async () => {
-  const { files } = (await cache.index(URL)).index;
+  const { files } = (await cache.index(URL, true)).index;
   assert.equal(await cache.missing(files), files[0].size + files[1].size);
   await cache.file(URL, weightsFile, ignored);
   assert.equal(await cache.missing(files), files[0].size);
@@ -199,7 +218,7 @@ test("what is missing is known before it is fetched", async () => {
 
 test("without a store everything is fetched each time", async () => {
   const none = new ModelCache(null);
-  await none.index(URL);
+  await none.index(URL, true);
   assert.deepEqual(await none.file(URL, weightsFile, ignored), weights);
   assert.deepEqual(await none.file(URL, weightsFile, ignored), weights);
   assert.equal(server.asked.length, 3);
