@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "simt"))
 from fake_drivers import simulated_cuda, simulated_hip
 from fake_metal import simulated_metal
 from kernel_arrays import ADAPTERS
+from spirv_device import simulated_vulkan
 
 from sterna.base.artifact import AdapterRoom, Launch
 from sterna.base.errors import CodegenError, Unavailable
@@ -100,6 +102,9 @@ TARGETS: dict[str, Callable[[], Device]] = {
     "webgpu:barrier-free": driver_webgpu,
     "vulkan": driver_vulkan,
     "vulkan:f32": driver_vulkan,
+    # Whether a driver has these subgroups and matrices or not.
+    "vulkan:matrix": partial(simulated_vulkan, parse_target("vulkan:matrix")),
+    "vulkan:matrix8": partial(simulated_vulkan, parse_target("vulkan:matrix8")),
 }
 
 

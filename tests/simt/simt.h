@@ -79,7 +79,7 @@ inline void prepare(Fiber &f) {
     if (f.stack == nullptr) f.stack = (char *)aligned_alloc(64, STACK);
     f.at_what = At::nothing;
     f.site = 0;
-    f.published = false;
+    f.published = f.odd = false; // those of a launch that failed may differ
 #if defined(__x86_64__)
     void **top = (void **)(f.stack + STACK);
     *--top = nullptr; // enters as after a call: the stack is 8 past a multiple of 16
