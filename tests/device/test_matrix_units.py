@@ -196,7 +196,7 @@ def test_without_a_unit_nothing_changes(groups: dict[str, Group]) -> None:
 
 @pytest.mark.parametrize("spec", UNITS)
 def test_few_rows_are_no_work_for_a_unit(spec: str) -> None:
-    few = kernels("q4f16_1", 8)["product"]
+    few = kernels("q4f16_1", 2)["product"]
     assert plan_of(few, parse_target(spec)).rule == "matvec_groups"
 
 

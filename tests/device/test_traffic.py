@@ -4,19 +4,27 @@ A test of schedules, not of a clock: a decode step is as fast as memory only if 
 fetches what another has fetched already.
 """
 
+import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "schedule"))
+
 from conformance import CHAT
 from conformance import CONFIG as USUAL
 from kernel_arrays import CACHED, PAGE_SIZE, arguments
+from schedule_groups import product_group
 from traffic import Traffic, traffic_of
 
 from sterna.base.target import Target, parse_target
 from sterna.checkpoint.model_folder import ModelFolder
-from sterna.compiler import CompileOptions, Source, compile_source
+from sterna.compiler import DECODE_TOKENS, CompileOptions, Source, compile_source
 from sterna.program import Compiled
+from sterna.quantize.scheme import SCHEMES
+from sterna.schedule.choose import plan_of, planned
 
 CONFIG = USUAL | {
     "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2,
@@ -35,8 +43,11 @@ class Decode:
     batch: dict[str, Compiled]  # of a verify step
     prompt: dict[str, Compiled]  # of a prefill step
 
-    def batch_product(self) -> Compiled:
-        return next(k for k in self.batch.values() if k.op in PRODUCTS)
+    def product(self, rows: int) -> Compiled:
+        """The narrowest product of a step of so many sequences."""
+        kernels = self.kernels if rows <= DECODE_TOKENS else self.batch
+        found = (k for k in kernels.values() if k.op in PRODUCTS)
+        return min(found, key=lambda k: str(k.func.params[-1].shape[-1]))
 
     def of(self, *ops: str) -> list[Compiled]:
         return [k for k in self.kernels.values() if k.op in ops]
@@ -67,28 +78,36 @@ def counted(kernel: Compiled, tokens: int) -> tuple[Traffic, dict[str, int]]:
     return traffic_of(kernel.func, arrays, dims), sizes
 
 
-def test_a_product_reads_each_byte_of_a_weight_once(decode: Decode) -> None:
-    found = 0
-    kernels = sorted(decode.of(*PRODUCTS), key=lambda k: str(k.func.params[-1].shape[-1]))
-    for kernel in kernels[:1]:
-        traffic, sizes = counted(kernel, 1)
-        for name in (n for n in sizes if n.endswith(("_q_weight", "_q_scale"))):
-            assert traffic.read[name] == sizes[name], f"{kernel.func.name}: {name}"
-            found += 1
-        (written,) = {+traffic.written[n] for n in sizes if traffic.written[n]}
-        assert written == sizes[kernel.func.params[-1].name]
-    assert found == 2
+@pytest.mark.parametrize(
+    ("decode", "rows"),
+    [*product((VECTORS, GROUPS), (1, 2, 3, 5, 8)), (ALONE, 1)],
+    indirect=["decode"],
+)
+def test_a_step_reads_each_byte_of_a_weight_once(decode: Decode, rows: int) -> None:
+    """One sequence, or several that decode together: one pass over the weights serves them all.
 
-
-@pytest.mark.parametrize("decode", [VECTORS, GROUPS], indirect=True)
-def test_a_batch_reads_the_weights_once(decode: Decode) -> None:
-    """Eight sequences that decode together are a verify step: one pass serves them all."""
-    kernel = decode.batch_product()
-    traffic, sizes = counted(kernel, 8)
+    Threads that work alone pass over them for each of two, and count on their caches.
+    """
+    kernel = decode.product(rows)
+    traffic, sizes = counted(kernel, rows)
     weights = [n for n in sizes if n.endswith(("_q_weight", "_q_scale"))]
     assert len(weights) == 2
     for name in weights:
-        assert traffic.read[name] == sizes[name]
+        assert traffic.read[name] == sizes[name], f"{kernel.func.name}: {name}"
+    (written,) = {+traffic.written[n] for n in sizes if traffic.written[n]}
+    assert written == sizes[kernel.func.params[-1].name]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("scheme", ["q4f16_1", "q8f16_1", "q0f16"])
+def test_a_group_loads_each_word_once(scheme: str, rows: int) -> None:
+    """No thread counts on a cache for the second row of x."""
+    group = product_group("product", (64, 512), SCHEMES[scheme], DECODE_TOKENS, epilogue=False)
+    _, func = planned(group, plan_of(group, parse_target(GROUPS)))
+    arrays, dims = arguments(func, rows, single=True)
+    traffic = traffic_of(func, arrays, dims)
+    (words,) = (name for name in arrays if name.endswith("weight"))
+    assert traffic.asked[words] == traffic.read[words] == arrays[words].nbytes
 
 
 @pytest.mark.parametrize("decode", [VECTORS, GROUPS], indirect=True)

@@ -2,7 +2,8 @@
 
 In: a kernel's loop program and arguments. Out: bytes of every parameter that came from memory and
 that went there, when a work item (a turn of a PARALLEL loop: a CPU's chunk, a GPU's work group)
-fetches an element once, however often it uses it. The interpreter runs the kernel; nothing is
+fetches an element once, however often it uses it; and bytes that its loads have asked for, each
+time. The interpreter runs the kernel; nothing is
 timed.
 """
 
@@ -28,12 +29,13 @@ class Traffic:
 
     read: Counter[str] = field(default_factory=Counter)
     written: Counter[str] = field(default_factory=Counter)
+    asked: Counter[str] = field(default_factory=Counter)
 
 
 class _Seen(np.ndarray):
     """Memory that remembers which elements were touched."""
 
-    loads: set[int]
+    loads: Counter[int]
     stores: set[int]
 
     def __getitem__(self, at: Any) -> Any:
@@ -69,8 +71,9 @@ class _Counting(_Program):
         for buffer, where in self.params.items():
             seen, size = where.flat, int(np.prod(where.shape, dtype=np.int64))
             assert isinstance(seen, _Seen)
-            inside = sum(at < size for at in seen.loads)  # vector tails may run over the end
-            self.traffic.read[buffer.name] += inside * buffer.dtype.bytes
+            inside = [n for at, n in seen.loads.items() if at < size]  # vector tails may run over
+            self.traffic.read[buffer.name] += len(inside) * buffer.dtype.bytes
+            self.traffic.asked[buffer.name] += sum(inside) * buffer.dtype.bytes
             self.traffic.written[buffer.name] += len(seen.stores) * buffer.dtype.bytes
             seen.loads.clear()
             seen.stores.clear()
@@ -83,7 +86,7 @@ def traffic_of(
     memory = _bind(func, arrays, dims)
     for buffer, where in memory.items():
         seen = where.flat.view(_Seen)
-        seen.loads, seen.stores = set(), set()
+        seen.loads, seen.stores = Counter(), set()
         memory[buffer] = Region(seen, where.shape, where.slack)
     program = _Counting(dict(dims), memory)
     with np.errstate(all="ignore"):

@@ -36,12 +36,15 @@ def panels(scheme: str, shape: tuple[int, int], **knobs: int) -> tuple[Group, Pr
     return group, planned(group, Plan("matmul_groups", replace(TABLE, **knobs)))[1]
 
 
-def results(group: Group, func: PrimFunc, scheme: str, shape: tuple[int, int]) -> Array:
-    """The product under the interpreter, which checks every bound."""
+def results(
+    group: Group, func: PrimFunc, scheme: str, shape: tuple[int, int], rows: slice = slice(N)
+) -> Array:
+    """The product of some rows of x under the interpreter, which checks every bound."""
     arrays = product_arrays(shape, SCHEMES[scheme], N)
-    out = np.full((N, shape[0]), np.nan, np.float32)
+    arrays["x"] = arrays["x"][rows]
+    out = np.full((len(arrays["x"]), shape[0]), np.nan, np.float32)
     held = {b.name: arrays[b.name] for b in group.inputs} | {group.outputs[0].name: out}
-    evaluate_primfunc(func, held, dict.fromkeys(func.dims, N))
+    evaluate_primfunc(func, held, dict.fromkeys(func.dims, len(out)))
     return out
 
 
@@ -68,13 +71,31 @@ def test_no_bit_changes(scheme: str, shape: tuple[int, int], rows: int) -> None:
     assert np.array_equal(one.view(np.uint32), four.view(np.uint32))
 
 
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("tile", [2, 8])
+@pytest.mark.parametrize(
+    ("scheme", "shape"),
+    [("q4f16_1", (12, 64)), ("q3f16_1", (8, 32)), ("q4f16_0", (8, 64)), ("q0f16", (4, 36))],
+)
+def test_a_row_has_the_bits_that_it_has_alone(
+    scheme: str, shape: tuple[int, int], tile: int, lanes: int
+) -> None:
+    """In a whole tile of x, in one of which a part is there, and where its threads have some."""
+    made = matvec(scheme, shape, few_rows=tile, rows=8, slices=2, chunk=4, lanes=lanes)
+    together = results(*made, scheme, shape)
+    assert not np.isnan(together).any()
+    for i, row in enumerate(together):
+        alone = results(*made, scheme, shape, slice(i, i + 1))[0]
+        assert np.array_equal(row.view(np.uint32), alone.view(np.uint32))
+
+
 @pytest.mark.parametrize(
     ("scheme", "shape", "found"),
     [
-        ("q4f16_1", (128, 64), {"x": 1, "layer_q_weight": 1}),
-        ("q8f16_1", (128, 64), {"x": 1, "layer_q_weight": 1}),
-        ("q4f16_0", (128, 256), {"x": 1, "layer_q_weight": 1}),
-        ("q4f16_1", (100, 64), {"x": 1, "layer_q_weight": 1}),  # the last block has 36 rows
+        ("q4f16_1", (128, 64), {"x": 2, "layer_q_weight": 2}),
+        ("q8f16_1", (128, 64), {"x": 2, "layer_q_weight": 2}),
+        ("q4f16_0", (128, 256), {"x": 2, "layer_q_weight": 2}),
+        ("q4f16_1", (100, 64), {"x": 2, "layer_q_weight": 2}),  # the last block has 36 rows
         ("q4f16_1", (101, 64), {}),  # and here no whole vectors
         ("q4f16_0", (128, 64), {}),  # half of its only group is there
         ("q3f16_1", (128, 64), {}),  # a code may lie in two words
@@ -84,6 +105,7 @@ def test_no_bit_changes(scheme: str, shape: tuple[int, int], rows: int) -> None:
 def test_what_is_read_in_vectors(
     scheme: str, shape: tuple[int, int], found: dict[str, int]
 ) -> None:
+    """For one row of x, and for more, which have other sums."""
     _, func = matvec(scheme, shape, lanes=4)
     names = [copy.source.name for copy in copies(func)]
     assert {name: names.count(name) for name in names} == found
@@ -140,9 +162,12 @@ def clamps(func: PrimFunc) -> int:
 
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_blocks_of_whole_rows_are_not_clamped(lanes: int) -> None:
-    """Blocks of rows and rows of x are one loop, and still each is known to stay inside."""
-    assert clamps(matvec("q4f16_1", (128, 1024), lanes=lanes)[1]) == 0
-    assert clamps(matvec("q4f16_1", (100, 1024), lanes=lanes)[1]) > 0
+    """Blocks of rows and tiles of x are one loop, and still each is known to stay inside.
+
+    But rows of a tile of x, of which there may be fewer: in the sums of one, and of all.
+    """
+    assert clamps(matvec("q4f16_1", (128, 1024), lanes=lanes)[1]) == 2
+    assert clamps(matvec("q4f16_1", (100, 1024), lanes=lanes)[1]) > 2
 
 
 def test_the_row_says_how_much_is_read_at_once() -> None:

@@ -12,7 +12,7 @@ from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Group
 from sterna.ir.evaluate import evaluate_primfunc
 from sterna.ir.expr import const_value
-from sterna.ir.loop import Alloc, If
+from sterna.ir.loop import Alloc, For, If
 from sterna.ir.rewrite import visit
 from sterna.quantize.scheme import SCHEMES
 from sterna.schedule.apply import apply
@@ -29,6 +29,7 @@ from sterna.schedule.steps import (
     Step,
     Unroll,
     Vectorize,
+    Version,
     to_text,
 )
 
@@ -146,6 +147,23 @@ def test_parts_of_a_tile_that_lie_past_the_rows_are_skipped(part: int) -> None:
     assert len(asked) > sum(isinstance(s, If) for s in visit(apply(PRODUCT, tile).body))
 
 
+@pytest.mark.parametrize("tile", [2, 4, 8])
+@pytest.mark.parametrize("scope", ["local", "shared"])
+def test_the_first_row_of_a_tile_has_sums_of_its_own(scope: str, tile: int) -> None:
+    """Three rows: a tile of two and one that has one, or a tile of which a part is there."""
+    steps = (
+        Inline(WEIGHT), Split(Y, "m", "mo", "mi", tile), Reorder(Y, ("mo", "mi", "n")),
+        At(SUM, Y, "mo", scope), Reorder(SUM, ("n", "k", "m")), Version(SUM, "m"),
+    )  # fmt: skip
+    assert_same(PRODUCT, *steps)
+    (chosen,) = (s for s in visit(apply(PRODUCT, steps).body) if isinstance(s, If) and s.orelse)
+    assert chosen.orelse is not None
+    both, alone = (
+        sum(isinstance(s, For) for s in visit(part)) for part in (chosen.then, chosen.orelse)
+    )
+    assert alone < both
+
+
 @pytest.mark.parametrize("scope", ["local", "scratch"])
 def test_sums_are_held_while_a_part_of_them_is_added(scope: str) -> None:
     """k in blocks, rows in tiles of 2: the same bits, kept sums read and stored block by block."""
@@ -197,6 +215,9 @@ def test_an_output_beside_a_split_reader_is_cut_to_its_size() -> None:
         (PRODUCT, (*PLAIN_PRODUCT, Fuse(SUM, "n", "k", "nk")), "of one kind"),
         (PRODUCT, (*PLAIN_PRODUCT, Skip(SUM, "k")), "no turn too many"),
         (PRODUCT, (*PLAIN_PRODUCT, Skip(SUM, "z")), "no loop 'z'"),
+        (PRODUCT, (*PLAIN_PRODUCT, Version(SUM, "z")), "no loop 'z'"),
+        (PRODUCT, (*PLAIN_PRODUCT, Version(SUM, "k")), "only a loop inside"),
+        (PRODUCT, (*PLAIN_PRODUCT, Version(SUM, "m")), "only a loop inside"),
         (PRODUCT, (*PLAIN_PRODUCT, Hold(SUM, "z")), "no loop 'z'"),
         (PRODUCT, (*PLAIN_PRODUCT, Hold(SUM, "n")), "only a sum that is kept"),
         (PRODUCT, (*PLAIN_PRODUCT, Hold(Y, "m")), "only a sum that is kept"),

@@ -15,7 +15,7 @@ from dataclasses import replace
 from sterna.base.dtype import DType
 from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Compute, Group, combine_step
-from sterna.ir.expr import Buffer, Expr, Load, const_value, logical_or, wrap
+from sterna.ir.expr import Buffer, Expr, Load, const_value, logical_and, logical_or, wrap
 from sterna.ir.loop import Alloc, For, ForKind, If, Prefetch, PrimFunc, Stmt, Store, seq
 from sterna.ir.rewrite import free_vars, loads, replace_loads, substitute
 from sterna.ir.simplify import simplify, simplify_stmt
@@ -82,13 +82,18 @@ class _Emission(Placed):
         first = next((i for i, loop in enumerate(stage.loops) if loop.reduces), None)
         if first is None:
             return self._nest(stage, 0, self._leaf(stage))
+        sums = self._sums(stage, first)
+        if (version := stage.version) is not None:
+            sums = If(self._second(stage, version), sums, self._sums(stage.first_turn(), first))
+        return self._nest(stage, 0, sums, stop=first)
+
+    def _sums(self, stage: Stage, first: int) -> Stmt:
+        """The loops from the first that adds up on, with the sums' beginning."""
         spatial = [loop for loop in stage.loops[first:] if not loop.reduces]
         alone = all(loop.kind is not ForKind.MATRIX for loop in spatial)
         if alone and stage.buffer is not None and stage.buffer.scope == "shared":
-            return self._nest(stage, 0, self._private_sum(stage, first), stop=first)
-        start = self._init(stage, spatial)
-        update = self._nest(stage, first, self._leaf(stage))
-        return self._nest(stage, 0, seq(start, update), stop=first)
+            return self._private_sum(stage, first)
+        return seq(self._init(stage, spatial), self._nest(stage, first, self._leaf(stage)))
 
     def _nest(self, stage: Stage, level: int, leaf: Stmt, stop: int | None = None) -> Stmt:
         if level == (len(stage.loops) if stop is None else stop):
@@ -163,14 +168,27 @@ class _Emission(Placed):
         body = self._loop(stage, level, self._nest(stage, level + 1, step))
         return Alloc(own, seq(_each(inner, read), body, _each(inner, stored)))
 
+    def _second(self, stage: Stage, name: str) -> Expr:
+        """Whether the first elements of a loop's second turn are the tensor's."""
+        loop = stage.loop(name)
+        begin = {inner.var: wrap(0) for inner in stage.loops[stage.loops.index(loop) + 1 :]}
+        there = wrap(const_value(loop.extent) != 1)
+        for axis in stage.compute.axes:
+            index = self.exact(stage.index(axis.var))
+            if loop.var in free_vars(index):
+                second = substitute(index, begin | {loop.var: wrap(1)})
+                there = logical_and(there, simplify(second) < axis.extent)
+        return there
+
     def _skipped(self, stage: Stage, level: int, body: Stmt) -> Stmt:
         """`body`, if the first elements of this turn of the loop are the tensor's."""
         loop = stage.loops[level]
         begin = {inner.var: wrap(0) for inner in stage.loops[level + 1 :]}
         for axis in stage.compute.axes:
-            if loop.var in free_vars(self.exact(stage.local[axis.var])):
+            local = simplify(substitute(self.exact(stage.local[axis.var]), begin))
+            if loop.var in free_vars(local):
                 first = simplify(substitute(self.exact(stage.index(axis.var)), begin))
-                body = If(logical_or(loop.var < 1, first < axis.extent), body)
+                body = If(logical_or(local < 1, first < axis.extent), body)
         return body
 
     def _asked(self, stage: Stage, step: Ahead) -> list[Stmt]:

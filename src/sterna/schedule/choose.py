@@ -50,6 +50,7 @@ from sterna.schedule.rules.work_groups import (
     matmul_groups,
     matvec_groups,
     norm_groups,
+    sums_bytes,
 )
 from sterna.schedule.rules.work_groups import panel_bytes as group_panel_bytes
 from sterna.schedule.signed import signed
@@ -222,6 +223,8 @@ def _in_groups(group: Group, knobs: GroupKnobs, target: Target) -> Plan:
             return Plan("matmul_units", replace(unit_table()[unit.shape], unit=unit))
         knobs = replace(knobs, lanes=max(1, target.load_bytes // _WORD))
         if few:
+            while sums_bytes(found, knobs) > target.shared_bytes and knobs.chunk > 1:
+                knobs = replace(knobs, chunk=knobs.chunk // 2)
             return Plan("matvec_groups", knobs)
         if knobs.panels * group_panel_bytes(found, knobs) > target.shared_bytes:
             knobs = replace(knobs, panels=1)

@@ -6,7 +6,7 @@ axis of the Compute lies in them. It knows neither other stages nor statements: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
 from sterna.base.dtype import I32
@@ -35,6 +35,7 @@ from sterna.schedule.steps import (
     Thread,
     Unroll,
     Vectorize,
+    Version,
 )
 
 _KINDS: dict[type[Step], ForKind] = {
@@ -79,6 +80,7 @@ class Stage:
     reads: list[CacheRead] = field(default_factory=list)
     cached: dict[CacheRead, Cached] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
+    version: str | None = None  # the loop whose first turn has sums of its own
     held: str | None = None  # the loop whose sums are in registers
 
     @property
@@ -125,6 +127,21 @@ class Stage:
     def index(self, axis: Var) -> Expr:
         return self.base[axis] + self.local[axis]
 
+    def first_turn(self) -> Stage:
+        """The stage with one turn of the loop of its `version`."""
+        assert self.version is not None
+        all_turns = self.loop(self.version)
+        one = replace(all_turns, var=loop_var(self.version, wrap(1)), extent=wrap(1))
+        first: dict[Var, Expr] = {all_turns.var: one.var}
+        return replace(
+            self,
+            loops=[one if loop is all_turns else loop for loop in self.loops],
+            local={axis: substitute(e, first) for axis, e in self.local.items()},
+            guards=[(substitute(i, first), bound) for i, bound in self.guards],
+            cached={},
+            version=None,
+        )
+
     def values(self) -> dict[Var, Expr]:
         """What the loops that were fused are in the present ones."""
         return {var: value for var, (_, value) in self.parts.items()}
@@ -158,6 +175,12 @@ def transform(stage: Stage, step: Step) -> None:
             if stage.loop(step.axis).reduces:
                 raise ScheduleError(f"{step}: a sum has no turn too many")
             stage.skips.append(step)
+        case Version():
+            loop = stage.loop(step.axis)
+            outer = stage.loops[: stage.loops.index(loop)]
+            if loop.reduces or not any(o.reduces for o in outer):
+                raise ScheduleError(f"{step}: only a loop inside a sum's, which adds nothing up")
+            stage.version = step.axis
         case Hold():
             if not stage.loop(step.axis).reduces or stage.buffer is None:
                 raise ScheduleError(f"{step}: only a sum that is kept is held, by a loop of it")

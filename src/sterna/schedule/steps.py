@@ -172,9 +172,23 @@ class CacheRead(Step):
 
 @dataclass(frozen=True, slots=True)
 class Skip(Step):
-    """A turn of loop `axis`, but the first, does nothing where its elements lie past the tensor.
+    """A turn of loop `axis` does nothing where its elements lie past the tensor.
 
-    For tiles larger than what is left of a tensor: nobody reads what they would compute.
+    But the turn of a tile's first elements, which are there. For tiles larger than what is left of
+    a tensor: nobody reads what they would compute.
+    """
+
+    axis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Version(Step):
+    """The sums of the stage are written twice: for the first turn of loop `axis`, and for all.
+
+    Which is run is decided before them, by whether the second turn's elements are the tensor's. So
+    a row by itself costs what it costs where there is never another. Turns after the second are
+    computed with it, though nobody reads what lies past the tensor. The loop stands inside the
+    sum's.
     """
 
     axis: str

@@ -14,7 +14,8 @@ from math import lcm
 
 from sterna.base.dtype import U32
 from sterna.base.errors import ScheduleError
-from sterna.ir.compute import Compute, Group
+from sterna.ir.bounds import bounds
+from sterna.ir.compute import Axis, Compute, Group
 from sterna.ir.expr import const_value
 from sterna.ir.rewrite import loads
 from sterna.schedule.cached import side_by_side, together
@@ -30,10 +31,12 @@ from sterna.schedule.steps import (
     Parallel,
     Reorder,
     Schedule,
+    Skip,
     Split,
     Step,
     Thread,
     Unroll,
+    Version,
 )
 
 
@@ -42,7 +45,7 @@ class GroupKnobs:
     """Numbers of a table.
 
     `threads` of a group without products. Products: `rows` of the weight are side by side in a
-    group; with `few_rows` of x or fewer each group computes one of them, its threads sharing the
+    group; with `few_rows` of x or fewer a group computes all of them, its threads sharing the
     scale groups `slices` ways, `chunk` at a time; with more, `tokens` of them in tiles of `each`
     a thread, and `depth` steps of k at a time where weights have no groups. `panels` of the weight
     are kept in shared memory: one, or two, of which the next is filled while one is multiplied.
@@ -64,6 +67,7 @@ class GroupKnobs:
 
 
 _SHARED_ROW = 8192  # bytes
+_STEPS = 8  # of k that a thread reads a weight for at once, where it has no vectors of words
 
 # Values worth trying of the knobs that matter to a rule.
 FLAT_SPACE: Mapping[str, tuple[int, ...]] = {"threads": (32, 64, 128, 256)}
@@ -178,61 +182,121 @@ def _along_width(stage: Compute, threads: int) -> list[Step]:
 
 
 def matvec_groups(found: Product, knobs: GroupKnobs) -> Schedule:
-    """groups of (rows of weight, row of x) { slices of k side by side; their sums in order }."""
+    """groups of rows of weight { slices of k side by side, all rows of x; their sums in order }.
+
+    Weights are read, and unpacked, once for all rows. One row has sums of its own, lest it pay for
+    those that are not there.
+    """
     out, total, partial = found.out, found.total, found.partial
     m, n = out.axes[0].name, out.axes[1].name
+    each = _each_of_few(found, knobs)
     steps: list[Step] = [
         Inline(found.weight.name),
         Split(out.name, n, f"{n}_block", f"{n}_thread", knobs.rows),
-        Reorder(out.name, (f"{n}_block", m, f"{n}_thread")),
-        Fuse(out.name, f"{n}_block", m, "group"),
+        Split(out.name, m, f"{m}_tile", f"{m}_inside", few_rows_tile(found, knobs)),
+        Split(out.name, f"{m}_inside", f"{m}_thread", f"{m}_each", each),
+        Reorder(out.name, (f"{n}_block", f"{m}_tile", f"{m}_thread", f"{n}_thread", f"{m}_each")),
+        Fuse(out.name, f"{n}_block", f"{m}_tile", "group"),
         Parallel(out.name, "group"),
+        Thread(out.name, f"{m}_thread"),
         Thread(out.name, f"{n}_thread"),
         At(total.name, out.name, "group", "register"),
     ]
-    n = total.axes[1].name
+    m, n = total.axes[0].name, total.axes[1].name
+    steps += [
+        Split(total.name, m, f"{m}_thread", f"{m}_each", each),
+        Thread(total.name, f"{m}_thread"),
+        Thread(total.name, n),
+    ]
     if partial is None:
-        return (*steps, Thread(total.name, n))
+        return (*steps, *_by_steps(found, total, (f"{m}_thread", n), f"{m}_each"))
     g = total.over[0].name
     steps += [
         Split(total.name, g, f"{g}_chunk", f"{g}_inside", knobs.chunk),
-        Reorder(total.name, (f"{g}_chunk", n, f"{g}_inside")),
-        Thread(total.name, n),
+        Reorder(total.name, (f"{g}_chunk", f"{m}_thread", n, f"{m}_each", f"{g}_inside")),
+        Skip(total.name, f"{m}_each"),
         At(partial.name, total.name, f"{g}_chunk", "shared"),
     ]
     words = _words(found, knobs) if knobs.lanes > 1 else ()
     if words:
         return (*steps, *_by_vectors(found, partial, words, knobs))
-    n, g = partial.axes[1].name, partial.axes[2].name
+    m, n, g = (axis.name for axis in partial.axes)
     return (
         *steps,
         Split(partial.name, g, f"{g}_turn", f"{g}_slice", knobs.slices),
-        Reorder(partial.name, (f"{g}_slice", n, f"{g}_turn")),
         Thread(partial.name, f"{g}_slice"),
         Thread(partial.name, n),
+        *_by_steps(found, partial, (f"{g}_slice", n, f"{g}_turn"), m),
     )
+
+
+def few_rows_tile(found: Product, knobs: GroupKnobs) -> int:
+    """Rows of x that a group of `matvec_groups` has: as many as there can be, or `few_rows`."""
+    most = bounds(found.out.axes[0].extent)[1]
+    rows = knobs.few_rows if most is None else min(int(most), knobs.few_rows)
+    return 1 << (rows - 1).bit_length()
+
+
+def sums_bytes(found: Product, knobs: GroupKnobs) -> int:
+    """What the sums of a chunk in `matvec_groups` take of the memory that a group shares."""
+    if found.partial is None:
+        return 0
+    size = found.partial.out.dtype.bytes
+    return few_rows_tile(found, knobs) * knobs.rows * knobs.chunk * size
+
+
+def _each_of_few(found: Product, knobs: GroupKnobs) -> int:
+    """Rows of x in which a thread adds up: few enough that all threads do, if sums are shared."""
+    rows = few_rows_tile(found, knobs)
+    return rows if found.partial is None else -(-rows // min(rows, knobs.slices))
+
+
+def _by_steps(found: Product, stage: Compute, outer: tuple[str, ...], row: str) -> tuple[Step, ...]:
+    """outer { some steps of k { what they read of the weight; steps { rows of x } } }."""
+    k, read = stage.over[0], [load.buffer.name for load in loads(found.weight.body)]
+    word, code = f"{k.name}_word", f"{k.name}_code"
+    ragged = found.partial is not None and _ragged(found.weight, found.partial)
+    once = () if ragged or len({*read}) < len(read) else read  # else compilers see to it
+    return (
+        Split(stage.name, k.name, word, code, _steps(found.weight, k)),
+        Reorder(stage.name, (*outer, word, code, row)),
+        *(Unroll(stage.name, loop) for loop in (code, row)),
+        Version(stage.name, row),
+        *(CacheRead(stage.name, word, buffer, 1) for buffer in once),
+    )
+
+
+def _steps(weight: Compute, k: Axis) -> int:
+    """About `_STEPS` of k: whole words, where they end with the sum, else some that divide it."""
+    extent, word = int(const_value(k.extent) or 1), period(weight)
+    most = word * max(1, _STEPS // word) if extent % word == 0 else _STEPS
+    return next(count for count in range(most, 0, -1) if extent % count == 0)
 
 
 def _by_vectors(
     found: Product, partial: Compute, words: tuple[str, ...], knobs: GroupKnobs
 ) -> tuple[Step, ...]:
-    """slices and rows side by side { words of k { vectors; codes { rows of the thread } } }."""
-    name, n, g = partial.name, partial.axes[1].name, partial.axes[2].name
+    """slices, rows side by side { words of k { rows of x { a vector of k { rows } } } }.
+
+    As many codes are unpacked for all rows of x as these have elements in a vector.
+    """
+    name, (m, n, g) = partial.name, (axis.name for axis in partial.axes)
     k, codes = partial.over[0].name, _codes(found, partial, knobs)
     slices = min(knobs.chunk, knobs.slices * knobs.lanes)
-    read = (*words, *_rows_of_x(found, partial, knobs.lanes))
+    thread, lane = f"{n}_thread", f"{n}_lane"
+    word, part, code = f"{k}_word", f"{k}_part", f"{k}_code"
     return (
-        Split(name, n, f"{n}_thread", f"{n}_lane", knobs.lanes),
+        Split(name, n, thread, lane, knobs.lanes),
         Split(name, g, f"{g}_turn", f"{g}_slice", slices),
-        Split(name, k, f"{k}_word", f"{k}_code", codes),
-        Reorder(
-            name,
-            (f"{g}_slice", f"{n}_thread", f"{g}_turn", f"{k}_word", f"{k}_code", f"{n}_lane"),
-        ),
+        Split(name, k, word, f"{k}_codes", codes),
+        Split(name, f"{k}_codes", part, code, knobs.lanes),
+        Reorder(name, (f"{g}_slice", thread, f"{g}_turn", word, part, m, code, lane)),
         Thread(name, f"{g}_slice"),
-        Thread(name, f"{n}_thread"),
-        *(Unroll(name, loop) for loop in (f"{k}_word", f"{k}_code", f"{n}_lane")),
-        *(CacheRead(name, f"{k}_word", buffer, knobs.lanes) for buffer in read),
+        Thread(name, thread),
+        *(Unroll(name, loop) for loop in (word, part, m, code, lane)),
+        Version(name, m),
+        *(CacheRead(name, word, buffer, knobs.lanes) for buffer in words),
+        *(CacheRead(name, m, x, knobs.lanes) for x in _rows_of_x(found, partial, knobs.lanes)),
     )
 
 
@@ -251,10 +315,8 @@ def _words(found: Product, knobs: GroupKnobs) -> tuple[str, ...]:
     names = {load.buffer.name for load in words}
     whole = all(side_by_side(load, n, knobs.lanes) for load in words)
     group = int(const_value(partial.over[0].extent) or 0)
-    cut = group * int(const_value(partial.axes[2].extent) or 0) != const_value(
-        weight.axes[0].extent
-    )
-    if cut or not whole or len(names) < len(words) or group % _codes(found, partial, knobs):
+    short = _ragged(weight, partial) or group % _codes(found, partial, knobs) != 0
+    if short or not whole or len(names) < len(words):
         return ()
     return tuple(names)
 
