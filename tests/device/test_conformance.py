@@ -25,7 +25,7 @@ from conformance import SUBGROUPS, TARGETS, TOKENS, Case, cases, rendered, targe
 from kernel_arrays import Arrays, arguments
 from kernel_library import KernelLibrary
 from run_kernel import RunningKernels
-from spirv_device import SpirvDevice
+from spirv_device import SpirvDevice, simulated_vulkan
 
 Expected = Callable[[Case, int], tuple[Arrays, Arrays, dict[str, int]]]
 
@@ -85,6 +85,21 @@ def test_every_kernel(name: str, report: dict[str, dict[str, str]]) -> None:
             report.setdefault(name, {})[f"{case.name} @ {tokens}"] = verdict
     device.close()
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vulkan", "vulkan:f32"])
+def test_the_simulator_of_spirv(name: str) -> None:
+    """One kernel of each operator and schedule has the bits that drivers only come close to."""
+    target = target_named(name)
+    found, expected = found_for(target.table), expected_for(target.table)
+    chosen = list({(c.op, c.schedule): c for c in found}.values())
+    kernels = rendered(chosen, target)
+    running = RunningKernels(kernels, target, simulated_vulkan(target))
+    for case in (c for c in chosen if c.name in kernels):
+        before, after, dims = expected(case, 3)
+        got = running.run(case.name, before, dims)
+        assert all(same_bits(got[p], array) for p, array in after.items()), case.name
 
 
 @pytest.mark.slow
