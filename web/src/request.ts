@@ -134,6 +134,7 @@ function checkRange(name: string, value: unknown, { lo, hi, whole }: Range): voi
   if (value === undefined || value === null) return;
   const fits = typeof value === "number" && Number.isFinite(value) && value >= lo && value <= hi;
   if (fits && (!whole || Number.isSafeInteger(value))) return;
+  if (lo === hi) throw new RequestError(`${name} is ${show(value)}, only ${lo} is possible`, name);
   const noun = whole ? "a whole number" : "a number";
   const bounds = hi === Infinity ? `of at least ${lo}` : `from ${lo} to ${hi}`;
   throw new RequestError(`${name} is ${show(value)}, possible is ${noun} ${bounds}`, name);

@@ -46,6 +46,11 @@ for (const [param, given] of [
   });
 }
 
+test("a number that has one possible value is refused with it", () => {
+  assert.throws(() => readChat({ messages, n: 2 }, config), { message: "n is 2, only 1 is possible" });
+  assert.equal(readChat({ messages, n: 1 }, config).n, undefined);
+});
+
 test("completions take texts and ids", () => {
   assert.equal(readCompletion({ prompt: "x", logprobs: 3 }, config).top_logprobs, 3);
   assert.equal(readCompletion({ prompt: [1, 2], max_tokens: 4 }, config).max_tokens, 4);
