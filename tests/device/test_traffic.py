@@ -80,14 +80,11 @@ def counted(kernel: Compiled, tokens: int) -> tuple[Traffic, dict[str, int]]:
 
 @pytest.mark.parametrize(
     ("decode", "rows"),
-    [*product((VECTORS, GROUPS), (1, 2, 3, 5, 8)), (ALONE, 1)],
+    list(product((VECTORS, GROUPS, ALONE), (1, 2, 3, 5, 8))),
     indirect=["decode"],
 )
 def test_a_step_reads_each_byte_of_a_weight_once(decode: Decode, rows: int) -> None:
-    """One sequence, or several that decode together: one pass over the weights serves them all.
-
-    Threads that work alone pass over them for each of two, and count on their caches.
-    """
+    """One sequence, or several that decode together: no two work items read the same weights."""
     kernel = decode.product(rows)
     traffic, sizes = counted(kernel, rows)
     weights = [n for n in sizes if n.endswith(("_q_weight", "_q_scale"))]
@@ -108,6 +105,24 @@ def test_a_group_loads_each_word_once(scheme: str, rows: int) -> None:
     traffic = traffic_of(func, arrays, dims)
     (words,) = (name for name in arrays if name.endswith("weight"))
     assert traffic.asked[words] == traffic.read[words] == arrays[words].nbytes
+
+
+@pytest.mark.parametrize(
+    ("scheme", "rows"),
+    [("q4f16_1", 1), ("q4f16_1", 2), ("q8f16_1", 2), ("q4f16_1", 3), ("q4f16_1", 5), ("q4f16_1", 8)],
+)
+def test_a_thread_that_works_alone_passes_over_its_weights_once(scheme: str, rows: int) -> None:
+    """One pass serves up to eight rows of x, and no cache does it.
+
+    The weight of a thread is far larger than what it keeps near.
+    """
+    most = DECODE_TOKENS if rows <= DECODE_TOKENS else 8
+    group = product_group("product", (64, 1024), SCHEMES[scheme], most, epilogue=False)
+    _, func = planned(group, plan_of(group, parse_target("opencl:mali")))
+    arrays, dims = arguments(func, rows, single=True)
+    traffic = traffic_of(func, arrays, dims)
+    for name in (n for n in arrays if n.startswith("layer_")):
+        assert traffic.fetched[name] == traffic.read[name] == arrays[name].nbytes
 
 
 @pytest.mark.parametrize("decode", [VECTORS, GROUPS], indirect=True)

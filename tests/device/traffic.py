@@ -2,9 +2,9 @@
 
 In: a kernel's loop program and arguments. Out: bytes of every parameter that came from memory and
 that went there, when a work item (a turn of a PARALLEL loop: a CPU's chunk, a GPU's work group)
-fetches an element once, however often it uses it; and bytes that its loads have asked for, each
-time. The interpreter runs the kernel; nothing is
-timed.
+fetches an element once, however often it uses it; bytes that its loads have asked for, each time;
+and bytes that come where it keeps the few elements of a parameter that it used last (`NEAR`), as in
+registers. The interpreter runs the kernel; nothing is timed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from sterna.ir.interpret import _bind, _Program
 from sterna.ir.loop import For, ForKind, PrimFunc
 from sterna.ir.values import Region
 
+NEAR = 16  # elements
+
 
 @dataclass
 class Traffic:
@@ -30,6 +32,7 @@ class Traffic:
     read: Counter[str] = field(default_factory=Counter)
     written: Counter[str] = field(default_factory=Counter)
     asked: Counter[str] = field(default_factory=Counter)
+    fetched: Counter[str] = field(default_factory=Counter)
 
 
 class _Seen(np.ndarray):
@@ -37,9 +40,18 @@ class _Seen(np.ndarray):
 
     loads: Counter[int]
     stores: set[int]
+    near: dict[int, None]  # what was used last, the latest behind
+    fetches: Counter[int]
 
     def __getitem__(self, at: Any) -> Any:
-        self.loads.update(np.asarray(at).reshape(-1).tolist())
+        for element in np.asarray(at).reshape(-1).tolist():
+            self.loads[element] += 1
+            if element not in self.near:
+                self.fetches[element] += 1
+            self.near.pop(element, None)
+            self.near[element] = None
+            if len(self.near) > NEAR:
+                del self.near[next(iter(self.near))]
         return np.asarray(self)[at]
 
     def __setitem__(self, at: Any, value: Any) -> None:
@@ -74,9 +86,11 @@ class _Counting(_Program):
             inside = [n for at, n in seen.loads.items() if at < size]  # vector tails may run over
             self.traffic.read[buffer.name] += len(inside) * buffer.dtype.bytes
             self.traffic.asked[buffer.name] += sum(inside) * buffer.dtype.bytes
+            far = sum(n for at, n in seen.fetches.items() if at < size)
+            self.traffic.fetched[buffer.name] += far * buffer.dtype.bytes
             self.traffic.written[buffer.name] += len(seen.stores) * buffer.dtype.bytes
-            seen.loads.clear()
-            seen.stores.clear()
+            for touched in (seen.loads, seen.stores, seen.near, seen.fetches):
+                touched.clear()
 
 
 def traffic_of(
@@ -86,7 +100,7 @@ def traffic_of(
     memory = _bind(func, arrays, dims)
     for buffer, where in memory.items():
         seen = where.flat.view(_Seen)
-        seen.loads, seen.stores = Counter(), set()
+        seen.loads, seen.stores, seen.near, seen.fetches = Counter(), set(), {}, Counter()
         memory[buffer] = Region(seen, where.shape, where.slack)
     program = _Counting(dict(dims), memory)
     with np.errstate(all="ignore"):

@@ -18,7 +18,7 @@ from sterna.ir.compute import Compute, Group, combine_step
 from sterna.ir.expr import Buffer, Expr, Load, const_value, logical_and, logical_or, wrap
 from sterna.ir.loop import Alloc, For, ForKind, If, Prefetch, PrimFunc, Stmt, Store, seq
 from sterna.ir.rewrite import free_vars, loads, replace_loads, substitute
-from sterna.ir.simplify import simplify, simplify_stmt
+from sterna.ir.simplify import Simplifier, simplify, simplify_stmt
 from sterna.schedule.cached import filled
 from sterna.schedule.placed import Placed
 from sterna.schedule.stage import Loop, Stage
@@ -77,15 +77,32 @@ def inline_into(compute: Compute, producers: Mapping[Buffer, Compute]) -> Comput
 class _Emission(Placed):
     """The statements of placed stages."""
 
+    def __init__(self, group: Group, computes: list[Compute], schedule: Schedule) -> None:
+        super().__init__(group, computes, schedule)
+        self.conditions = Simplifier()  # one, so that equal conditions are one object
+        self.decided: dict[Expr, bool] = {}  # of versions, by the statements around
+
     def emit(self, stage: Stage) -> Stmt:
         """The loops of a stage with everything attached inside them."""
         first = next((i for i, loop in enumerate(stage.loops) if loop.reduces), None)
         if first is None:
             return self._nest(stage, 0, self._leaf(stage))
-        sums = self._sums(stage, first)
-        if (version := stage.version) is not None:
-            sums = If(self._second(stage, version), sums, self._sums(stage.first_turn(), first))
-        return self._nest(stage, 0, sums, stop=first)
+        return self._nest(stage, 0, self._versions(stage, first), stop=first)
+
+    def _versions(self, stage: Stage, first: int) -> Stmt:
+        """The sums, or both versions; what was decided around a stage is not asked inside again."""
+        if stage.version is None:
+            return self._sums(stage, first)
+        one = stage.first_turn()
+        second = self.conditions.expr(self._second(stage, stage.version))
+        if second in self.decided:
+            return self._sums(stage if self.decided[second] else one, first)
+        made = []
+        for kept, there in ((stage, True), (one, False)):
+            self.decided[second] = there
+            made.append(self._sums(kept, first))
+        del self.decided[second]
+        return If(second, *made)
 
     def _sums(self, stage: Stage, first: int) -> Stmt:
         """The loops from the first that adds up on, with the sums' beginning."""

@@ -34,6 +34,7 @@ from sterna.schedule.rules.matmul import (
     in_place,
     matmul,
     matvec,
+    most_rows,
     product,
     skinny_matmul,
 )
@@ -176,9 +177,9 @@ def row_of(target: Target) -> Knobs | AloneKnobs | GroupKnobs:
 def _in_vectors(group: Group, knobs: Knobs, target: Target) -> Plan:
     found = product(group)
     if found is not None:
-        if _most_rows(found) <= knobs.matvec_rows:
+        if most_rows(found) <= knobs.matvec_rows:
             return Plan("matvec", knobs.matvec)
-        if _most_rows(found) <= knobs.skinny_rows:
+        if most_rows(found) <= knobs.skinny_rows:
             return Plan("skinny_matmul", knobs.skinny)
         plan = _many_rows(found, knobs)
         if plan.rule == "matmul" and target.byte_pairs and in_pairs(group) is not group:
@@ -218,7 +219,7 @@ def _in_groups(group: Group, knobs: GroupKnobs, target: Target) -> Plan:
         return _by_unit(group, unit)
     found = product(group)
     if found is not None:
-        few = _most_rows(found) <= knobs.few_rows
+        few = most_rows(found) <= knobs.few_rows
         if not (few or unit is None or unit.opaque) and has_digits(group, unit.depth):
             return Plan("matmul_units", replace(unit_table()[unit.shape], unit=unit))
         knobs = replace(knobs, lanes=max(1, target.load_bytes // _WORD))
@@ -257,7 +258,7 @@ def _alone(group: Group, knobs: AloneKnobs) -> Plan:
     """Every thread its own tile of the output, sums in registers."""
     found = product(group)
     if found is not None:
-        if _most_rows(found) <= knobs.few_rows:
+        if most_rows(found) <= knobs.few_rows:
             return Plan("matvec", knobs.matvec)
         return Plan("skinny_matmul", knobs.matmul)
     if contraction(group) is not None:
@@ -314,11 +315,6 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "elementwise_groups": Rule(GroupKnobs, elementwise_groups, FLAT_SPACE),
     }
 )
-
-
-def _most_rows(found: Product) -> float:
-    most = bounds(found.out.axes[0].extent)[1]
-    return float("inf") if most is None else most
 
 
 @cache

@@ -188,7 +188,7 @@ class Version(Step):
     Which is run is decided before them, by whether the second turn's elements are the tensor's. So
     a row by itself costs what it costs where there is never another. Turns after the second are
     computed with it, though nobody reads what lies past the tensor. The loop stands inside the
-    sum's.
+    sum's. What is made inside these sums and decided by the same is not decided again.
     """
 
     axis: str

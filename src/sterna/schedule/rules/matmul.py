@@ -9,11 +9,12 @@ weights is unpacked once and used by all rows. All leave the order of each sum a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from sterna.base.dtype import U32
 from sterna.base.errors import ScheduleError
+from sterna.ir.bounds import bounds
 from sterna.ir.compute import Compute, Group
 from sterna.ir.expr import Buffer, Load, const_value
 from sterna.ir.rewrite import free_vars, loads
@@ -32,6 +33,7 @@ from sterna.schedule.steps import (
     Step,
     Unroll,
     Vectorize,
+    Version,
 )
 
 
@@ -52,6 +54,7 @@ class MatvecKnobs:
     unroll: int = 16  # steps of k written out; a whole period of packed words where that is more
     ahead: int = 0  # bytes of packed words asked for before they are read; 0 leaves it to hardware
     turn: int = 1  # codes that a row of the weight takes before the next row does
+    tokens: int = 1  # rows of x, two at most, that one pass over the weight serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,12 @@ def product(group: Group) -> Product | None:
     return Product(weights[0], sums[0] if len(sums) == 2 else None, sums[-1], outs[0])
 
 
+def most_rows(found: Product) -> float:
+    """How many rows of x there can be."""
+    most = bounds(found.out.axes[0].extent)[1]
+    return float("inf") if most is None else most
+
+
 def block_bytes(found: Product, knobs: MatmulKnobs) -> int:
     """What a tile reads of the weight, in the dtype that is multiplied: its columns, all of k."""
     return _line_bytes(found, knobs) * int(const_value(found.weight.axes[0].extent) or 0)
@@ -136,24 +145,41 @@ def matvec(found: Product, knobs: MatvecKnobs) -> Schedule:
     """parallel blocks of n { rows m { k or groups { registers of n } } }, weights inlined."""
     out, total, partial = found.out, found.total, found.partial
     row, n = out.axes[0].name, _names(out)
+    knobs = replace(knobs, tokens=int(min(knobs.tokens, most_rows(found))))
+    cut: tuple[Step, ...] = ()
+    turn, each = row, tuple[str, ...]()
+    if knobs.tokens > 1:
+        turn, inside = f"{row}_tile", f"{row}_inside"
+        cut = (Split(out.name, row, turn, inside, knobs.tokens), Unroll(out.name, inside))
+        each = (inside,)
     steps: list[Step] = [
         Inline(found.weight.name),
         Split(out.name, n.axis, n.block, n.inside, _whole(found, _block(out, knobs))),
         Split(out.name, n.inside, n.register, n.lane, knobs.lanes),
-        Reorder(out.name, (n.block, row, n.register, n.lane)),
+        *cut,
+        Reorder(out.name, (n.block, turn, *each, n.register, n.lane)),
         Parallel(out.name, n.block),
         *_annotate(out),
-        At(total.name, out.name, row, "register"),
+        At(total.name, out.name, turn, "register"),
     ]
     if partial is None:
-        return (*steps, *_sum_by_word(total, found.weight, knobs))
+        return (*steps, *_few_by_word(total, found.weight, knobs))
     return (
         *steps,
         *_sum(total, knobs.lanes),
+        *((Version(total.name, total.axes[0].name),) if each else ()),
         _inside(partial, total),
-        *_sum_by_word(partial, found.weight, knobs),
+        *_few_by_word(partial, found.weight, knobs),
         *_words_ahead(partial, found.weight, knobs, _block(out, knobs)),
     )
+
+
+def _few_by_word(stage: Compute, weight: Compute, knobs: MatvecKnobs) -> tuple[Step, ...]:
+    """A sum by words for each row of x, or for all of them, of which one has sums of its own."""
+    if knobs.tokens == 1:
+        return _sum_by_word(stage, weight, knobs)
+    row = stage.axes[0].name
+    return (*_sum_by_word(stage, weight, knobs, row), Version(stage.name, row))
 
 
 def _words_ahead(
