@@ -109,7 +109,7 @@ def test_a_group_loads_each_word_once(scheme: str, rows: int) -> None:
 
 @pytest.mark.parametrize(
     ("scheme", "rows"),
-    [("q4f16_1", 1), ("q4f16_1", 2), ("q8f16_1", 2), ("q4f16_1", 3), ("q4f16_1", 5), ("q4f16_1", 8)],
+    [*product(("q4f16_1",), (1, 2, 3, 5, 8)), ("q8f16_1", 2)],
 )
 def test_a_thread_that_works_alone_passes_over_its_weights_once(scheme: str, rows: int) -> None:
     """One pass serves up to eight rows of x, and no cache does it.
