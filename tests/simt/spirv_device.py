@@ -60,9 +60,9 @@ class SpirvDevice(SimtDevice):
         buffers: Sequence[NDArray[np.uint8]],
         dims: Sequence[str],
     ) -> Any:
-        pointers = (ctypes.c_void_p * len(buffers))(*(b.ctypes.data for b in buffers))
+        function, pointers, kept = super().prepare(function, phase, buffers, dims)
         sizes = (ctypes.c_size_t * len(buffers))(*map(len, buffers))
-        return function, (pointers, sizes), buffers
+        return function, (pointers, sizes), kept
 
     def run(self, launches: Sequence[tuple[Any, int, Sequence[int]]]) -> None:
         for (function, (pointers, sizes), _), groups, values in launches:

@@ -14,13 +14,12 @@ from math import lcm
 
 from sterna.base.dtype import U32
 from sterna.base.errors import ScheduleError
-from sterna.ir.bounds import bounds
 from sterna.ir.compute import Axis, Compute, Group
 from sterna.ir.expr import const_value
 from sterna.ir.rewrite import loads
 from sterna.schedule.cached import side_by_side, together
 from sterna.schedule.rules.contraction import contraction
-from sterna.schedule.rules.matmul import Product
+from sterna.schedule.rules.matmul import Product, most_rows
 from sterna.schedule.rules.packing import period
 from sterna.schedule.steps import (
     At,
@@ -232,8 +231,7 @@ def matvec_groups(found: Product, knobs: GroupKnobs) -> Schedule:
 
 def few_rows_tile(found: Product, knobs: GroupKnobs) -> int:
     """Rows of x that a group of `matvec_groups` has: as many as there can be, or `few_rows`."""
-    most = bounds(found.out.axes[0].extent)[1]
-    rows = knobs.few_rows if most is None else min(int(most), knobs.few_rows)
+    rows = int(min(most_rows(found), knobs.few_rows))
     return 1 << (rows - 1).bit_length()
 
 
