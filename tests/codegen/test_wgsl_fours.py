@@ -12,6 +12,7 @@ from sterna.codegen.renderer import renderer_of
 from sterna.ir.expr import Buffer, Cast, Expr, Var, wrap
 from sterna.ir.loop import For, ForKind, PrimFunc, store
 
+TARGET = parse_target("webgpu:barrier-free")
 N = Var("n", I32, 1)
 AT = Var("i", I32, 0)
 
@@ -23,9 +24,8 @@ def rendered(width: int, columns: list[int | Expr], *, stores: bool = False) -> 
     for column in columns:
         total = total + x[AT, column]
     body = For(AT, N, store(x if stores else y, (AT, 0), total), ForKind.PARALLEL)
-    target = parse_target("webgpu:barrier-free")
     func = PrimFunc("f", (x, y), (N,), body)
-    return renderer_of(target).render_kernel(func, target).text
+    return renderer_of(TARGET).render_kernel(func, TARGET).text
 
 
 def test_four_neighbours_are_one_access() -> None:
@@ -55,7 +55,21 @@ def test_an_array_of_known_length_says_it(dtype: DType, kind: str) -> None:
     for column in range(4):
         total = total + Cast(F32, w[0, column])
     func = PrimFunc("f", (w, y), (N,), For(AT, N, store(y, (AT, 0), total), ForKind.PARALLEL))
-    target = parse_target("webgpu:barrier-free")
-    text = renderer_of(target).render_kernel(func, target).text
+    text = renderer_of(TARGET).render_kernel(func, TARGET).text
     assert f"w: array<{kind}>" in text
     assert "y: array<f32>" in text, "how many rows there are is not known"
+
+
+@pytest.mark.parametrize("many", [5, 0, N], ids=str)
+def test_a_loop_asks_behind_a_turn_whether_there_is_another(many: int | Expr) -> None:
+    """Or its body would run once more for nobody. One that may have no turn is asked before."""
+    x, k = Buffer("x", F32, (wrap(64), wrap(64))), Var("k", I32, 0)
+    turns = For(k, wrap(many), store(x, (AT, k), wrap(1.0)))
+    func = PrimFunc("f", (x,), (N,), For(AT, wrap(64), turns, ForKind.PARALLEL))
+    text = renderer_of(TARGET).render_kernel(func, TARGET).text
+    assert "for (" not in text
+    if many == 0:
+        assert "loop" not in text
+        return
+    assert f"continuing {{ k++; break if !(k < {'n' if many is N else many}); }}" in text
+    assert ("if (0 < n) { var k" in text) is (many is N)

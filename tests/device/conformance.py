@@ -108,11 +108,12 @@ TARGETS: dict[str, Callable[[], Device]] = {
 }
 
 
-# Rows with subgroups, and those without whose bits they have.
+# Rows with subgroups, those without whose bits they have, and the kernels that they serve.
 SUBGROUPS = {
-    "opencl:subgroups": "opencl",
-    "vulkan:subgroups": "vulkan",
-    "webgpu:subgroups": "webgpu",
+    "opencl:subgroups": ("opencl", "attention"),
+    "vulkan:subgroups": ("vulkan", "attention"),
+    "webgpu:subgroups": ("webgpu", "attention"),
+    "webgpu:barrier-free-subgroups": ("webgpu:barrier-free", "matmul"),
 }
 
 

@@ -18,7 +18,7 @@ from run_kernel import NOTHING
 from sterna.base.target import parse_target
 from sterna.checkpoint.model_folder import ModelFolder
 from sterna.codegen.renderer import LibraryParts, RenderedKernel, renderer_of
-from sterna.codegen.wgsl import MODULE, SUBGROUPS, SWAPS
+from sterna.codegen.wgsl import HANDS_ON, MODULE, SUBGROUPS, SWAPS
 from sterna.compiler import CompileOptions, compile_source
 from sterna.ir.interpret import evaluate_primfunc
 
@@ -66,6 +66,15 @@ RUN = """async ([code, symbol, groups, features, given]) => {
 }"""
 
 
+# What modules hand values on with, and how many do; all others are those of the row without.
+TARGETS = {
+    "webgpu": ("", 0),
+    "webgpu:subgroups": (SWAPS, 2),  # attention of prompts and of single tokens
+    "webgpu:barrier-free": ("", 0),
+    "webgpu:barrier-free-subgroups": (HANDS_ON, 9),  # products, but for the logits
+}
+
+
 @pytest.fixture(scope="module")
 def page(driver: Any, chromium: str) -> Iterator[Any]:
     started = driver.chromium.launch(executable_path=chromium, args=FLAGS)
@@ -84,7 +93,7 @@ def complaints(page: Any, modules: list[str], features: Sequence[str] = ()) -> l
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["webgpu", "webgpu:subgroups", "webgpu:barrier-free"])
+@pytest.mark.parametrize("name", TARGETS)
 def test_no_kernel_is_refused(name: str, page: Any) -> None:
     target = parse_target(name)
     folder = ModelFolder(Path(), dict(CHAT), dict(CONFIG), "llama", "q4f16_1", "q4f16_1", {})
@@ -92,9 +101,10 @@ def test_no_kernel_is_refused(name: str, page: Any) -> None:
     code = renderer_of(target).library_source(source.parts)
     prelude, *modules = code.split(MODULE)
     assert len(modules) > 15
-    if target.subgroup:  # all others are those of the row without
-        modules = [module for module in modules if SWAPS in module]
-        assert len(modules) == 2  # of prefill and of decode
+    word, many = TARGETS[name]
+    if word:
+        modules = [module for module in modules if word in module]
+        assert len(modules) == many
     texts = [prelude + module.partition("\n")[2] for module in modules]
     titles = [module.partition("\n")[0] for module in modules]
     told = zip(titles, complaints(page, texts, target.features), strict=True)

@@ -182,7 +182,7 @@ _WEBGPU = Target("webgpu", renderer="wgsl", device="webgpu", table="work_groups"
                  most_buffer_bytes=128 << 20, split_buffers=True, buffer_align=256,
                  load_bytes=16, small_numbers=(),
                  packaged=("webgpu:f16-subgroups", "webgpu:f16", "webgpu:subgroups", "webgpu",
-                           "webgpu:barrier-free"))  # fmt: skip
+                           "webgpu:barrier-free-subgroups", "webgpu:barrier-free"))  # fmt: skip
 _WEBGPU_F16 = replace(_WEBGPU, spec="webgpu:f16", features=("shader-f16",), float16=True,
                       small_numbers=("f16",))  # fmt: skip
 _WEBGPU_LANES = replace(_WEBGPU, spec="webgpu:subgroups", features=("subgroups",),
@@ -191,6 +191,8 @@ _WEBGPU_F16_LANES = replace(_WEBGPU_F16, spec="webgpu:f16-subgroups",
                             features=("shader-f16", "subgroups"), subgroup=4)  # fmt: skip
 _WEBGPU_ALONE = replace(_WEBGPU, spec="webgpu:barrier-free", table="imitated", barriers=False,
                         shared_bytes=0, load_bytes=0, vector_bytes=4)  # fmt: skip
+_WEBGPU_ALONE_LANES = replace(_WEBGPU_ALONE, spec="webgpu:barrier-free-subgroups",
+                              features=("subgroups",), subgroup=4)  # fmt: skip
 
 # Fragments as the makers describe them: NVIDIA in the PTX ISA ("Matrix Fragments for
 # mma.m16n8k16", and for mma.m16n8k8), AMD in the instruction set manuals of CDNA 2 and 3 and of
@@ -280,6 +282,9 @@ _GROUPED = {
         "f16-subgroups": replace(_WEBGPU_F16_LANES, packaged=("webgpu:f16-subgroups",)),
         "subgroups": replace(_WEBGPU_LANES, packaged=("webgpu:subgroups",)),
         "barrier-free": replace(_WEBGPU_ALONE, packaged=("webgpu:barrier-free",)),
+        "barrier-free-subgroups": replace(
+            _WEBGPU_ALONE_LANES, packaged=("webgpu:barrier-free-subgroups",)
+        ),
     },
 }  # fmt: skip
 

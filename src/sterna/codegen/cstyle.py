@@ -82,6 +82,7 @@ class CStyle(ExprStyle):
     octets: frozenset[Buffer] = frozenset()  # of the unit's operands, as it wants them
     nest: Nest = ()
     depth: int = 1
+    lanes: int = 0  # threads side by side that it counts on
     simplifier: Simplifier = field(default_factory=Simplifier)
 
     # What a language spells its own way.
@@ -326,8 +327,7 @@ class CStyle(ExprStyle):
             title = self.identifier(f"{loop.var.name}_end")
             self.constant(I32, title, end)
             end = title
-        _, most = Intervals(self.ranges)(loop.extent)
-        self.ranges[loop.var] = (0, max(0, most - 1))
+        self.ranges[loop.var] = (0, max(0, Intervals(self.ranges)(loop.extent)[1] - 1))
         var = self.declare(loop.var)
         self.count(var, end, loop.kind)
         self.statement(loop.body, last=True)
@@ -481,7 +481,7 @@ def _phase(
     lanes = min(unit.lanes, target.subgroup) if unit and has_matrix(kernel.body) else 0
     return text, Phase(
         symbol=symbol, groups=groups, threads=kernel.threads, buffers=tuple(where),
-        writes=writes, shared_bytes=shared, lanes=max(lanes, kernel.lanes),
+        writes=writes, shared_bytes=shared, lanes=max(lanes, kernel.lanes, writer.lanes),
     )  # fmt: skip
 
 

@@ -22,16 +22,20 @@ from sterna.base.target import Target
 from sterna.codegen.bundle import SourceRenderer
 from sterna.codegen.cstyle import CStyle, GroupSource, Signature, render_groups
 from sterna.codegen.fours import FOUR, FoursStyle
+from sterna.codegen.quads import QUAD, read_alike
 from sterna.codegen.renderer import LibraryParts
 from sterna.codegen.vectors import Kinds
 from sterna.codegen.write_out import unrolled, write_out
 from sterna.ir.expr import Buffer, Const, Expr, Load, const_value
 from sterna.ir.linear import Sum
-from sterna.ir.loop import PrimFunc, Stmt, Store
+from sterna.ir.loop import ForKind, PrimFunc, Stmt, Store
 from sterna.ir.rewrite import visit
 
-SUBGROUPS = "enable subgroups;"  # a line of its own: native WebGPU has them without being told
+# Lines of their own: native WebGPU has subgroups without being told, and no such rule.
+SUBGROUPS = "enable subgroups;"
+ANYWHERE = "diagnostic(off, subgroup_uniformity);"
 SWAPS = "subgroupShuffleXor"
+HANDS_ON = "quadBroadcast"
 MODULE = "//// module "  # begins the line before each launch's module, with its symbol
 
 _PRELUDE = """\
@@ -248,6 +252,7 @@ class AloneWgsl(Wgsl):
     """
 
     loaded: dict[tuple[Buffer, str], tuple[int, tuple[str, ...]]] = field(default_factory=dict)
+    turns: dict[int, str] = field(default_factory=dict)  # how open loops go on, by their depth
 
     @classmethod
     def prepared(cls, stmt: Stmt) -> Stmt:
@@ -294,6 +299,59 @@ class AloneWgsl(Wgsl):
         Wgsl.close(self, text)
         self.loaded = {k: found for k, found in self.loaded.items() if found[0] <= self.depth}
 
+    def count(self, var: str, end: str, kind: ForKind) -> None:
+        """Whether there is a next turn is asked behind a turn, not before it.
+
+        Such a compiler jumps at the end of a loop alone: what leaves before is masked, and all of
+        the body runs once more for nobody.
+        """
+        self.turns[self.depth] = f"continuing {{ {var}++; break if !({var} < {end}); }}"
+        some = "" if end.isdigit() and int(end) else f"if (0 < {end}) "
+        self.open(f"{some}{{ var {var}: i32 = 0; loop {{")
+
+    def end(self) -> None:
+        again = self.turns.pop(self.depth - 1, None)
+        if again is not None:
+            self.line(again)
+        self.close("}" if again is None else "} }")
+
+
+@dataclass(slots=True)
+class QuadWgsl(AloneWgsl):
+    """Where a quad reads four neighbours alike, each thread looks up one for all.
+
+    In the branches where that is, whole quads are, which a browser's compiler cannot see.
+    """
+
+    alike: frozenset[Buffer] = frozenset()
+
+    def __post_init__(self) -> None:
+        AloneWgsl.__post_init__(self)
+        self.alike = read_alike(self.kernel, self.fours, self.simplifier)
+        self.lanes = QUAD if self.alike else 0
+        self.unique.taken |= {"lane", "corner"}
+
+    def head(self, s: Signature) -> str:
+        head = AloneWgsl.head(self, s)
+        if not self.alike:
+            return head
+        self.arrays.append("let corner = i32(lane & 3u);")
+        return head.replace(") {", ", @builtin(subgroup_invocation_id) lane: u32) {")
+
+    def stored(self, buffer: Buffer) -> str:
+        return self.TYPES[buffer.dtype] if buffer in self.alike else AloneWgsl.stored(self, buffer)
+
+    def four(self, buffer: Buffer, at: str) -> tuple[str, ...]:
+        if buffer not in self.alike:
+            return AloneWgsl.four(self, buffer, at)
+        title = self.identifier(f"{self.buffers[buffer]}_one")
+        self.line(f"let {title} = {self.element(buffer, f'{at} * {FOUR} + corner')};")
+        found = []
+        for i in range(FOUR):
+            found.append(self.identifier(self.buffers[buffer]))
+            self.line(f"let {found[-1]} = {HANDS_ON}({title}, {i}u);")
+        return tuple(found)
+
 
 @dataclass(frozen=True, slots=True)
 class WgslRenderer(SourceRenderer):
@@ -302,13 +360,14 @@ class WgslRenderer(SourceRenderer):
     def render_kernel(self, func: PrimFunc, target: Target) -> GroupSource:
         style = HalfWgsl if F16.name in target.small_numbers else Wgsl
         if not target.barriers:
-            style = AloneWgsl
+            style = QuadWgsl if target.subgroup else AloneWgsl
         return render_groups(func, style, target)
 
     def library_source(self, parts: LibraryParts) -> str:
         whole = SourceRenderer.library_source(self, parts)
         asked = ["enable f16;"] if _USES_HALF.search(whole) else []
-        asked += [SUBGROUPS] if SWAPS in whole else []
+        asked += [SUBGROUPS] if SWAPS in whole or HANDS_ON in whole else []
+        asked += [ANYWHERE] if HANDS_ON in whole else []
         return "\n".join([*asked, whole])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ _UNIFORM = 0x40 | 0x08
 _MOST_GROUPS = 65535  # side by side; more become a grid, which kernels number row by row
 _WANTED = ("shader-f16", "subgroup")  # features, where the adapter has them
 _FEATURES = {"subgroup": "subgroups"}  # what browsers call otherwise
-_SUBGROUPS, _LANES = "enable subgroups;\n", 4  # refused here; the least that a subgroup has
+# Refused here, or not known.
+_TOLD = re.compile(r"^(enable subgroups|diagnostic\(off, subgroup_uniformity\));\n", re.MULTILINE)
+_LANES = 4  # the least that a subgroup has
 _LIMITS = {
     "max-storage-buffers-per-shader-stage": "buffers",
     "max-compute-workgroup-storage-size": "shared",
@@ -174,7 +177,7 @@ class WebGpuDevice:
         self._buffers: list[Any] = []
 
     def compile(self, code: bytes, phases: Sequence[Phase]) -> dict[str, Any]:
-        prelude, *modules = code.decode().replace(_SUBGROUPS, "", 1).split(_MODULE)
+        prelude, *modules = _TOLD.sub("", code.decode()).split(_MODULE)
         texts = dict(module.split("\n", 1) for module in modules)
         result = {}
         for phase in phases:
