@@ -67,6 +67,14 @@ def driver_webgpu() -> Device:
         pytest.skip(str(error))
 
 
+def driver_webgpu_subgroups() -> Device:
+    device = driver_webgpu()
+    lanes = parse_target("webgpu:barrier-free-subgroups").subgroup
+    if device.limits.lanes < lanes:
+        pytest.skip(f"{device.name} has no subgroups of {lanes} threads")
+    return device
+
+
 def driver_vulkan() -> VulkanDevice:
     try:
         return vulkan.open_device()
@@ -100,6 +108,7 @@ TARGETS: dict[str, Callable[[], Device]] = {
     "webgpu": driver_webgpu,
     "webgpu:f16": driver_webgpu,
     "webgpu:barrier-free": driver_webgpu,
+    "webgpu:barrier-free-subgroups": driver_webgpu_subgroups,
     "vulkan": driver_vulkan,
     "vulkan:f32": driver_vulkan,
     # Whether a driver has these subgroups and matrices or not.

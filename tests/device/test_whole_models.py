@@ -282,6 +282,7 @@ def state_steps(executable: Executable) -> list[Logits]:
     [
         ("cuda:source", "llava"),
         ("webgpu:barrier-free", "llava"),
+        ("webgpu:barrier-free-subgroups", "llava"),
         ("vulkan", "qwen2_5_vl"),
     ],
 )

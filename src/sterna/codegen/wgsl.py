@@ -253,6 +253,7 @@ class AloneWgsl(Wgsl):
 
     loaded: dict[tuple[Buffer, str], tuple[int, tuple[str, ...]]] = field(default_factory=dict)
     turns: dict[int, str] = field(default_factory=dict)  # how open loops go on, by their depth
+    alike: frozenset[Buffer] = frozenset()  # arrays of numbers that are read by fours as well
 
     @classmethod
     def prepared(cls, stmt: Stmt) -> Stmt:
@@ -287,7 +288,7 @@ class AloneWgsl(Wgsl):
         return f"added_f32({c}, {a}, {b})"
 
     def load(self, e: Load) -> str:
-        if e.buffer not in self.fours:
+        if e.buffer not in self.fours | self.alike:
             return Wgsl.load(self, e)
         element = self.sum(e)
         at, (_, part) = self.vector(element), element.split(FOUR)
@@ -323,11 +324,10 @@ class QuadWgsl(AloneWgsl):
     In the branches where that is, whole quads are, which a browser's compiler cannot see.
     """
 
-    alike: frozenset[Buffer] = frozenset()
-
     def __post_init__(self) -> None:
         AloneWgsl.__post_init__(self)
         self.alike = read_alike(self.kernel, self.fours, self.simplifier)
+        self.fours -= self.alike
         self.lanes = QUAD if self.alike else 0
         self.unique.taken |= {"lane", "corner"}
 
@@ -337,9 +337,6 @@ class QuadWgsl(AloneWgsl):
             return head
         self.arrays.append("let corner = i32(lane & 3u);")
         return head.replace(") {", ", @builtin(subgroup_invocation_id) lane: u32) {")
-
-    def stored(self, buffer: Buffer) -> str:
-        return self.TYPES[buffer.dtype] if buffer in self.alike else AloneWgsl.stored(self, buffer)
 
     def four(self, buffer: Buffer, at: str) -> tuple[str, ...]:
         if buffer not in self.alike:
