@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sterna.base.artifact import Param
 from sterna.base.dtype import F32, I32
 from sterna.base.target import host_target
 from sterna.codegen.c import CSource, render
@@ -41,14 +42,15 @@ from sterna.nn.trace import Trace
 from sterna.passes.cleanup import cleanup
 from sterna.passes.fuse import fuse
 from sterna.passes.lower import lower
-from sterna.passes.prepack import ROW_TILE
+from sterna.passes.prepack import ROW_TILE, prepack
 from sterna.passes.quantize_activations import quantize_activations
 from sterna.quantize.pack import dequantize, packed_spec, quantize
 from sterna.quantize.scheme import Scheme, scheme
 from sterna.runtime.host import cpu_name
+from sterna.runtime.memory import pack, packed_shape
 from sterna.runtime.threads import POOL_BYTES, Team
 from sterna.schedule.apply import apply
-from sterna.schedule.choose import choose
+from sterna.schedule.choose import choose, streams_of
 
 _RING_BYTES = 400_000_000
 _READ_BYTES = 8 << 20  # of one read
@@ -88,9 +90,9 @@ def product_groups(
         "dequantize", *parts, bits=packing.bits, group=packing.group, bias=packing.bias,
         layout=packing.layout, packing=packing.packing, rows=size, depth=size,
     ) if packing.is_quantized else parts[0]  # fmt: skip
-    tiles = dict.fromkeys(trace.weights, ROW_TILE) if packing.layout == "NK" else {}
     function = trace.function(trace.emit("matmul", x, weight))
     module = IRModule({function.name: function}, function.name, (n,))
+    tiles = prepack(module, streams_of(host_target()))
     if host_target().pair_products and packing.compute.bits == 16:
         module = cleanup(quantize_activations(module, bits))
     kernels = [f for f in fuse(module).functions.values() if f.primitive]
@@ -143,7 +145,12 @@ def ring(arrays: list[NDArray[Any]]) -> tuple[NDArray[np.uint8], list[list[int]]
 def tiled(array: NDArray[Any], packing: Scheme) -> NDArray[Any]:
     if packing.layout == "KN":
         return array
-    return np.ascontiguousarray(array.reshape(-1, ROW_TILE, array.shape[1]).transpose(0, 2, 1))
+    streams = streams_of(host_target()) if array.dtype == np.uint32 else 1
+    kind = {np.float16: "f16", np.float32: "f32", np.uint32: "u32"}[array.dtype.type]
+    param = Param(name="w", dtype=kind, shape=array.shape, row_tile=ROW_TILE, streams=streams)
+    out = np.zeros(packed_shape(param), array.dtype)
+    pack(array, param, out)
+    return out
 
 
 def timed(calls: list[Callable[[], None]]) -> list[float]:

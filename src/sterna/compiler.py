@@ -47,7 +47,7 @@ from sterna.passes.bound_params import bound_params
 from sterna.passes.fuse import fuse
 from sterna.passes.lower_opaque import Setting
 from sterna.passes.pipeline import graph_passes, run
-from sterna.passes.prepack import prepack
+from sterna.passes.prepack import RowTile, prepack
 from sterna.passes.products import Activations, count_by_unit, factors_of
 from sterna.passes.quantize_activations import code_bits
 from sterna.passes.specialize import specialize
@@ -60,7 +60,7 @@ from sterna.program import (
     build_sampler,
     self_contained,
 )
-from sterna.schedule.choose import Plan, plan_of
+from sterna.schedule.choose import Plan, plan_of, streams_of
 from sterna.sight import see_entry, sight_of
 
 DECODE_TOKENS = 2  # most tokens of a decode step: more sequences are a verify step
@@ -239,7 +239,8 @@ def compile_source(
             "them: they go with weights of 2 or 4 bits whose codes fill words; leave the option out"
         )
     by_unit = count_by_unit(module, factors, folder.quantization)
-    tiles = prepack(module)
+    streams = streams_of(target)
+    tiles = prepack(module, streams)
     near_rows = not target.group_threads
     module = fuse(module, near_rows=near_rows)
     dump.phase("06_fuse", to_text(module))
@@ -250,7 +251,7 @@ def compile_source(
     params, constants = bound_params(module, tiles), module.constants
     if (sight := sight_of(model)) is not None:
         shown = run(trace_causal_lm(model, _limits(model, sizes), given=True), passes)
-        shown_tiles = prepack(shown)
+        shown_tiles = prepack(shown, streams)
         entries += (
             _entry(
                 PREFILL_GIVEN, fuse(shown, near_rows=near_rows), shown_tiles, model, sizes, table
@@ -307,7 +308,7 @@ def _cache_dtype(target: Target, options: CompileOptions, cache: Cache) -> DType
 def _entry(
     title: str,
     module: IRModule,
-    tiles: dict[str, int],
+    tiles: dict[str, RowTile],
     model: CausalLM,
     sizes: Sizes,
     table: KernelTable,

@@ -37,6 +37,7 @@ from sterna.passes.cost import Cost, attention_cost, group_cost, moving_cost
 from sterna.passes.lower import lower
 from sterna.passes.lower_opaque import Setting, is_opaque, lower_opaque
 from sterna.passes.plan_memory import MemoryPlan, Place, Run, Use, plan_memory
+from sterna.passes.prepack import RowTile
 from sterna.schedule.choose import Plan, plan_of, planned
 from sterna.schedule.steps import Schedule
 from sterna.schedule.steps import to_text as schedule_text
@@ -218,7 +219,7 @@ class _Launch:
 def build_entry(
     title: str,
     module: IRModule,
-    tiles: Mapping[str, int],
+    tiles: Mapping[str, RowTile],
     setting: Setting,
     table: KernelTable,
     output: str = "logits",
@@ -276,7 +277,7 @@ class _Repeated:
 class _Builder:
     module: IRModule
     wide: IRModule  # the same Functions, with the bounds that kernels are made for
-    tiles: Mapping[str, int]
+    tiles: Mapping[str, RowTile]
     setting: Setting
     table: KernelTable
     groups: dict[str, str] = field(default_factory=dict)
@@ -365,7 +366,7 @@ def _made(body: list[_Launch]) -> list[Value]:
 _QUIET = (*UNPACKING, "slice", "slice_groups", "repeat_heads", "flatten", "cast")
 
 
-def _opaque_cost(function: Function, tiles: Mapping[str, int]) -> Cost:
+def _opaque_cost(function: Function, tiles: Mapping[str, RowTile]) -> Cost:
     head = function.bindings[-1]
     if operator(head.call.op).compute is not None:
         return group_cost(lower(function, tiles).group)

@@ -20,6 +20,7 @@ from sterna.passes.fuse import fuse
 from sterna.passes.lower_opaque import Setting
 from sterna.passes.pipeline import graph_passes, run
 from sterna.passes.prepack import prepack
+from sterna.schedule.choose import streams_of
 from sterna.program import STEP_DIMS, EntryPoint, KernelTable, build_entry
 
 
@@ -47,7 +48,7 @@ def see_entry(
 ) -> Seeing:
     """Compile the pass over one image; its kernels join those of the table."""
     module = run(sight.traced(page_size, context), graph_passes(fused, code_bits=None))
-    tiles = prepack(module)
+    tiles = prepack(module, streams_of(table.target))
     module = fuse(module)
     setting = Setting(
         tuple(d for d in module.dims if d.name in STEP_DIMS),

@@ -67,14 +67,16 @@ class Param(_Record, frozen=True):
 
     `name` is the tensor's name in the model folder, `shape` and `dtype` are those of the file.
     `row_tile` 0: as it is. Otherwise rows are interleaved for SIMD: a file tensor [N, W]
-    becomes [ceil(N / row_tile), W, row_tile], rows past N zero. An `adapter`'s factors are not in
-    the model folder: see AdapterRoom.
+    becomes [ceil(N / row_tile), W, row_tile], rows past N zero; with several `streams`
+    [streams, ceil(N / row_tile), W, row_tile / streams], an equal part of each tile in each. An
+    `adapter`'s factors are not in the model folder: see AdapterRoom.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     row_tile: int = 0
+    streams: int = 1
     adapter: bool = False
 
 

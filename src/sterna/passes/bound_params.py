@@ -12,9 +12,12 @@ from typing import Any
 
 from sterna.base.artifact import FACTORS, Param
 from sterna.ir.graph import Function, IRModule, Value
+from sterna.passes.prepack import RowTile
+
+_AS_IT_IS = RowTile(0)
 
 
-def bound_params(module: IRModule, tiles: Mapping[str, int]) -> tuple[Param, ...]:
+def bound_params(module: IRModule, tiles: Mapping[str, RowTile]) -> tuple[Param, ...]:
     """Every weight as it is bound: the entry's own, then each repeat's, layer by layer."""
     entry = module.functions[module.entry]
     result = [_param(w, w.name, tiles) for w in _weights(module, entry)]
@@ -48,8 +51,14 @@ def _weights(module: IRModule, function: Function) -> list[Value]:
     return [values[n] for n in used if n not in module.constants]
 
 
-def _param(weight: Value, title: str, tiles: Mapping[str, int]) -> Param:
+def _param(weight: Value, title: str, tiles: Mapping[str, RowTile]) -> Param:
     shape = tuple(int(getattr(d, "value", 0)) for d in weight.shape)
-    tile = tiles.get(weight.name, 0)
-    adapter = title.rpartition(".")[2] in FACTORS
-    return Param(name=title, dtype=weight.dtype.name, shape=shape, row_tile=tile, adapter=adapter)
+    tile = tiles.get(weight.name, _AS_IT_IS)
+    return Param(
+        name=title,
+        dtype=weight.dtype.name,
+        shape=shape,
+        row_tile=tile.rows,
+        streams=tile.streams,
+        adapter=title.rpartition(".")[2] in FACTORS,
+    )

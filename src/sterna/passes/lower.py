@@ -18,6 +18,7 @@ from sterna.ir.rewrite import replace_loads
 from sterna.ir.simplify import simplify
 from sterna.ops import op
 from sterna.ops.op import result_names
+from sterna.passes.prepack import RowTile
 from sterna.passes.regroup import regroup
 from sterna.schedule.apply import inline_into
 
@@ -31,7 +32,7 @@ class Lowered:
     outputs: tuple[Value, ...]
 
 
-def lower(function: Function, row_tiles: Mapping[str, int]) -> Lowered:
+def lower(function: Function, row_tiles: Mapping[str, RowTile]) -> Lowered:
     """The Group of a primitive Function made of operators that have a compute rule."""
     values = inputs(function)
     logical = {v: Buffer(_short(v.name), v.dtype, v.shape) for v in values}
@@ -73,11 +74,11 @@ def computes_of(
 class Storage:
     """Logical tensors as they lie in memory: tiled where `prepack` said so."""
 
-    tiled: Mapping[Buffer, tuple[Buffer, int]]
+    tiled: Mapping[Buffer, tuple[Buffer, RowTile]]
 
     @staticmethod
-    def of(logical: Mapping[Value, Buffer], row_tiles: Mapping[str, int]) -> Storage:
-        tiles = ((b, row_tiles.get(v.name, 0)) for v, b in logical.items())
+    def of(logical: Mapping[Value, Buffer], row_tiles: Mapping[str, RowTile]) -> Storage:
+        tiles = ((b, row_tiles.get(v.name)) for v, b in logical.items())
         return Storage({b: (_tiled_buffer(b, tile), tile) for b, tile in tiles if tile})
 
     def buffer(self, logical: Buffer) -> Buffer:
@@ -87,13 +88,17 @@ class Storage:
         return replace(compute, body=replace_loads(compute.body, self.load))
 
     def load(self, load: Load) -> Expr | None:
-        """Element [n, w] of a tiled weight stands at [n // tile, w, n % tile]."""
+        """Element [n, w] of a tiled weight stands at [n // rows, w, n % rows], or so in a stream."""
         found = self.tiled.get(load.buffer)
         if found is None:
             return None
         buffer, tile = found
         row, column = load.index
-        return buffer[row // tile, column, row % tile]
+        block, inside = row // tile.rows, row % tile.rows
+        if tile.streams == 1:
+            return buffer[block, column, inside]
+        part = tile.rows // tile.streams
+        return buffer[inside // part, block, column, row % part]
 
 
 def _short(name: str) -> str:
@@ -114,10 +119,12 @@ def _inline(computes: list[Compute], outputs: tuple[Buffer, ...]) -> list[Comput
     return result
 
 
-def tiled_shape(shape: tuple[Expr, ...], tile: int) -> tuple[Expr, ...]:
-    """[N, W] -> [ceil(N / tile), W, tile]."""
-    return (simplify(ceil_div(shape[0], tile)), shape[1], wrap(tile))
+def tiled_shape(shape: tuple[Expr, ...], tile: RowTile) -> tuple[Expr, ...]:
+    """[N, W] -> [ceil(N / rows), W, rows], or [streams, ceil(N / rows), W, rows / streams]."""
+    blocks, inside = simplify(ceil_div(shape[0], tile.rows)), wrap(tile.rows // tile.streams)
+    streams = () if tile.streams == 1 else (wrap(tile.streams),)
+    return (*streams, blocks, shape[1], inside)
 
 
-def _tiled_buffer(buffer: Buffer, tile: int) -> Buffer:
+def _tiled_buffer(buffer: Buffer, tile: RowTile) -> Buffer:
     return Buffer(buffer.name, buffer.dtype, tiled_shape(buffer.shape, tile))

@@ -4,26 +4,42 @@ A matmul reads its weight a column of `ROW_TILE` output rows at a time; in the e
 a row is contiguous. The layout is named here and made when a library is loaded; it is never
 visible in a model folder. Weights stored with rows last (KN) are columns already.
 
-The module is not changed: the result maps a weight's name to its tile, for `lower` to read by
-and for the manifest to carry.
+Packed words may lie in several streams, each with some rows of every tile: a processor then reads
+from as many places of memory at once, and its hardware looks ahead in each. The module is not
+changed: the result maps a weight's name to its layout, for `lower` to read by and for the manifest
+to carry.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from sterna.base.dtype import U32
 from sterna.ir.graph import Binding, Call, Function, IRModule, Value
 from sterna.ops.restore import UNPACKING
 
 ROW_TILE = 32
 
 
-def prepack(module: IRModule) -> dict[str, int]:
-    """Row tile of every weight that a matmul reads row by row."""
-    tiles: dict[str, int] = {}
+@dataclass(frozen=True, slots=True)
+class RowTile:
+    """`rows` of a weight [N, W] are interleaved, an equal part of them in each of `streams`.
+
+    In memory it is [streams, ceil(N / rows), W, rows / streams]; without the first where it is 1.
+    """
+
+    rows: int = ROW_TILE
+    streams: int = 1
+
+
+def prepack(module: IRModule, streams: int = 1) -> dict[str, RowTile]:
+    """Row tile of every weight that a matmul reads row by row; packed words in `streams`."""
+    tiles: dict[str, RowTile] = {}
     for function in module.functions.values():
         made = {o: b for b in function.bindings for o in b.outs}
         for binding in function.bindings:
             for weight in _row_major(function, made, binding.call):
-                tiles[weight.name] = ROW_TILE
+                tiles[weight.name] = RowTile(streams=streams if weight.dtype == U32 else 1)
     return tiles
 
 

@@ -93,7 +93,8 @@ def packed_shape(param: Param) -> tuple[int, ...]:
     if param.row_tile == 0 or len(param.shape) != 2:
         return param.shape
     rows, width = param.shape
-    return (-(-rows // param.row_tile), width, param.row_tile)
+    blocks, inside = -(-rows // param.row_tile), param.row_tile // param.streams
+    return (*((param.streams,) if param.streams > 1 else ()), blocks, width, inside)
 
 
 def packed_bytes(param: Param) -> int:
@@ -107,9 +108,12 @@ def pack(source: NDArray[Any], param: Param, out: NDArray[Any]) -> None:
         return
     tile, (rows, width) = param.row_tile, source.shape
     whole, rest = divmod(rows, tile)
-    out[:whole] = source[: whole * tile].reshape(whole, tile, width).transpose(0, 2, 1)
-    if rest:
-        out[whole, :, :rest] = source[whole * tile :].T
+    inside = tile // param.streams
+    streams = out.reshape(param.streams, -1, width, inside)
+    tiles = source[: whole * tile].reshape(whole, param.streams, inside, width)
+    streams[:, :whole] = tiles.transpose(1, 0, 3, 2)
+    for row in range(rest):
+        streams[row // inside, whole, :, row % inside] = source[whole * tile + row]
 
 
 def padded(size: int) -> int:
@@ -147,6 +151,7 @@ class Region:
 def _check_sizes(manifest: Manifest, num_pages: int) -> None:
     sizes = [num_pages, *(size for param in manifest.params for size in param.shape)]
     sizes += [param.row_tile for param in manifest.params]
+    sizes += [param.streams - 1 for param in manifest.params]
     for entry in manifest.launched:
         sizes += [entry.arena_bytes, entry.scratch_bytes, *(dim.lo for dim in entry.dims)]
         sizes += [dim.hi - dim.lo for dim in entry.dims]

@@ -36,7 +36,7 @@ _LOG = logging.getLogger("sterna")
 
 def layout(manifest: Manifest) -> str:
     """A hash of how the library wants its weights to lie."""
-    params = [(p.name, p.dtype, tuple(p.shape), p.row_tile) for p in _own(manifest)]
+    params = [(p.name, p.dtype, tuple(p.shape), p.row_tile, p.streams) for p in _own(manifest)]
     return key("packed weights 2", sys.byteorder, repr(params))
 
 

@@ -218,7 +218,7 @@ class _Emission(Placed):
         if found is None:
             raise ScheduleError(f"{step}: the stage does not read {step.buffer!r}")
         line = LINE_BYTES // found.dtype.bytes
-        places = stage.lines(outer, found.index, line)
+        places = stage.lines(outer, found, line)
         later = {outer.var: outer.var + step.turns}
         return [
             Prefetch(Load(found.buffer, tuple(simplify(substitute(i, later)) for i in place)))

@@ -68,7 +68,8 @@ class Knobs:
     Up to `matvec_rows` rows of x a product is a matvec, up to `skinny_rows` a skinny matmul; for
     more there is a panel, or the weight as it lies, cut where that would be larger than
     `panel_bytes` (0: any may be).
-    `matmul` is for products of floats, `pairs` for those of pairs of integers.
+    `matmul` is for products of floats, `pairs` for those of pairs of integers. Packed words of a
+    tile of rows lie in `streams` places of memory, which are read side by side.
     """
 
     matvec_rows: int
@@ -80,6 +81,7 @@ class Knobs:
     pairs: MatmulKnobs
     norm: NormKnobs
     elementwise: ElementwiseKnobs
+    streams: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,12 @@ def row_of(target: Target) -> Knobs | AloneKnobs | GroupKnobs:
             f"the schedule table {target.table!r} has no row for {target.lanes()} lanes"
         )
     return row
+
+
+def streams_of(target: Target) -> int:
+    """In how many places of memory the packed words of a tile of rows lie."""
+    row = row_of(target)
+    return row.streams if isinstance(row, Knobs) else 1
 
 
 def _in_vectors(group: Group, knobs: Knobs, target: Target) -> Plan:

@@ -12,7 +12,7 @@ from itertools import product
 from sterna.base.dtype import I32
 from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Compute
-from sterna.ir.expr import Buffer, Const, Expr, Var, ceil_div, const_value, wrap
+from sterna.ir.expr import Buffer, Const, Expr, Load, Var, ceil_div, const_value, wrap
 from sterna.ir.loop import ForKind
 from sterna.ir.rewrite import free_vars, substitute
 from sterna.ir.simplify import Simplifier, simplify
@@ -103,25 +103,28 @@ class Stage:
             for a in self.compute.axes
         }
 
-    def lines(self, outer: Loop, index: tuple[Expr, ...], size: int) -> list[tuple[Expr, ...]]:
+    def lines(self, outer: Loop, read: Load, size: int) -> list[tuple[Expr, ...]]:
         """Where in a buffer each line of `size` elements begins that one turn of `outer` reads.
 
-        `index` is what is read there. Loops inside that add up are at their first turn, unless they
+        `read` is how. Loops inside that add up are at their first turn, unless they
         are written out.
         """
         inner = self.loops[self.loops.index(outer) + 1 :]
-        used = {v for i in index for v in free_vars(i)}
+        used = {v for i in read.index for v in free_vars(i)}
         turns = []
         for loop in inner:
             asked = not loop.reduces or loop.kind is ForKind.UNROLL
             count = const_value(loop.extent) if loop.var in used and asked else None
             turns.append(range(0, int(count or 1), size if loop.kind is ForKind.VECTOR else 1))
         simplifier = Simplifier()  # one, so that equal expressions are one object
-        places: dict[tuple[Expr, ...], tuple[Expr, ...]] = {}
+        places: dict[Expr, tuple[Expr, ...]] = {}
         for turn in product(*turns):
             at = {loop.var: wrap(i) for loop, i in zip(inner, turn, strict=True)}
-            *rows, column = (simplifier.expr(substitute(i, at)) for i in index)
-            places.setdefault((*rows, simplifier.expr(column // size)), (*rows, column))
+            place = tuple(simplifier.expr(substitute(i, at)) for i in read.index)
+            flat = wrap(0)
+            for extent, i in zip(read.buffer.shape, place, strict=True):
+                flat = flat * extent + i
+            places.setdefault(simplifier.expr(flat // size), place)
         return list(places.values())
 
     def index(self, axis: Var) -> Expr:
