@@ -20,8 +20,8 @@ from sterna.passes.fuse import fuse
 from sterna.passes.lower_opaque import Setting
 from sterna.passes.pipeline import graph_passes, run
 from sterna.passes.prepack import prepack
-from sterna.schedule.choose import streams_of
 from sterna.program import STEP_DIMS, EntryPoint, KernelTable, build_entry
+from sterna.schedule.choose import streams_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from sterna.ir.expr import Var, wrap
 from sterna.ir.graph import Binding, Function, TensorType, Value, call
 from sterna.ir.loop import PrimFunc
 from sterna.passes.lower import lower
+from sterna.passes.prepack import RowTile
 from sterna.schedule.apply import apply
 from sterna.schedule.choose import choose
 
@@ -37,7 +38,7 @@ def packed_product(name: str, most: int, rows: int, depth: int, bits: int) -> Gr
     unpack = Binding((w,), call("dequantize", codes, scales, **attrs, packing=packing, bias=bias))
     product = Binding((y,), call("matmul", x, w))
     func = Function(name, (x,), (codes, scales), (unpack, product), (y,), primitive=True)
-    return lower(func, {codes.name: TILE, scales.name: TILE}).group
+    return lower(func, dict.fromkeys((codes.name, scales.name), RowTile(TILE))).group
 
 
 def scheduled(group: Group) -> PrimFunc:

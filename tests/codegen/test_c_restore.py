@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from kernel_library import KernelLibrary
 
-from sterna.base.dtype import BF16, F16, F32, I32
+from sterna.base.artifact import Param
+from sterna.base.dtype import BF16, F16, F32, I32, DType
 from sterna.base.target import host_target
 from sterna.ir.compute import Group
 from sterna.ir.evaluate import evaluate_group
@@ -15,6 +16,7 @@ from sterna.ir.graph import Function
 from sterna.ir.loop import PrimFunc
 from sterna.nn.trace import Trace
 from sterna.passes.lower import lower
+from sterna.passes.prepack import RowTile
 from sterna.quantize.apply import PackedWeight
 from sterna.quantize.ggml_blocks import GGML_SCHEMES
 from sterna.quantize.pack import dequantize, packed_spec
@@ -27,10 +29,11 @@ from sterna.quantize.stored_schemes import (
     small_float,
     table,
 )
+from sterna.runtime.memory import pack, packed_shape
 from sterna.schedule.apply import apply
 from sterna.schedule.choose import choose
 
-TILE = 64
+TILE = RowTile(64)
 ROWS, DEPTH = 70, 512
 
 SCHEMES = {
@@ -74,14 +77,12 @@ def product(name: str, most: int, scheme: Scheme) -> Group:
     return lower(func, {w.name: TILE for w in done.weights if len(w.shape) == 2}).group
 
 
-def tiled(array: np.ndarray) -> np.ndarray:
-    """[N, W] as [ceil(N / TILE), W, TILE], padded with zeros."""
-    if array.ndim == 1:
-        return array
-    rows = -(-array.shape[0] // TILE) * TILE
-    padded = np.zeros((rows, array.shape[1]), array.dtype)
-    padded[: array.shape[0]] = array
-    return np.ascontiguousarray(padded.reshape(rows // TILE, TILE, -1).swapaxes(1, 2))
+def tiled(array: np.ndarray, dtype: DType) -> np.ndarray:
+    """A part of a weight as it lies in memory."""
+    param = Param("w", dtype.name, array.shape, TILE.rows)
+    out = np.zeros(packed_shape(param), array.dtype)
+    pack(array, param, out)
+    return out
 
 
 def scheduled(group: Group) -> PrimFunc:
@@ -121,6 +122,7 @@ def test_compiled_products(library: KernelLibrary, name: str) -> None:
     exact = x.astype(np.float64) @ weight.T
     out = np.full((n, ROWS), np.nan, np.float32)
     params, (dim,) = library.funcs[name].params, library.funcs[name].dims
-    values = (x, *(tiled(part) for part in parts.values()), out)
+    spec = packed_spec((ROWS, DEPTH), scheme)
+    values = (x, *(tiled(part, spec[key][1]) for key, part in parts.items()), out)
     library.run(name, dict(zip(params, values, strict=True)), {dim: n})
     assert np.abs(out - exact).max() < 1e-6 * (np.abs(x) @ np.abs(weight).T).max()

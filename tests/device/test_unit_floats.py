@@ -52,6 +52,7 @@ from sterna.ops.unit_matmul import OPERANDS
 from sterna.passes.cleanup import cleanup
 from sterna.passes.fuse import fuse
 from sterna.passes.lower import lower
+from sterna.passes.prepack import RowTile
 from sterna.passes.unit_products import products_by_unit, unit_products
 from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import SCHEMES, scheme
@@ -91,7 +92,7 @@ def product(name: str, most: int, shape: tuple[int, int]) -> Group:
     module = unit_products(module, OPERANDS[CASES[name]])
     assert products_by_unit(module) == (1, 0)
     module = fuse(cleanup(module))
-    tiles = dict.fromkeys(trace.weights, 64) if SCHEMES[name].layout == "NK" else {}
+    tiles = dict.fromkeys(trace.weights, RowTile(64)) if SCHEMES[name].layout == "NK" else {}
     (only,) = (lower(f, tiles).group for f in module.functions.values() if f.primitive)
     return replace(only, name=f"{name}_{most}")
 

@@ -9,6 +9,7 @@ from sterna.ir.graph import Function
 from sterna.nn.trace import Trace
 from sterna.passes.cost import Cost, attention_cost, group_cost, moving_cost
 from sterna.passes.lower import lower
+from sterna.passes.prepack import RowTile
 from sterna.quantize.pack import packed_spec
 from sterna.quantize.scheme import scheme
 
@@ -20,7 +21,7 @@ def at(cost: Cost, **dims: int) -> tuple[int, int]:
     return tuple(int(eval(text, {}, dims)) for text in (cost.flops, cost.bytes))
 
 
-def of(function: Function, tiles: dict[str, int] | None = None) -> tuple[int, int]:
+def of(function: Function, tiles: dict[str, RowTile] | None = None) -> tuple[int, int]:
     return at(group_cost(lower(function, tiles or {}).group), n=N)
 
 
@@ -48,9 +49,9 @@ def test_weights_move_once(name: str) -> None:
     assert moved == stored + 4 * N * 256 + 4 * N * ROWS
 
 
-@pytest.mark.parametrize("tile", [0, 64])
+@pytest.mark.parametrize("tile", [None, RowTile(64), RowTile(64, 4)])
 @pytest.mark.parametrize("name", ["q0f16", "q4f16_1", "q4f16_0"])
-def test_of_a_gathered_table_only_its_rows_move(name: str, tile: int) -> None:
+def test_of_a_gathered_table_only_its_rows_move(name: str, tile: RowTile | None) -> None:
     spec, shape = scheme(name), (512, 256)
     trace = Trace("embed")
     tokens = trace.param("tokens", (Var("n", I32, 1, 8),), I32)

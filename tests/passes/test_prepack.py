@@ -4,7 +4,7 @@ import pytest
 from test_passes_keep_numbers import passed, traced
 
 from sterna.passes.fuse import fuse
-from sterna.passes.prepack import ROW_TILE, prepack
+from sterna.passes.prepack import RowTile, prepack
 
 
 @pytest.mark.parametrize("scheme", ["q4f16_1", "q4f16_1z", "q0f16"])
@@ -16,15 +16,15 @@ def test_every_part_of_a_matrix_is_tiled_and_no_vector(scheme: str) -> None:
         for w in f.weights
         if len(w.shape) == 2 and "embed" not in w.name
     }
-    assert prepack(module) == dict.fromkeys(matrices, ROW_TILE)
+    assert prepack(module) == dict.fromkeys(matrices, RowTile(32))
     assert any("qkv" in name for name in matrices)
     assert prepack(fuse(module)) == prepack(module)  # in kernels or not
 
 
 def test_a_table_that_is_a_head_too_is_tiled() -> None:
     module = passed(traced("llama3.2-tied", "q4f16_1"), "llama3.2-tied")
-    assert prepack(module)["model.embed_tokens.q_weight"] == ROW_TILE
-    assert prepack(module)["model.embed_tokens.q_scale"] == ROW_TILE
+    assert prepack(module)["model.embed_tokens.q_weight"] == RowTile(32)
+    assert prepack(module)["model.embed_tokens.q_scale"] == RowTile(32)
 
 
 def test_columns_stay_as_they_are() -> None:

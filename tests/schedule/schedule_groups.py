@@ -7,15 +7,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sterna.base.dtype import F32, I32, DType
+from sterna.base.artifact import Param
+from sterna.base.dtype import F32, I32, U32, DType
 from sterna.ir.compute import Group
 from sterna.ir.expr import Var
 from sterna.nn.trace import Tensor, Trace
 from sterna.passes.lower import lower
+from sterna.passes.prepack import RowTile
 from sterna.quantize.pack import packed_spec, quantize
 from sterna.quantize.scheme import Scheme
+from sterna.runtime.memory import pack, packed_shape
 
 TILE = 64
+TILES = RowTile(TILE)
 Array = NDArray[Any]
 
 
@@ -33,8 +37,27 @@ def weight(trace: Trace, shape: tuple[int, int], scheme: Scheme) -> Tensor:
     )  # fmt: skip
 
 
+def layout(dtype: DType, scheme: Scheme, tile: RowTile) -> RowTile:
+    """How a part of a weight lies in memory: as it is, or in the tile; words alone in streams."""
+    if scheme.layout == "KN":
+        return RowTile(0)
+    return tile if dtype == U32 else RowTile(tile.rows)
+
+
+def layouts(trace: Trace, scheme: Scheme, tile: RowTile = TILES) -> dict[str, RowTile]:
+    """The layout of each weight that has one, by its name."""
+    found = {name: layout(w.dtype, scheme, tile) for name, w in trace.weights.items()}
+    return {name: one for name, one in found.items() if one.rows}
+
+
 def product_group(
-    name: str, shape: tuple[int, int], scheme: Scheme, most_rows: int, *, epilogue: bool = True
+    name: str,
+    shape: tuple[int, int],
+    scheme: Scheme,
+    most_rows: int,
+    *,
+    epilogue: bool = True,
+    tile: RowTile = TILES,
 ) -> Group:
     """t[n, N] = x[n, K] @ weight.T, plus r[n, N] where there is an epilogue."""
     trace, n = Trace(name), rows(most_rows)
@@ -42,28 +65,30 @@ def product_group(
     y = trace.emit("matmul", x, weight(trace, shape, scheme))
     if epilogue:
         y = trace.param("r", (n, shape[0]), F32) + y
-    tiles = dict.fromkeys(trace.weights, TILE) if scheme.layout == "NK" else {}
-    return lower(trace.function(y), tiles).group
+    return lower(trace.function(y), layouts(trace, scheme, tile)).group
 
 
-def product_arrays(shape: tuple[int, int], scheme: Scheme, most_rows: int) -> dict[str, Array]:
+def product_arrays(
+    shape: tuple[int, int], scheme: Scheme, most_rows: int, tile: RowTile = TILES
+) -> dict[str, Array]:
     rng = np.random.default_rng(shape[0] * 1000 + shape[1])
     full = rng.standard_normal(shape).astype(np.float32)
     packed = quantize(full, scheme)
-    arrays = {k: tiled(a) if scheme.layout == "NK" else a for k, a in packed.items()}
+    kinds = {k: dtype for k, (_, dtype) in packed_spec(shape, scheme).items()}
+    lie = {k: layout(kinds[k], scheme, tile) for k in packed}
     return {
-        **{f"layer_{k}": a for k, a in arrays.items()},
+        **{f"layer_{k}": in_memory(a, kinds[k], lie[k]) for k, a in packed.items()},
         "x": rng.standard_normal((most_rows, shape[1])).astype(np.float32),
         "r": rng.standard_normal((most_rows, shape[0])).astype(np.float32),
     }
 
 
-def tiled(array: Array) -> Array:
-    """[N, W] -> [ceil(N / 64), W, 64]."""
-    blocks = -(-array.shape[0] // TILE)
-    padded = np.zeros((blocks * TILE, array.shape[1]), array.dtype)
-    padded[: array.shape[0]] = array
-    return np.ascontiguousarray(padded.reshape(blocks, TILE, -1).transpose(0, 2, 1))
+def in_memory(array: Array, dtype: DType, tile: RowTile) -> Array:
+    """A part of a weight as kernels read it."""
+    param = Param("w", dtype.name, array.shape, tile.rows, tile.streams)
+    out = np.zeros(packed_shape(param), array.dtype)
+    pack(array, param, out)
+    return out
 
 
 def norm_group(name: str, width: int, most_rows: int, *, residual: bool) -> Group:

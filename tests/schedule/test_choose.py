@@ -14,6 +14,7 @@ from sterna.ir.loop import Alloc
 from sterna.ir.rewrite import visit
 from sterna.nn.trace import Trace
 from sterna.passes.lower import lower
+from sterna.passes.prepack import RowTile
 from sterna.quantize.scheme import SCHEMES
 from sterna.schedule.apply import apply
 from sterna.schedule.choose import (
@@ -87,7 +88,7 @@ def test_tiles_are_narrower_where_items_are_few_or_columns_would_be_left(
     trace, n = Trace("tiles"), rows(512)
     x = trace.param("x", (n, 64), F32)
     y = trace.emit("matmul", x, weight(trace, (columns, 64), Q4))
-    group = lower(trace.function(y), dict.fromkeys(trace.weights, 32)).group
+    group = lower(trace.function(y), dict.fromkeys(trace.weights, RowTile(32))).group
     first = next(s for s in choose(group, V4) if isinstance(s, Split))
     assert first.factor == block
 

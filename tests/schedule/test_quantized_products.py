@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schedule_groups import TILE, Array, product_arrays, rows, weight
+from schedule_groups import TILES, Array, layouts, product_arrays, rows, weight
 from schedule_library import Library, build
 
 from sterna.base.dtype import F32
@@ -27,6 +27,7 @@ from sterna.ops import op
 from sterna.passes.cleanup import cleanup
 from sterna.passes.fuse import fuse
 from sterna.passes.lower import lower
+from sterna.passes.prepack import RowTile
 from sterna.passes.quantize_activations import quantize_activations
 from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import SCHEMES, Scheme
@@ -54,7 +55,9 @@ def bits_of(name: str) -> int:
     return 8 if name.endswith(" i8") else 16
 
 
-def kernels(name: str, most: int, shape: tuple[int, int] = SHAPE) -> dict[str, Group]:
+def kernels(
+    name: str, most: int, shape: tuple[int, int] = SHAPE, tile: RowTile = TILES
+) -> dict[str, Group]:
     """The kernel that quantizes x and the one that multiplies, as the passes make them."""
     scheme = scheme_of(name)
     trace, n = Trace(f"{name.replace(' ', '_')}_{most}"), rows(most)
@@ -68,7 +71,7 @@ def kernels(name: str, most: int, shape: tuple[int, int] = SHAPE) -> dict[str, G
             )
         )
     )
-    tiles = dict.fromkeys(trace.weights, TILE) if scheme.layout == "NK" else {}
+    tiles = layouts(trace, scheme, tile)
     first, second = (lower(f, tiles).group for f in module.functions.values() if f.primitive)
     return {"codes": first, "product": second}
 

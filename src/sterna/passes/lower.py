@@ -88,7 +88,7 @@ class Storage:
         return replace(compute, body=replace_loads(compute.body, self.load))
 
     def load(self, load: Load) -> Expr | None:
-        """Element [n, w] of a tiled weight stands at [n // rows, w, n % rows], or so in a stream."""
+        """Element [n, w] of a tiled weight is at [n // rows, w, n % rows], or so in a stream."""
         found = self.tiled.get(load.buffer)
         if found is None:
             return None
