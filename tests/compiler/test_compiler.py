@@ -36,6 +36,7 @@ from sterna.ir.verify import verify, verify_group, verify_primfunc
 from sterna.passes.plan_memory import ALIGN
 from sterna.passes.prepack import ROW_TILE
 from sterna.program import self_contained
+from sterna.schedule.choose import streams_of
 
 SMALL = CompileOptions(prefill_chunk_size=64, max_batch_size=4)
 ENTRIES = ("prefill", "decode", "verify")
@@ -94,7 +95,9 @@ def test_the_manifest_survives_and_travels_in_the_library(compiled: Compiled) ->
     assert [most[e]["r"] for e in ENTRIES] == [32, DECODE_TOKENS, 32]
 
 
-def test_params_come_layer_by_layer_as_the_folder_names_them(compiled: Compiled) -> None:
+def test_params_come_layer_by_layer_as_the_folder_names_them(
+    compiled: Compiled, target: Target
+) -> None:
     names = [p.name for p in compiled.source.manifest.params]
     assert len(names) == len(set(names))
     layers = [int(found[1]) for n in names if (found := re.search(r"layers\.(\d+)\.", n))]
@@ -107,6 +110,7 @@ def test_params_come_layer_by_layer_as_the_folder_names_them(compiled: Compiled)
     for param in compiled.source.manifest.params:
         assert param.shape == tuple(stored[param.name].shape)
         assert param.row_tile == (ROW_TILE if len(param.shape) == 2 else 0)
+        assert param.streams == (streams_of(target) if param.dtype == "u32" else 1)
 
 
 def test_launches_name_what_exists(compiled: Compiled) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import compiled
+import msgspec
 import pytest
 import tiny
 
@@ -20,6 +21,7 @@ from sterna.engine.engine import Engine
 from sterna.engine.loader import Located
 from sterna.engine.options import EngineOptions
 from sterna.runtime import cpu, packed
+from sterna.runtime.library import read_manifest
 from sterna.runtime.params import WeightReader
 
 CONFIG = tiny.VARIANTS["llama1"]
@@ -101,6 +103,27 @@ def test_a_file_that_is_not_whole_is_made_again(
     path.write_bytes(damage(whole))
     assert logits(made, path) == wanted
     assert path.read_bytes() == whole
+
+
+def test_a_file_with_words_in_other_streams_is_made_again(
+    made: compiled.Compiled, tmp_path: Path
+) -> None:
+    """It is as long as the right one, and has the same words elsewhere."""
+    path, manifest, replace = (
+        tmp_path / "w.bin",
+        read_manifest(made.library),
+        msgspec.structs.replace,
+    )
+    params = tuple(
+        replace(p, streams=2 if p.streams == 1 else 1) if p.dtype == "u32" else p
+        for p in manifest.params
+    )
+    assert packed.packed_params(replace(manifest, params=params), tensors(made), path)
+    finish()
+    other = path.read_bytes()
+    assert logits(made, path) == logits(made, None)
+    assert len(path.read_bytes()) == len(other)
+    assert path.read_bytes() != other
 
 
 def test_pieces_of_any_size_make_the_same_file(

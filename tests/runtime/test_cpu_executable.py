@@ -209,7 +209,14 @@ def _manifests() -> dict[str, tuple[Manifest, str]]:
     outputs = (Buffer("logits", "f16", ("r", "21")),)
     lying = (Buffer("logits", "f32", ("r", "0 - 21")),)
     replace = msgspec.structs.replace
-    return {
+    laid = {
+        f"{streams} streams": (
+            replace(good, params=(replace(good.params[0], streams=streams), *good.params[1:])),
+            f"tiles of 8 rows in {streams} streams",
+        )
+        for streams in (0, -1, -8, 3, 16)
+    }
+    return laid | {
         "input": (with_entry(good, 0, inputs=inputs), "temperature"),
         "output": (with_entry(good, 0, outputs=outputs), "f16"),
         "dim": (with_entry(good, 0, dims=(*prefill.dims, Dim("zz", 1, 2))), "zz"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from toy_library import PAGE_BYTES, VOCAB, toy_manifest
 
 from sterna.base.artifact import Param
+from sterna.base.dtype import dtype
 from sterna.base.errors import Error, OutOfMemory
 from sterna.base.target import KINDS
 from sterna.runtime import host
@@ -29,17 +30,42 @@ from sterna.runtime.memory import (
 )
 
 
-@settings(derandomize=True, max_examples=60, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 16))
-def test_rows_are_interleaved(rows: int, width: int, tile: int) -> None:
-    param = Param("w", "u32", (rows, width), tile)
-    source = np.arange(1, rows * width + 1, dtype=np.uint32).reshape(rows, width)
-    out = np.zeros(packed_shape(param), dtype=np.uint32)
+@settings(derandomize=True, max_examples=100, deadline=None)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 9)),
+    st.integers(1, 16),
+    st.sampled_from((1, 2, 3, 4)),
+    st.sampled_from(("u32", "f16", "f32", "u8", "i8", "f64")),
+)
+def test_rows_are_interleaved(shape: tuple[int, int], part: int, streams: int, kind: str) -> None:
+    """In each stream lie its rows of every tile, column by column; rows past the last are zero."""
+    (rows, width), tile = shape, part * streams
+    param = Param("w", kind, shape, tile, streams)
+    source = (np.arange(rows * width) % 127 + 1).astype(dtype(kind).numpy).reshape(shape)
+    out = np.zeros(packed_shape(param), source.dtype)
     pack(source, param, out)
+    blocks = -(-rows // tile)
+    assert out.shape == ((streams,) if streams > 1 else ()) + (blocks, width, part)
     assert out.nbytes == packed_bytes(param)
-    for row in range(out.shape[0] * tile):
-        want = source[row] if row < rows else np.zeros(width)
-        assert (out[row // tile, :, row % tile] == want).all()
+    for place, found in np.ndenumerate(out.reshape(streams, blocks, width, part)):
+        stream, block, column, inside = place
+        row = block * tile + stream * part + inside
+        assert found == (source[row, column] if row < rows else 0), place
+
+
+@pytest.mark.parametrize(
+    ("param", "shape"),
+    [
+        (Param("w", "u32", (70, 12)), (70, 12)),
+        (Param("w", "u32", (70, 12), 32), (3, 12, 32)),
+        (Param("w", "u32", (70, 12), 32, 4), (4, 3, 12, 8)),
+        (Param("w", "u32", (64, 12), 32, 2), (2, 2, 12, 16)),
+        (Param("b", "u32", (70,), 32, 4), (70,)),
+    ],
+)
+def test_shapes_in_memory(param: Param, shape: tuple[int, ...]) -> None:
+    assert packed_shape(param) == shape
+    assert packed_bytes(param) == 4 * np.prod(shape)
 
 
 @pytest.mark.parametrize("param", [Param("w", "f16", (5, 7)), Param("b", "f16", (5,), 4)])

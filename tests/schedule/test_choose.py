@@ -14,7 +14,7 @@ from sterna.ir.loop import Alloc
 from sterna.ir.rewrite import visit
 from sterna.nn.trace import Trace
 from sterna.passes.lower import lower
-from sterna.passes.prepack import RowTile
+from sterna.passes.prepack import ROW_TILE, RowTile
 from sterna.quantize.scheme import SCHEMES
 from sterna.schedule.apply import apply
 from sterna.schedule.choose import (
@@ -25,6 +25,7 @@ from sterna.schedule.choose import (
     plan_of,
     planned,
     schedule,
+    streams_of,
     table,
 )
 from sterna.schedule.rules.matmul import MatmulKnobs
@@ -79,6 +80,13 @@ def test_every_cpu_has_a_row_and_its_vectors_are_as_wide_as_its_registers(spec: 
     assert 64 % knobs.matvec.least_rows == 0
     assert 64 % (target.lanes() * knobs.matmul.vectors) == 0
     assert knobs.matmul.tokens * knobs.matmul.vectors < target.vector_registers
+    assert ROW_TILE % (target.lanes() * streams_of(target)) == 0  # each has whole registers
+
+
+def test_streams_are_the_tables_and_processors_with_groups_have_one() -> None:
+    assert [streams_of(parse_target(spec)) for spec in LEVELS] == [1, 4, 1]
+    for spec in ("webgpu", "webgpu:barrier-free", "cuda", "vulkan"):
+        assert streams_of(parse_target(spec)) == 1
 
 
 @pytest.mark.parametrize(("columns", "block"), [(1024, 64), (1056, 32), (512, 32), (96, 32)])

@@ -89,7 +89,10 @@ def largest_shape(buffer: Buffer, entry: Entry) -> tuple[int, ...]:
 
 
 def packed_shape(param: Param) -> tuple[int, ...]:
-    """The shape a weight has in memory: [N, W] with rows interleaved, or as in the file."""
+    """The shape a weight has in memory: [N, W] with rows interleaved, or as in the file.
+
+    [ceil(N / row_tile), W, row_tile], or [streams, ceil(N / row_tile), W, row_tile / streams].
+    """
     if param.row_tile == 0 or len(param.shape) != 2:
         return param.shape
     rows, width = param.shape
@@ -151,13 +154,18 @@ class Region:
 def _check_sizes(manifest: Manifest, num_pages: int) -> None:
     sizes = [num_pages, *(size for param in manifest.params for size in param.shape)]
     sizes += [param.row_tile for param in manifest.params]
-    sizes += [param.streams - 1 for param in manifest.params]
     for entry in manifest.launched:
         sizes += [entry.arena_bytes, entry.scratch_bytes, *(dim.lo for dim in entry.dims)]
         sizes += [dim.hi - dim.lo for dim in entry.dims]
         sizes += [s for b in (*entry.inputs, *entry.outputs) for s in largest_shape(b, entry)]
     if min(sizes) < 0 or manifest.kv_cache.page_bytes <= 0 or manifest.kv_cache.page_size <= 0:
         raise ArtifactError("the library's manifest has a negative size: compile the model again")
+    for param in manifest.params:
+        if param.streams < 1 or param.row_tile % param.streams:
+            raise ArtifactError(
+                f"the library's manifest lays tiles of {param.row_tile} rows in {param.streams} "
+                "streams, which cannot have equal parts of them: compile the model again"
+            )
 
 
 def _show(size: int) -> str:
