@@ -35,7 +35,10 @@ export function dtypeBytes(of: DType): number {
 
 const dim = record({ name: text, lo: count, hi: count });
 const buffer = record({ name: text, dtype, shape: list(text), offset: optional(count, 0) });
-const param = record({ name: text, dtype, shape: list(count), row_tile: optional(count, 0), adapter: optional(bool, false) });
+const param = record({
+  name: text, dtype, shape: list(count), row_tile: optional(count, 0), streams: optional(count, 1),
+  adapter: optional(bool, false),
+});
 const launchFields = { kernel: text, args: list(text), layer: optional(count, 0), row: optional(nullable(count), null), row_stride: optional(count, 0) };
 const launch = record({ type: oneOf("launch"), ...launchFields });
 const repeat = record({

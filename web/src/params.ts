@@ -2,7 +2,8 @@
  * Weights as kernels read them: checked against the manifest, rows interleaved where it says so.
  *
  * As runtime/params.py and runtime/memory.py: a tensor [N, W] of `row_tile` T becomes
- * [ceil(N / T), W, T], rows past N zero. Bytes go where they are given, once.
+ * [ceil(N / T), W, T], rows past N zero. Several streams of words are for processors that look
+ * ahead in each, and a program for WebGPU has one. Bytes go where they are given, once.
  */
 
 import { dtypeBytes, product } from "./artifact.js";
@@ -21,11 +22,19 @@ export function packedBytes(param: Param): number {
   return product(packedShape(param)) * dtypeBytes(param.dtype);
 }
 
-/** The tensor of each param; ArtifactError where the folder's weights are not the program's. */
+/**
+ * The tensor of each param; ArtifactError where the folder's weights are not the program's, or are
+ * to lie as no program for WebGPU has them.
+ */
 export function matchParams(manifest: Manifest, tensors: readonly Tensor[]): Map<Tensor, Param> {
   const byName = new Map(tensors.map((t) => [t.name, t]));
   return new Map(
     manifest.params.map((param) => {
+      if (param.streams !== 1) {
+        throw new ArtifactError(
+          `the program wants the weight ${param.name} in ${param.streams} streams, which browsers do not make; compile the model for WebGPU`,
+        );
+      }
       const tensor = byName.get(param.name);
       const alike = tensor?.dtype === param.dtype && tensor.shape.join() === param.shape.join();
       if (tensor === undefined || !alike) {
