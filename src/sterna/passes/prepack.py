@@ -4,10 +4,10 @@ A matmul reads its weight a column of `ROW_TILE` output rows at a time; in the e
 a row is contiguous. The layout is named here and made when a library is loaded; it is never
 visible in a model folder. Weights stored with rows last (KN) are columns already.
 
-Packed words may lie in several streams, each with some rows of every tile: a processor then reads
-from as many places of memory at once, and its hardware looks ahead in each. The module is not
-changed: the result maps a weight's name to its layout, for `lower` to read by and for the manifest
-to carry.
+Packed words may lie in several streams, each with an equal part of every tile's rows. Hardware
+looks ahead in each stream that it sees: a thread that reads one long stream gets less of memory
+than one that reads several side by side. Scales and floats have one. The module is not changed: the
+result maps a weight's name to its layout, for `lower` to read by and for the manifest to carry.
 """
 
 from __future__ import annotations

@@ -106,8 +106,8 @@ class Stage:
     def lines(self, outer: Loop, read: Load, size: int) -> list[tuple[Expr, ...]]:
         """Where in a buffer each line of `size` elements begins that one turn of `outer` reads.
 
-        `read` is how. Loops inside that add up are at their first turn, unless they
-        are written out.
+        `read` is how: lines are told apart by where they lie in memory.
+        Loops inside that add up are at their first turn, unless they are written out.
         """
         inner = self.loops[self.loops.index(outer) + 1 :]
         used = {v for i in read.index for v in free_vars(i)}

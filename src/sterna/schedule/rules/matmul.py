@@ -52,7 +52,7 @@ class MatvecKnobs:
     least_rows: int = 16
     items: int = 4
     unroll: int = 16  # steps of k written out; a whole period of packed words where that is more
-    ahead: int = 0  # bytes of packed words asked for before they are read; 0 leaves it to hardware
+    ahead: int = 0  # bytes of packed words, of all streams, asked for ahead; 0: hardware alone asks
     turn: int = 1  # codes that a row of the weight takes before the next row does
     tokens: int = 1  # rows of x, two at most, that one pass over the weight serves
 
