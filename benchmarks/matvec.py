@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sterna.base.artifact import Param
-from sterna.base.dtype import F32, I32
+from sterna.base.dtype import DTYPES, F32, I32
 from sterna.base.target import host_target
 from sterna.codegen.c import CSource, render
 from sterna.codegen.c_math import prelude
@@ -146,7 +146,7 @@ def tiled(array: NDArray[Any], packing: Scheme) -> NDArray[Any]:
     if packing.layout == "KN":
         return array
     streams = streams_of(host_target()) if array.dtype == np.uint32 else 1
-    kind = {np.float16: "f16", np.float32: "f32", np.uint32: "u32"}[array.dtype.type]
+    kind = next(name for name, dtype in DTYPES.items() if dtype.numpy == array.dtype)
     param = Param(name="w", dtype=kind, shape=array.shape, row_tile=ROW_TILE, streams=streams)
     out = np.zeros(packed_shape(param), array.dtype)
     pack(array, param, out)

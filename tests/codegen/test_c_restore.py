@@ -7,7 +7,7 @@ import pytest
 from kernel_library import KernelLibrary
 
 from sterna.base.artifact import Param
-from sterna.base.dtype import BF16, F16, F32, I32, DType
+from sterna.base.dtype import BF16, F16, F32, I32, U32, DType
 from sterna.base.target import host_target
 from sterna.ir.compute import Group
 from sterna.ir.evaluate import evaluate_group
@@ -33,7 +33,6 @@ from sterna.runtime.memory import pack, packed_shape
 from sterna.schedule.apply import apply
 from sterna.schedule.choose import choose
 
-TILE = RowTile(64)
 ROWS, DEPTH = 70, 512
 
 SCHEMES = {
@@ -45,6 +44,7 @@ SCHEMES = {
     "fp4": table("fp4", FP4, 64, F16, F32),
 }
 CASES = {f"r{i}_{most}": (most, name) for i, name in enumerate(SCHEMES) for most in (1, 13)}
+STREAMS = (1, 4)
 
 
 def random_parts(scheme: Scheme, seed: int = 1) -> dict[str, np.ndarray]:
@@ -64,8 +64,12 @@ def random_parts(scheme: Scheme, seed: int = 1) -> dict[str, np.ndarray]:
     return parts
 
 
-def product(name: str, most: int, scheme: Scheme) -> Group:
-    """y[n, ROWS] = x[n, DEPTH] @ w.T for at most `most` rows n of x."""
+def tile(dtype: DType, streams: int) -> RowTile:
+    return RowTile(32, streams if dtype == U32 else 1)
+
+
+def product(name: str, most: int, scheme: Scheme, streams: int) -> Group:
+    """y[n, ROWS] = x[n, DEPTH] @ w.T for at most `most` rows n of x, words in `streams`."""
     trace = Trace(name)
     n = Var("n", I32, 1, most)
     x = trace.param("x", (n, wrap(DEPTH)), F32)
@@ -74,12 +78,14 @@ def product(name: str, most: int, scheme: Scheme) -> Group:
         child.path = f"w.{part}"  # type: ignore[union-attr]
     done = trace.function(trace.emit("matmul", x, weight.read(trace)))
     func = Function(done.name, done.params, done.weights, done.bindings, done.results, True)
-    return lower(func, {w.name: TILE for w in done.weights if len(w.shape) == 2}).group
+    tiles = {w.name: tile(w.dtype, streams) for w in done.weights if len(w.shape) == 2}
+    return lower(func, tiles).group
 
 
-def tiled(array: np.ndarray, dtype: DType) -> np.ndarray:
+def tiled(array: np.ndarray, dtype: DType, streams: int) -> np.ndarray:
     """A part of a weight as it lies in memory."""
-    param = Param("w", dtype.name, array.shape, TILE.rows)
+    laid = tile(dtype, streams)
+    param = Param("w", dtype.name, array.shape, laid.rows, laid.streams)
     out = np.zeros(packed_shape(param), array.dtype)
     pack(array, param, out)
     return out
@@ -91,7 +97,11 @@ def scheduled(group: Group) -> PrimFunc:
 
 @pytest.fixture(scope="module")
 def library() -> KernelLibrary:
-    groups = [product(name, most, SCHEMES[key]) for name, (most, key) in CASES.items()]
+    groups = [
+        product(f"{name}_{streams}", most, SCHEMES[key], streams)
+        for name, (most, key) in CASES.items()
+        for streams in STREAMS
+    ]
     return KernelLibrary([scheduled(group) for group in groups])
 
 
@@ -120,9 +130,14 @@ def test_compiled_products(library: KernelLibrary, name: str) -> None:
     x = np.random.default_rng(2).normal(0, 1, (n, DEPTH)).astype(np.float32)
     weight = dequantize(parts, scheme, (ROWS, DEPTH)).astype(np.float64)
     exact = x.astype(np.float64) @ weight.T
-    out = np.full((n, ROWS), np.nan, np.float32)
-    params, (dim,) = library.funcs[name].params, library.funcs[name].dims
-    spec = packed_spec((ROWS, DEPTH), scheme)
-    values = (x, *(tiled(part, spec[key][1]) for key, part in parts.items()), out)
-    library.run(name, dict(zip(params, values, strict=True)), {dim: n})
-    assert np.abs(out - exact).max() < 1e-6 * (np.abs(x) @ np.abs(weight).T).max()
+    spec, outs = packed_spec((ROWS, DEPTH), scheme), []
+    for streams in STREAMS:
+        func = library.funcs[f"{name}_{streams}"]
+        out = np.full((n, ROWS), np.nan, np.float32)
+        given = (tiled(part, spec[k][1], streams) for k, part in parts.items())
+        library.run(
+            func.name, dict(zip(func.params, (x, *given, out), strict=True)), {func.dims[0]: n}
+        )
+        assert np.abs(out - exact).max() < 1e-6 * (np.abs(x) @ np.abs(weight).T).max()
+        outs.append(out.view(np.uint32))
+    assert np.array_equal(*outs)
