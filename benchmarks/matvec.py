@@ -42,7 +42,7 @@ from sterna.nn.trace import Trace
 from sterna.passes.cleanup import cleanup
 from sterna.passes.fuse import fuse
 from sterna.passes.lower import lower
-from sterna.passes.prepack import ROW_TILE, prepack
+from sterna.passes.prepack import ROW_TILE, prepack, row_tile
 from sterna.passes.quantize_activations import quantize_activations
 from sterna.quantize.pack import dequantize, packed_spec, quantize
 from sterna.quantize.scheme import Scheme, scheme
@@ -145,9 +145,9 @@ def ring(arrays: list[NDArray[Any]]) -> tuple[NDArray[np.uint8], list[list[int]]
 def tiled(array: NDArray[Any], packing: Scheme) -> NDArray[Any]:
     if packing.layout == "KN":
         return array
-    streams = streams_of(host_target()) if array.dtype == np.uint32 else 1
-    kind = next(name for name, dtype in DTYPES.items() if dtype.numpy == array.dtype)
-    param = Param(name="w", dtype=kind, shape=array.shape, row_tile=ROW_TILE, streams=streams)
+    dtype = next(d for d in DTYPES.values() if d.numpy == array.dtype)
+    tile = row_tile(dtype, streams_of(host_target()))
+    param = Param("w", dtype.name, array.shape, tile.rows, tile.streams)
     out = np.zeros(packed_shape(param), array.dtype)
     pack(array, param, out)
     return out

@@ -7,7 +7,7 @@ import pytest
 from kernel_library import KernelLibrary
 
 from sterna.base.artifact import Param
-from sterna.base.dtype import BF16, F16, F32, I32, U32, DType
+from sterna.base.dtype import BF16, F16, F32, I32, DType
 from sterna.base.target import host_target
 from sterna.ir.compute import Group
 from sterna.ir.evaluate import evaluate_group
@@ -16,7 +16,7 @@ from sterna.ir.graph import Function
 from sterna.ir.loop import PrimFunc
 from sterna.nn.trace import Trace
 from sterna.passes.lower import lower
-from sterna.passes.prepack import RowTile
+from sterna.passes.prepack import row_tile
 from sterna.quantize.apply import PackedWeight
 from sterna.quantize.ggml_blocks import GGML_SCHEMES
 from sterna.quantize.pack import dequantize, packed_spec
@@ -64,10 +64,6 @@ def random_parts(scheme: Scheme, seed: int = 1) -> dict[str, np.ndarray]:
     return parts
 
 
-def tile(dtype: DType, streams: int) -> RowTile:
-    return RowTile(32, streams if dtype == U32 else 1)
-
-
 def product(name: str, most: int, scheme: Scheme, streams: int) -> Group:
     """y[n, ROWS] = x[n, DEPTH] @ w.T for at most `most` rows n of x, words in `streams`."""
     trace = Trace(name)
@@ -78,13 +74,13 @@ def product(name: str, most: int, scheme: Scheme, streams: int) -> Group:
         child.path = f"w.{part}"  # type: ignore[union-attr]
     done = trace.function(trace.emit("matmul", x, weight.read(trace)))
     func = Function(done.name, done.params, done.weights, done.bindings, done.results, True)
-    tiles = {w.name: tile(w.dtype, streams) for w in done.weights if len(w.shape) == 2}
+    tiles = {w.name: row_tile(w.dtype, streams) for w in done.weights if len(w.shape) == 2}
     return lower(func, tiles).group
 
 
 def tiled(array: np.ndarray, dtype: DType, streams: int) -> np.ndarray:
     """A part of a weight as it lies in memory."""
-    laid = tile(dtype, streams)
+    laid = row_tile(dtype, streams)
     param = Param("w", dtype.name, array.shape, laid.rows, laid.streams)
     out = np.zeros(packed_shape(param), array.dtype)
     pack(array, param, out)

@@ -67,12 +67,17 @@ def driver_webgpu() -> Device:
         pytest.skip(str(error))
 
 
-def driver_webgpu_subgroups() -> Device:
-    device = driver_webgpu()
-    lanes = parse_target("webgpu:barrier-free-subgroups").subgroup
+def with_subgroups(device: Device, lanes: int) -> Device:
+    """The device, where it can run kernels whose threads hand values on among so many."""
     if device.limits.lanes < lanes:
+        device.close()
         pytest.skip(f"{device.name} has no subgroups of {lanes} threads")
     return device
+
+
+def driver_webgpu_subgroups() -> Device:
+    lanes = parse_target("webgpu:barrier-free-subgroups").subgroup
+    return with_subgroups(driver_webgpu(), lanes)
 
 
 def driver_vulkan() -> VulkanDevice:

@@ -109,11 +109,8 @@ def test_a_file_with_words_in_other_streams_is_made_again(
     made: compiled.Compiled, tmp_path: Path
 ) -> None:
     """It is as long as the right one, and has the same words elsewhere."""
-    path, manifest, replace = (
-        tmp_path / "w.bin",
-        read_manifest(made.library),
-        msgspec.structs.replace,
-    )
+    path, manifest = tmp_path / "w.bin", read_manifest(made.library)
+    replace = msgspec.structs.replace
     params = tuple(
         replace(p, streams=2 if p.streams == 1 else 1) if p.dtype == "u32" else p
         for p in manifest.params

@@ -16,7 +16,7 @@ from test_quantized_products import kernels, scheme_of
 from sterna.base.errors import ScheduleError
 from sterna.base.target import Target, host_target, parse_target
 from sterna.ir.compute import Group
-from sterna.ir.expr import Expr, const_value, wrap
+from sterna.ir.expr import const_value, row_major, wrap
 from sterna.ir.loop import For, Prefetch, PrimFunc
 from sterna.ir.rewrite import free_vars, substitute, visit
 from sterna.ir.simplify import simplify
@@ -112,12 +112,7 @@ def asked(func: PrimFunc) -> list[tuple[int, ...]]:
     """The lines that each turn of the loops around prefetches asks for, by their numbers."""
     loops = {n.var: n.extent for n in visit(func.body) if isinstance(n, For)}
     places = [n.place for n in visit(func.body) if isinstance(n, Prefetch)]
-    flat: list[Expr] = []
-    for place in places:
-        at = wrap(0)
-        for extent, index in zip(place.buffer.shape, place.index, strict=True):
-            at = at * extent + index
-        flat.append(at // LINE)
+    flat = [row_major(place.buffer.shape, place.index) // LINE for place in places]
     around = sorted({v for at in flat for v in free_vars(at)}, key=lambda v: v.name)
     turns = product(*(range(int(const_value(loops[v]) or 0)) for v in around))
     values = [{v: wrap(i) for v, i in zip(around, turn, strict=True)} for turn in turns]

@@ -17,7 +17,7 @@ from sterna.base.errors import CodegenError
 from sterna.codegen.c_expr import ExprWriter, Value, c_type, storage, whole_number
 from sterna.codegen.c_names import Names, name
 from sterna.ir.bounds import Intervals
-from sterna.ir.expr import Binary, Buffer, Expr, Load, Var, const_value, wrap
+from sterna.ir.expr import Binary, Buffer, Expr, Load, Var, const_value, row_major, wrap
 from sterna.ir.interpret import SLACK
 from sterna.ir.loop import Alloc, For, ForKind, If, Let, Prefetch, PrimFunc, Seq, Stmt, Store
 from sterna.ir.rewrite import children, free_vars, substitute, visit
@@ -336,10 +336,7 @@ def _register_lanes(alloc: Alloc, size: int) -> int | None:
     """Lanes of each variable of a register buffer; None if it must be an array in memory."""
     widths = set[int]()
     for index, unrolled, lane, lanes in _uses(alloc.body, alloc.buffer, frozenset(), None, 1):
-        flat: Expr = wrap(0)
-        for d, i in zip(alloc.buffer.shape, index, strict=True):
-            flat = flat * d + i
-        terms, constant = linear(flat)
+        terms, constant = linear(row_major(alloc.buffer.shape, index))
         if not all(free_vars(a) <= unrolled or a is lane for a in terms):
             return None
         if lane is None or lane not in terms:

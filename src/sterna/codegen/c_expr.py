@@ -29,6 +29,7 @@ from sterna.ir.expr import (
     Unary,
     Var,
     const_value,
+    row_major,
     wrap,
 )
 from sterna.ir.linear import Sum
@@ -238,10 +239,7 @@ class ExprWriter:
         return f"*({kind} *)&{self.array(buffer)}[{self.scalar(self.at_lane(flat, 0))}]"
 
     def flat(self, buffer: Buffer, index: tuple[Expr, ...]) -> Expr:
-        flat: Expr = wrap(0)
-        for d, i in zip(buffer.shape, index, strict=True):
-            flat = flat * d + (i if i.dtype in _INDEX else Cast(I32, i))
-        return self.simplifier.expr(flat)
+        return self.simplifier.expr(row_major(buffer.shape, index))
 
     def at_lane(self, e: Expr, i: int) -> Expr:
         """An index in one lane."""

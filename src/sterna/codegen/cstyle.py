@@ -17,7 +17,7 @@ from math import prod
 from typing import ClassVar
 
 from sterna.base.artifact import Phase
-from sterna.base.dtype import F16, F32, I32, I64, DType
+from sterna.base.dtype import F16, F32, I32, DType
 from sterna.base.errors import CodegenError
 from sterna.base.target import MatrixUnit, Target
 from sterna.codegen.c_names import Names, name
@@ -36,7 +36,7 @@ from sterna.codegen.simt import (
 from sterna.codegen.sizes import elements, size_of
 from sterna.codegen.vectors import Copy, Kinds, vector_copy
 from sterna.ir.bounds import Interval, Intervals
-from sterna.ir.expr import Buffer, Cast, Expr, Load, Var, const_value, equals, wrap
+from sterna.ir.expr import Buffer, Expr, Load, Var, const_value, equals, row_major, wrap
 from sterna.ir.loop import Alloc, For, ForKind, If, Let, PrimFunc, Seq, Stmt, Store, Sync
 from sterna.ir.printer import to_text
 from sterna.ir.rewrite import free_vars, visit
@@ -398,10 +398,7 @@ class CStyle(ExprStyle):
             index = private_index(index, shares, self.nest, self.simplifier)
         if buffer in self.octets:
             shape, index = octet_shape(buffer), in_octets(index)
-        flat: Expr = wrap(0)
-        for d, i in zip(shape, index, strict=True):
-            flat = flat * d + (i if i.dtype in (I32, I64) else Cast(I32, i))
-        return self.simplifier.expr(flat)
+        return self.simplifier.expr(row_major(shape, index))
 
     def offset(self, buffer: Buffer, index: tuple[Expr, ...]) -> str:
         """The flat index as text."""

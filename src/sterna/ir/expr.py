@@ -18,7 +18,7 @@ from typing import Any, TypeVar, dataclass_transform
 
 import numpy as np
 
-from sterna.base.dtype import BOOL, F32, I32, DType
+from sterna.base.dtype import BOOL, F32, I32, I64, DType
 
 T = TypeVar("T")
 
@@ -425,6 +425,14 @@ def exp(a: Expr) -> Expr:
 
 def sqrt(a: Expr) -> Expr:
     return Unary("sqrt", a)
+
+
+def row_major(shape: tuple[Expr, ...], index: tuple[Expr, ...]) -> Expr:
+    """Where an element lies in its buffer, in elements: the last index moves fastest."""
+    flat: Expr = wrap(0)
+    for extent, i in zip(shape, index, strict=True):
+        flat = flat * extent + (i if i.dtype in (I32, I64) else Cast(I32, i))
+    return flat
 
 
 def ceil_div(a: ExprLike, b: int) -> Expr:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sterna.base.dtype import U32
+from sterna.base.dtype import U32, DType
 from sterna.ir.graph import Binding, Call, Function, IRModule, Value
 from sterna.ops.restore import UNPACKING
 
@@ -32,6 +32,11 @@ class RowTile:
     streams: int = 1
 
 
+def row_tile(dtype: DType, streams: int) -> RowTile:
+    """How a weight of a dtype lies where packed words have so many streams."""
+    return RowTile(streams=streams if dtype == U32 else 1)
+
+
 def prepack(module: IRModule, streams: int = 1) -> dict[str, RowTile]:
     """Row tile of every weight that a matmul reads row by row; packed words in `streams`."""
     tiles: dict[str, RowTile] = {}
@@ -39,7 +44,7 @@ def prepack(module: IRModule, streams: int = 1) -> dict[str, RowTile]:
         made = {o: b for b in function.bindings for o in b.outs}
         for binding in function.bindings:
             for weight in _row_major(function, made, binding.call):
-                tiles[weight.name] = RowTile(streams=streams if weight.dtype == U32 else 1)
+                tiles[weight.name] = row_tile(weight.dtype, streams)
     return tiles
 
 

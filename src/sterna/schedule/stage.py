@@ -12,7 +12,7 @@ from itertools import product
 from sterna.base.dtype import I32
 from sterna.base.errors import ScheduleError
 from sterna.ir.compute import Compute
-from sterna.ir.expr import Buffer, Const, Expr, Load, Var, ceil_div, const_value, wrap
+from sterna.ir.expr import Buffer, Const, Expr, Load, Var, ceil_div, const_value, row_major, wrap
 from sterna.ir.loop import ForKind
 from sterna.ir.rewrite import free_vars, substitute
 from sterna.ir.simplify import Simplifier, simplify
@@ -106,8 +106,8 @@ class Stage:
     def lines(self, outer: Loop, read: Load, size: int) -> list[tuple[Expr, ...]]:
         """Where in a buffer each line of `size` elements begins that one turn of `outer` reads.
 
-        `read` is how: lines are told apart by where they lie in memory.
-        Loops inside that add up are at their first turn, unless they are written out.
+        `read` is how. Loops inside that add up are at their first turn, unless they are written
+        out. Lines are told apart by where they lie in memory.
         """
         inner = self.loops[self.loops.index(outer) + 1 :]
         used = {v for i in read.index for v in free_vars(i)}
@@ -121,10 +121,8 @@ class Stage:
         for turn in product(*turns):
             at = {loop.var: wrap(i) for loop, i in zip(inner, turn, strict=True)}
             place = tuple(simplifier.expr(substitute(i, at)) for i in read.index)
-            flat = wrap(0)
-            for extent, i in zip(read.buffer.shape, place, strict=True):
-                flat = flat * extent + i
-            places.setdefault(simplifier.expr(flat // size), place)
+            line = simplifier.expr(row_major(read.buffer.shape, place) // size)
+            places.setdefault(line, place)
         return list(places.values())
 
     def index(self, axis: Var) -> Expr:
