@@ -223,18 +223,24 @@ def test_sums_in_pairs_of_16_bits_are_those_in_32(largest: bool, tmp_path: Path)
         arrays["layer_q_weight"] = np.full_like(arrays["layer_q_weight"], 0xFFFF_FFFF)
     both, lanes = kernels(name, 32, shape), host_target().lanes()
     made = {both["codes"].name: (both["codes"], choose(both["codes"], host_target()))}
-    names = {}
-    for rule in ("matmul", "matmul_pairs"):
-        for depth in (0, 40):
-            plan = Plan(rule, MatmulKnobs(lanes, tokens=3, depth=depth, rows=12))
-            form = RULES[rule].form
-            assert form is not None
-            group = replace(form(both["product"]), name=f"{rule}_{depth}")
-            names[group.name] = {n.name for c in group.computes for n in visit(c.body)
-                                 if isinstance(n, Intrin)}  # fmt: skip
-            made[group.name] = (group, schedule(both["product"], plan))
-    assert "pair4" in names["matmul_pairs_0"]
-    assert "pair4" not in names["matmul_0"]
+    plans = [
+        Plan(f"{rule}{ending}", knobs)
+        for ending in ("", "_pairs")
+        for rule, knobs in (
+            ("matvec", MatvecKnobs(lanes)),
+            ("skinny_matmul", MatmulKnobs(lanes, tokens=3)),
+            ("matmul", MatmulKnobs(lanes, tokens=3, rows=12)),
+            ("matmul", MatmulKnobs(lanes, tokens=3, depth=40, rows=12)),
+        )
+    ]
+    names = []
+    for i, plan in enumerate(plans):
+        form = RULES[plan.rule].form or (lambda group: group)
+        group = replace(form(both["product"]), name=f"product_{i}")
+        used = {n.name for c in group.computes for n in visit(c.body) if isinstance(n, Intrin)}
+        assert ("pair4" in used) == plan.rule.endswith("_pairs")
+        made[group.name] = (group, schedule(both["product"], plan))
+        names.append(group.name)
     library = build(made, host_target(), tmp_path)
     coded = library.run(both["codes"].name, arrays, n=count)
     inputs = arrays | dict(zip(("x_codes", "x_scales", "x_sums"), coded.values(), strict=True))
@@ -248,12 +254,13 @@ def test_sums_that_may_not_fit_16_bits_are_left_in_32() -> None:
         assert in_pairs(group) is group
 
 
-def test_only_hardware_that_adds_bytes_in_pairs_sums_so() -> None:
-    group = kernels("q4f16_1 i8", 512)["product"]
+@pytest.mark.parametrize(("most", "rule"), [(1, "matvec"), (8, "skinny_matmul"), (512, "matmul")])
+def test_only_hardware_that_adds_bytes_in_pairs_sums_so(most: int, rule: str) -> None:
+    group = kernels("q4f16_1 i8", most)["product"]
     levels = ("x86-64-v3", "x86-64-v3-vnni", "x86-64-v4-vnni", "aarch64-dot")
     rules = {level: plan_of(group, parse_target(f"cpu:{level}-linux")).rule for level in levels}
-    assert rules.pop("x86-64-v3") == "matmul_pairs"
-    assert set(rules.values()) == {"matmul"}
+    assert rules.pop("x86-64-v3") == f"{rule}_pairs"
+    assert set(rules.values()) == {rule}
 
 
 @settings(derandomize=True, max_examples=60, deadline=None)

@@ -185,14 +185,9 @@ def streams_of(target: Target) -> int:
 def _in_vectors(group: Group, knobs: Knobs, target: Target) -> Plan:
     found = product(group)
     if found is not None:
-        if most_rows(found) <= knobs.matvec_rows:
-            return Plan("matvec", knobs.matvec)
-        if most_rows(found) <= knobs.skinny_rows:
-            return Plan("skinny_matmul", knobs.skinny)
-        plan = _many_rows(found, knobs)
-        if plan.rule == "matmul" and target.byte_pairs and in_pairs(group) is not group:
-            return Plan("matmul_pairs", plan.knobs)
-        return plan
+        plan = _of_rows(found, knobs)
+        paired = target.byte_pairs and in_pairs(group) is not group
+        return replace(plan, rule=f"{plan.rule}_pairs") if paired else plan
     if contraction(group) is not None:
         return Plan("contraction", ContractionKnobs(knobs.norm.lanes))
     if any(c.over for c in group.computes):
@@ -200,8 +195,15 @@ def _in_vectors(group: Group, knobs: Knobs, target: Target) -> Plan:
     return Plan("elementwise", knobs.elementwise)
 
 
-def _many_rows(found: Product, knobs: Knobs) -> Plan:
-    """A panel for all rows, if there is something to unpack; as deep as stays near."""
+def _of_rows(found: Product, knobs: Knobs) -> Plan:
+    """By how many rows there can be; many have a panel, if there is something to unpack.
+
+    It is as deep as stays near.
+    """
+    if most_rows(found) <= knobs.matvec_rows:
+        return Plan("matvec", knobs.matvec)
+    if most_rows(found) <= knobs.skinny_rows:
+        return Plan("skinny_matmul", knobs.skinny)
     tile = knobs.matmul if found.weight.out.dtype.is_float else knobs.pairs
     size = block_bytes(found, tile)
     if 0 < knobs.panel_bytes < size:
@@ -300,8 +302,12 @@ def _rows(knobs: UnitKnobs) -> int:
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "matvec": Rule(MatvecKnobs, _of_product(matvec), MatvecKnobs.SPACE),
+        "matvec_pairs": Rule(MatvecKnobs, _of_product(matvec), MatvecKnobs.SPACE, in_pairs),
         "skinny_matmul": Rule(
             MatmulKnobs, _of_product(skinny_matmul), MatmulKnobs.SPACE, tile=_tokens
+        ),
+        "skinny_matmul_pairs": Rule(
+            MatmulKnobs, _of_product(skinny_matmul), MatmulKnobs.SPACE, in_pairs, _tokens
         ),
         "matmul": Rule(MatmulKnobs, _of_product(matmul), MatmulKnobs.SPACE, signed, _tokens),
         "matmul_pairs": Rule(

@@ -20,7 +20,7 @@ from sterna.schedule.rules.work_groups import GroupKnobs
 
 _PRODUCTS = (
     ("matvec", "skinny_matmul", "matmul"),
-    ("matvec", "skinny_matmul", "matmul_pairs"),
+    ("matvec_pairs", "skinny_matmul_pairs", "matmul_pairs"),
     ("matvec_groups", "matmul_groups"),
 )
 

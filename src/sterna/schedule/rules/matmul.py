@@ -71,6 +71,7 @@ class MatmulKnobs:
         "unroll": (4, 8, 16),
         "ahead": (0, 2048, 4096),
         "part": (0, 4),
+        "steps": (1, 2),
         "depth": (0, 512, 1024, 2048),
     }
 
