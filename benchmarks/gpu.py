@@ -40,7 +40,7 @@ from sterna.engine.engine import Engine
 from sterna.engine.loader import Located
 from sterna.engine.options import EngineOptions
 from sterna.inspection.costs import step_cost
-from sterna.inspection.kernel_times import one_sequence
+from sterna.inspection.kernel_times import step_input
 from sterna.inspection.peaks import Peaks, measure_peaks
 from sterna.local import locate
 from sterna.passes.products import Activations
@@ -139,7 +139,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def decode(loaded: Loaded, context: int) -> dict[str, float]:
-    executable, step = loaded.executable, one_sequence(loaded.manifest, context, 1)
+    executable, step = loaded.executable, step_input(loaded.manifest, context, 1)
     order = orders(WAYS["greedy"], 1, loaded.manifest.model.vocab_size)
 
     def one() -> None:
@@ -171,7 +171,7 @@ def chunks(loaded: Loaded, prompt: int) -> Iterator[tuple[int, int]]:
 
 def prefill(loaded: Loaded, prompt: int) -> dict[str, float]:
     entry, plan = loaded.manifest.entry("prefill"), list(chunks(loaded, prompt))
-    steps = [one_sequence(loaded.manifest, *chunk) for chunk in plan]
+    steps = [step_input(loaded.manifest, *chunk) for chunk in plan]
 
     def whole() -> None:
         for step in steps:

@@ -10,12 +10,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "inspection"))
 
 from null_model import engine as null_engine
 from null_model import manifest
-from sample_library import sample
+from sample_library import PAGE, WINDOW, sample
 
 from sterna.base.errors import RequestError
 from sterna.cli import bench, bench_report
 from sterna.cli.bench_rates import RateOptions, phases, rates
 from sterna.cli.main import main
+from sterna.engine.limits import Limits
 from sterna.inspection.costs import step_cost
 from sterna.inspection.peaks import Peaks
 
@@ -84,9 +85,16 @@ def test_phases_set_bytes_and_operations_against_the_machine():
     entries = {entry.name: entry for entry in library.entries}
     metrics = [
         bench_report.Metric(name=name, unit="tokens/s", better="higher", value=value)
-        for name, value in (("pp100", 50.0), ("tg8", 4.0), ("tg8x4", 9.0), ("tg1", 1.0))
+        for name, value in (
+            ("pp100", 50.0),
+            ("tg8", 4.0),
+            ("tg8x4", 8.0),
+            ("tg8x5", 9.0),
+            ("tg1", 1.0),
+        )
     ]
-    prompt, answer = phases(library, 64, metrics, PEAKS)
+    limits = Limits(max_sequences=4, chunk=64, num_pages=64, page_size=PAGE, window=WINDOW)
+    prompt, answer, four = phases(library, limits, metrics, PEAKS)
     spans = [step_cost(library, entries["prefill"], *span) for span in ((0, 64), (64, 36))]
     assert (prompt.name, prompt.tokens, prompt.seconds) == ("pp100", 100, 2.0)
     assert prompt.bytes == sum(cost.bytes for cost in spans)
@@ -95,6 +103,11 @@ def test_phases_set_bytes_and_operations_against_the_machine():
     assert (answer.name, answer.context, answer.seconds) == ("tg8", 4, 0.25)
     assert answer.of_copy == one.bytes / 0.25 / 1e10
     assert answer.of_peak == one.flops / 0.25 / 1e11
+    together = step_cost(library, entries["decode"], 4, 1, rows=4, sequences=4)
+    assert (four.name, four.tokens, four.context, four.seconds) == ("tg8x4", 4, 4, 0.5)
+    assert (four.bytes, four.flops) == (together.bytes, together.flops)
+    assert one.flops < together.flops
+    assert one.bytes < together.bytes < 4 * one.bytes
 
 
 def test_the_command(quick, tmp_path, capsys):
@@ -115,7 +128,7 @@ def test_the_command(quick, tmp_path, capsys):
 def test_steps_that_guess_are_not_set_against_the_machine(
     flags, count, quick, monkeypatch, tmp_path
 ):
-    def told(manifest, chunk, metrics, peaks):
+    def told(manifest, limits, metrics, peaks):
         assert peaks == PEAKS
         return (PHASE,) * 2
 

@@ -28,16 +28,10 @@ def folder(tmp_path):
 def test_each_kernel_has_its_time(folder):
     model, target = open_model(folder), host_target()
     source = compile_source(model, target, CompileOptions())
-    steps = [(20, 1), (0, 24), (0, 40)]
-    times = dict(
-        zip(
-            ("decode", "verify", "prefill"),
-            kernel_times(source, target, model.tensors, steps, threads=2),
-            strict=True,
-        )
-    )
+    steps = {(20, 1, 1): "decode", (0, 24, 1): "verify", (0, 40, 1): "prefill", (9, 1, 8): "verify"}
+    times = kernel_times(source, target, model.tensors, list(steps), threads=2)
     entries = {entry.name: set(launches(entry)) for entry in source.manifest.entries}
-    for entry, step in times.items():
+    for entry, step in zip(steps.values(), times, strict=True):
         assert set(step.kernels) == entries[entry]
         inside = sum(step.kernels.values())
         assert all(took > 0 for took in step.kernels.values())
@@ -58,14 +52,15 @@ def test_a_system_without_the_clock_is_told(folder, monkeypatch):
     model, target = open_model(folder), host_target()
     source = compile_source(model, target, CompileOptions())
     with pytest.raises(Unavailable, match="not measured on this system"):
-        kernel_times(source, target, model.tensors, [(0, 1)], threads=1)
+        kernel_times(source, target, model.tensors, [(0, 1, 1)], threads=1)
 
 
 def test_bench_tells_kernels_waiting_and_host(folder, capsys):
     sizes = ["--prompt-tokens", "16", "--generate-tokens", "4", "--repetitions", "1"]
-    assert main(["bench", str(folder), *sizes, "--threads", "2"]) == 0
+    assert main(["bench", str(folder), *sizes, "--parallel", "1,3", "--threads", "2"]) == 0
     told = capsys.readouterr().out
-    for phrase in ("The time of pp16", "The time of tg4", "attention", "host", "waited"):
+    phases = [f"The time of {name}\n" for name in ("pp16", "tg4", "tg4x3")]
+    for phrase in (*phases, "attention", "host", "waited"):
         assert phrase in told
 
 

@@ -22,6 +22,7 @@ from sterna.engine.options import EngineOptions, KVDtype, Mode, Speculative
 if TYPE_CHECKING:
     from sterna.base.artifact import Manifest
     from sterna.cli.bench_report import BenchReport, Change, PhaseReport
+    from sterna.engine.limits import Limits
 
 _EXAMPLE = """\
   sterna bench                                          the demo model
@@ -200,8 +201,8 @@ def _of_model(args: argparse.Namespace) -> BenchReport:
         found = rates(engine, options, lambda test: note(f"measuring {test}"))
         # A guess that comes true makes a step worth several tokens: what it costs is unknown then.
         guesses = args.speculative not in (None, Speculative.OFF)
-        manifest, chunk = engine.manifest, engine.limits.chunk
-        told = () if guesses else phases(manifest, chunk, found, peaks)
+        manifest, limits = engine.manifest, engine.limits
+        told = () if guesses else phases(manifest, limits, found, peaks)
         settings = {
             "target": engine.manifest.target,
             "quantization": engine.manifest.model.quantization,
@@ -211,7 +212,7 @@ def _of_model(args: argparse.Namespace) -> BenchReport:
         }
         subject = engine.model_name
     if told and not args.no_kernels:  # the engine has given its memory back
-        told = _with_kernels(args, manifest, chunk, told)
+        told = _with_kernels(args, manifest, limits, told)
     return BenchReport(
         kind="rates",
         subject=subject,
@@ -222,7 +223,7 @@ def _of_model(args: argparse.Namespace) -> BenchReport:
 
 
 def _with_kernels(
-    args: argparse.Namespace, manifest: Manifest, chunk: int, told: tuple[PhaseReport, ...]
+    args: argparse.Namespace, manifest: Manifest, limits: Limits, told: tuple[PhaseReport, ...]
 ) -> tuple[PhaseReport, ...]:
     """The phases with the times of their kernels; as they are where those cannot be had."""
     from sterna.base.target import KINDS, parse_target
@@ -247,13 +248,13 @@ def _with_kernels(
         note("the time in each kernel is not told: the library was compiled with other options")
         return told
     note("measuring kernels")
-    steps = [phase_steps(manifest, chunk, phase.name) for phase in told]
+    steps = [phase_steps(manifest, limits, phase.name) for phase in told]
     times = iter(
         kernel_times(
             source,
             target,
             located.weights,
-            [(context, tokens) for each in steps for _, context, tokens in each],
+            [(step.context, step.tokens, step.sequences) for each in steps for step in each],
             threads=_threads(args),
             packed=packed_file(located, manifest, options),
         )

@@ -94,7 +94,8 @@ def _phases(phases: Sequence[PhaseReport]) -> Iterator[Part]:
     head = ("test", "moves", "computes", "in", "", "of copying", "", "of multiplying")
     yield Table(head, rows)
     yield Line(
-        f"What the library's own formulas say of one decode step, or of a whole prompt. Copying "
+        f"What the library's own formulas say of one decode step, of all answers that are written "
+        f"at once, or of a whole prompt. Copying "
         f"and multiplying were measured just before, on all cores with numpy: "
         f"{decimal(phases[0].copy_bytes_per_s)}B/s and "
         f"{decimal(phases[0].peak_flops_per_s)}FLOP/s of float32."

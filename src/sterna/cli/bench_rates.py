@@ -8,7 +8,7 @@ phases, which set a step's bytes and operations against what the machine can do.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -19,13 +19,30 @@ from sterna.base.artifact import Entry, Manifest
 from sterna.base.errors import RequestError
 from sterna.cli.bench_report import KernelTime, Metric, PhaseReport
 from sterna.engine.engine import Engine
-from sterna.inspection.costs import step_cost
+from sterna.engine.limits import Limits
+from sterna.inspection.costs import StepCost, step_cost, step_dims
 from sterna.inspection.kernel_times import StepTimes
 from sterna.inspection.peaks import Peaks
+from sterna.runtime.batch import choose
 
 Progress = Callable[[str], None]
 Draw = Callable[[int], list[int]]  # random token ids
-Step = tuple[Entry, int, int]  # cached tokens, new tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One run of an entry point: `tokens` new ones after `context` cached, of each sequence."""
+
+    entry: Entry
+    context: int
+    tokens: int
+    sequences: int = 1
+
+    def cost(self, manifest: Manifest) -> StepCost:
+        """What it costs, with logits of each sequence's last token."""
+        return step_cost(
+            manifest, self.entry, self.context, self.tokens, self.sequences, self.sequences
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,34 +107,34 @@ def _decode(engine: Engine, prompt: Draw, length: int, count: int) -> float:
 
 
 def phases(
-    manifest: Manifest, chunk: int, metrics: Sequence[Metric], peaks: Peaks
+    manifest: Manifest, limits: Limits, metrics: Sequence[Metric], peaks: Peaks
 ) -> tuple[PhaseReport, ...]:
-    """The steps behind the metrics of one sequence, where the library says what they cost."""
-    steps = ((metric, phase_steps(manifest, chunk, metric.name)) for metric in metrics)
+    """The steps behind the metrics, where each is known."""
+    steps = ((metric, phase_steps(manifest, limits, metric.name)) for metric in metrics)
     return tuple(_phase(metric, manifest, found, peaks) for metric, found in steps if found)
 
 
-def phase_steps(manifest: Manifest, chunk: int, name: str) -> list[Step]:
-    """The steps behind a metric; none for one of several sequences.
+def phase_steps(manifest: Manifest, limits: Limits, name: str) -> list[Step]:
+    """The steps behind a metric; none for more answers than are written together.
 
-    The library's formulas are of one sequence.
+    The null device's manifest has no entry points, and nothing that costs.
     """
-    entries = {entry.name: entry for entry in manifest.entries}
-    kind, size = name[:2], name[2:]
-    length = int(size) if size.isdigit() else 0
-    if kind == "pp" and "prefill" in entries:
-        parts = [(at, min(chunk, length - at)) for at in range(0, length, chunk)]
-        return [(_of_prompt(entries, tokens), at, tokens) for at, tokens in parts]
-    if kind == "tg" and "decode" in entries and length > 1:
-        return [(entries["decode"], length // 2, 1)]  # costs grow with the context, evenly
+    kind, (size, _, many) = name[:2], name[2:].partition("x")
+    length, sequences = (int(s) if s.isdigit() else 0 for s in (size, many or "1"))
+    if not manifest.entries:
+        return []
+    if kind == "pp":
+        parts = [(at, min(limits.chunk, length - at)) for at in range(0, length, limits.chunk)]
+        return [_step(manifest, *part) for part in parts]
+    if kind == "tg" and length > 1 and 0 < sequences <= limits.max_sequences:
+        return [_step(manifest, length // 2, 1, sequences)]  # costs grow with the context, evenly
     return []
 
 
-def _of_prompt(entries: Mapping[str, Entry], tokens: int) -> Entry:
-    """The entry point that takes a part of a prompt: what is short enough is verified."""
-    verify = entries.get("verify")
-    most = next((d.hi for d in verify.dims if d.name == "n"), 0) if verify else 0
-    return verify if verify and tokens <= most else entries["prefill"]
+def _step(manifest: Manifest, context: int, tokens: int, sequences: int = 1) -> Step:
+    entries = {entry.name: entry for entry in manifest.entries}
+    entry = choose(entries, step_dims(manifest, context, tokens, sequences))
+    return Step(entry, context, tokens, sequences)
 
 
 def with_kernels(
@@ -125,33 +142,33 @@ def with_kernels(
 ) -> PhaseReport:
     """A phase with the times of its steps' kernels, `times` a step."""
     found: dict[str, KernelTime] = {}
-    for (entry, context, tokens), step in zip(steps, times, strict=True):
-        for cost in step_cost(manifest, entry, context, tokens, rows=1).kernels:
+    for step, took in zip(steps, times, strict=True):
+        for cost in step.cost(manifest).kernels:
             name, old = cost.kernel.name, found.get(cost.kernel.name)
             found[name] = KernelTime(
                 name=name,
                 launches=cost.launches + (old.launches if old else 0),
-                seconds=step.kernels.get(name, 0.0) + (old.seconds if old else 0.0),
+                seconds=took.kernels.get(name, 0.0) + (old.seconds if old else 0.0),
                 bytes=cost.launches * cost.bytes + (old.bytes if old else 0),
                 flops=cost.launches * cost.flops + (old.flops if old else 0),
             )
     return msgspec.structs.replace(
         phase,
         kernels=tuple(sorted(found.values(), key=lambda kernel: -kernel.seconds)),
-        waiting=sum(step.waiting for step in times),
-        host=sum(step.host for step in times),
+        waiting=sum(took.waiting for took in times),
+        host=sum(took.host for took in times),
     )
 
 
 def _phase(metric: Metric, manifest: Manifest, steps: Sequence[Step], peaks: Peaks) -> PhaseReport:
-    costs = [step_cost(manifest, *step, rows=1) for step in steps]
-    tokens = sum(count for *_, count in steps)
+    costs = [step.cost(manifest) for step in steps]
+    tokens = sum(step.sequences * step.tokens for step in steps)
     seconds = tokens / metric.value
     moved, flops = sum(cost.bytes for cost in costs), sum(cost.flops for cost in costs)
     return PhaseReport(
         name=metric.name,
         tokens=tokens,
-        context=steps[0][1],
+        context=steps[0].context,
         seconds=seconds,
         bytes=moved,
         flops=flops,

@@ -1,7 +1,8 @@
 """What the kernels of a step cost: the manifest's formulas at the dims of one typical step.
 
 In: a manifest and a number of cached tokens. Out: a StepCost an entry point. The step serves one
-sequence: decode takes 1 token, verify a tile of them, prefill a whole chunk.
+sequence if nothing else is asked for: decode takes 1 token, verify a tile of them, prefill a whole
+chunk.
 """
 
 from __future__ import annotations
@@ -74,10 +75,14 @@ def step_cost(
     context: int,
     tokens: int | None = None,
     rows: int | None = None,
+    sequences: int = 1,
 ) -> StepCost:
-    """The cost of a step of so many tokens and rows of logits, as typical where None."""
+    """The cost of a step of so many tokens and rows of logits, as typical where None.
+
+    `context` and `tokens` are of each of the sequences.
+    """
     kernels = {kernel.name: kernel for kernel in manifest.kernels}
-    dims = typical_dims(entry, manifest, context, tokens)
+    dims = typical_dims(entry, manifest, context, tokens, sequences)
     if rows is not None and "r" in dims:
         dims["r"] = rows
     costs = (_cost(kernels, name, n, dims) for name, n in launches(entry).items())
@@ -96,22 +101,30 @@ def launches(entry: Entry) -> dict[str, int]:
 
 
 def typical_dims(
-    entry: Entry, manifest: Manifest, context: int, tokens: int | None = None
+    entry: Entry, manifest: Manifest, context: int, tokens: int | None = None, sequences: int = 1
 ) -> dict[str, int]:
-    """Dims of a step that serves one sequence, within the entry's bounds, and "context"."""
+    """Dims of a step that serves sequences alike, within the entry's bounds, and "context"."""
     bounds = {dim.name: dim for dim in entry.dims}
     most = bounds["n"].hi if "n" in bounds else 1
     tokens = tokens or {"decode": 1, "verify": min(most, QUERY_TILE)}.get(entry.name, most)
-    page = max(1, manifest.kv_cache.page_size)
-    wanted = {
-        "n": tokens,
-        "p": -(-(context + tokens) // page),
-        "r": tokens if entry.name == "verify" else 1,
-        "t": -(-tokens // QUERY_TILE),
-    }
+    wanted = step_dims(manifest, context, tokens, sequences)
+    if entry.name == "verify":
+        wanted["r"] = tokens * sequences
     dims = {name: max(dim.lo, min(dim.hi, wanted.get(name, 1))) for name, dim in bounds.items()}
     window = manifest.model.sliding_window_size
     return dims | {"context": min(context, window) if window > 0 else context}
+
+
+def step_dims(manifest: Manifest, context: int, tokens: int, sequences: int) -> dict[str, int]:
+    """Dims of a step of `tokens` for each of some sequences, whose last ones have logits."""
+    page = max(1, manifest.kv_cache.page_size)
+    return {
+        "n": sequences * tokens,
+        "b": sequences,
+        "p": sequences * -(-(context + tokens) // page),
+        "r": sequences,
+        "t": sequences * -(-tokens // QUERY_TILE),
+    }
 
 
 def _cost(

@@ -90,29 +90,27 @@ def kernel_times(
     source: Source,
     target: Target,
     weights: Mapping[str, WeightReader],
-    steps: Sequence[tuple[int, int]],
+    steps: Sequence[tuple[int, int, int]],
     *,
     threads: int,
     packed: Path | None = None,
 ) -> list[StepTimes]:
-    """Times of steps of one sequence, each (cached tokens, new tokens), the median of a few.
+    """Times of steps, each (cached tokens, new tokens, sequences alike), the median of a few.
 
     Raises Unavailable where the system has no such clock as POSIX's.
     """
     if not hasattr(time, "clock_gettime"):
         raise Unavailable("the time in each kernel is not measured on this system")
     text, sites = timed_source(source)
-    most = max(context + tokens for context, tokens in steps)
-    pages = -(-most // source.manifest.kv_cache.page_size)
+    batches = [step_input(source.manifest, *step) for step in steps]
+    pages = max(len(batch.page_table) for batch in batches)
     with TemporaryDirectory(prefix="sterna-times-") as folder:
         library = Path(folder) / f"timed{target.suffix}"
         compile_library(text, target, library)
         executable = cpu.load(library, weights, num_pages=pages, threads=threads, packed=packed)
         try:
             spent = _Spent(library, sites)
-            return [
-                _measured(executable, spent, one_sequence(source.manifest, *step)) for step in steps
-            ]
+            return [_measured(executable, spent, batch) for batch in batches]
         finally:
             executable.close()
 
@@ -165,14 +163,15 @@ def _once(executable: cpu.CpuExecutable, spent: _Spent, batch: StepInput) -> Ste
     return StepTimes(seconds, kernels, waiting, host)
 
 
-def one_sequence(manifest: Manifest, context: int, tokens: int) -> StepInput:
-    """A step of `tokens` more of a sequence with `context` in the cache; logits of the last."""
+def step_input(manifest: Manifest, context: int, tokens: int, sequences: int = 1) -> StepInput:
+    """A step of `tokens` more of sequences with `context` each in the cache; logits of the last."""
     used = -(-(context + tokens) // manifest.kv_cache.page_size)
+    many = np.arange(sequences + 1, dtype=np.int32)
     return StepInput(
-        tokens=np.arange(tokens, dtype=np.int32) % manifest.model.vocab_size,
-        positions=np.arange(context, context + tokens, dtype=np.int32),
-        seq_indptr=np.array([0, tokens], np.int32),
-        page_indptr=np.array([0, used], np.int32),
-        page_table=np.arange(used, dtype=np.int32),
-        logit_rows=np.array([tokens - 1], np.int32),
+        tokens=np.arange(sequences * tokens, dtype=np.int32) % manifest.model.vocab_size,
+        positions=np.tile(np.arange(context, context + tokens, dtype=np.int32), sequences),
+        seq_indptr=many * tokens,
+        page_indptr=many * used,
+        page_table=np.arange(sequences * used, dtype=np.int32),
+        logit_rows=many[1:] * tokens - 1,
     )
