@@ -5,11 +5,14 @@ from test_regroup import ROWS, product
 
 from sterna.base.dtype import F16, F32, I32
 from sterna.ir.expr import Buffer, Var
-from sterna.ir.graph import Function
+from sterna.ir.graph import Function, IRModule
 from sterna.nn.trace import Trace
+from sterna.passes.cleanup import cleanup
 from sterna.passes.cost import Cost, attention_cost, group_cost, moving_cost
+from sterna.passes.fuse import fuse
 from sterna.passes.lower import lower
 from sterna.passes.prepack import RowTile
+from sterna.passes.quantize_activations import quantize_activations
 from sterna.quantize.pack import packed_spec
 from sterna.quantize.scheme import scheme
 
@@ -36,6 +39,17 @@ def test_packed_weights_are_unpacked_once_and_scaled_once_a_group() -> None:
     groups = 64 // 32
     assert flops == 2 * N * 64 * ROWS + 64 * ROWS + 2 * N * groups * ROWS
     assert moved == 4 * N * 64 + ROWS * (64 // 2 + 2 * groups) + 4 * N * ROWS
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_products_of_codes_are_counted_like_those_of_floats(bits: int) -> None:
+    """And besides, once a group of k, two scales are multiplied with the sum and it is added."""
+    function = product(scheme("q4f16_1"), 64)
+    whole = IRModule({function.name: function}, function.name, (function.params[0].shape[0],))
+    module = fuse(cleanup(quantize_activations(whole, bits)))
+    _, last = (f for f in module.functions.values() if f.primitive)
+    flops, _ = of(last)
+    assert flops == 2 * N * 64 * ROWS + 3 * N * (64 // 32) * ROWS
 
 
 @pytest.mark.parametrize("name", ["q4f16_1", "q4f16_1z", "q8f16_1", "q3f16_1", "q4f16_0"])

@@ -81,9 +81,13 @@ BINARY: dict[str, Operator] = {
 
 @dataclass(frozen=True, slots=True)
 class Intrinsic:
-    """A row of the intrinsics: hardware has them, or they are made of what it has."""
+    """A row of the intrinsics: hardware has them, or they are made of what it has.
+
+    `operations` are its multiplications and additions.
+    """
 
     arity: int
+    operations: int
     numpy: Callable[..., Any]
 
 
@@ -108,11 +112,11 @@ def _pair(low: Any, high: Any) -> Any:
 
 
 INTRINSICS: dict[str, Intrinsic] = {
-    "fma": Intrinsic(3, lambda a, b, c: a * b + c),
-    "dot2": Intrinsic(2, lambda a, b: _half(a, 0) * _half(b, 0) + _half(a, 16) * _half(b, 16)),
-    "dot4": Intrinsic(2, lambda a, b: sum(_byte(a, i) * _byte(b, i) for i in (0, 8, 16, 24))),
-    "pair4": Intrinsic(2, lambda a, b: _pair(_products(a, b, 0), _products(a, b, 16))),
-    "pair4_add": Intrinsic(3, lambda a, b, c: _pair(
+    "fma": Intrinsic(3, 2, lambda a, b, c: a * b + c),
+    "dot2": Intrinsic(2, 3, lambda a, b: _half(a, 0) * _half(b, 0) + _half(a, 16) * _half(b, 16)),
+    "dot4": Intrinsic(2, 7, lambda a, b: sum(_byte(a, i) * _byte(b, i) for i in (0, 8, 16, 24))),
+    "pair4": Intrinsic(2, 6, lambda a, b: _pair(_products(a, b, 0), _products(a, b, 16))),
+    "pair4_add": Intrinsic(3, 8, lambda a, b, c: _pair(
         _half(c, 0) + _products(a, b, 0), _half(c, 16) + _products(a, b, 16))),
 }  # fmt: skip
 

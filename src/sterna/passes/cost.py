@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sterna.base.dtype import F32
 from sterna.ir.compute import Compute, Group
-from sterna.ir.expr import Binary, Buffer, Expr, Intrin, Load, Select, Unary, Var, wrap
+from sterna.ir.expr import INTRINSICS, Binary, Buffer, Expr, Intrin, Load, Select, Unary, Var, wrap
 from sterna.ir.graph import Function
 from sterna.ir.printer import to_text
 from sterna.ir.rewrite import loads, visit
@@ -70,13 +70,13 @@ def _elements(compute: Compute) -> Expr:
 
 
 def _operations(compute: Compute) -> int:
-    """Float operations for one element, the reduction's own included."""
+    """Operations on floats and on codes that are multiplied, the reduction's own included."""
     count = 1 if compute.over else 0
     for n in visit(compute.body):
         if isinstance(n, Binary | Unary | Select) and n.dtype.is_float:
             count += 1
         elif isinstance(n, Intrin):
-            count += 2
+            count += INTRINSICS[n.name].operations
     return count
 
 
