@@ -64,7 +64,7 @@ def _chain(lanes: int, name: str) -> str:
     for condition, body in ways:
         lines += [f"{word} {condition}", body]
         word = "#elif"
-    last = _ANYWHERE[name]
+    last = f"{_ADDED[name]}\n    return sum;" if name in _ADDED else _ANYWHERE[name]
     return "\n".join([*lines, *(["#else", last, "#endif"] if ways else [last]), "}"])
 
 
@@ -80,6 +80,8 @@ def _ways(lanes: int, name: str) -> list[tuple[str, str]]:
     if lanes in _X86 and name in _MULTIPLY_ADD:
         text = _MULTIPLY_ADD[name].replace("BITS", str(32 * lanes))
         ways.append((f"defined({wide})", text.replace("BYTES", str(4 * lanes))))
+    if lanes in _X86 and name in _ADDED:
+        ways.append((f"defined({wide})", f"{_ADDED[name]}\n{_IN_TURN}\n    return sum;"))
     return ways + (_NARROW.get(name, []) if lanes == 4 else [])
 
 
@@ -146,10 +148,14 @@ _ANYWHERE = {
     i32@ even = (i32@)((half)((half)a << 8) >> 8), odd = (i32@)((half)a >> 8);
     return (i32@)((half)even * (half)(b & 0x00ff00ff) + (half)odd * (half)((b >> 8) & 0x00ff00ff));
 """.strip("\n"),
+}
+_ADDED = {
     "pair4_add": """
     typedef i16 half __attribute__((vector_size(sizeof(i32@))));
-    return (i32@)((half)sum + (half)pair4_i32@(a, b));
+    sum = (i32@)((half)sum + (half)pair4_i32@(a, b));
 """.strip("\n"),
-    "dot2_add": "    return sum + dot2_i32@(a, b);",
-    "dot4_add": "    return sum + dot4_i32@(a, b);",
+    "dot2_add": "    sum += dot2_i32@(a, b);",
+    "dot4_add": "    sum += dot4_i32@(a, b);",
 }
+# Left to itself clang adds two products before it adds them to a sum; then registers do not suffice.
+_IN_TURN = '    __asm__("" : "+v"(sum));'

@@ -55,4 +55,4 @@ def whole_periods(wanted: int, period: int, extent: Expr) -> int | None:
     steps = const_value(extent)
     if period == 1 or (steps is not None and steps < period):
         return None
-    return period * max(1, wanted // period)
+    return period * max(1, min(wanted, int(steps or wanted)) // period)
