@@ -1,10 +1,10 @@
 """Eight decodes at once against one: weights are read once a step, whoever it serves.
 
-    python benchmarks/batch_decode.py [--schemes q4f16_1 q0f16] [--threads 1] [--rounds 5]
+    python benchmarks/batch_decode.py [--schemes q4f16_1 q4f16_1+i8] [--threads 1] [--rounds 5]
 
-A random model of 0.3 billion weights, compiled for this machine. Each round measures one sequence,
-then eight, so that other programs disturb both alike; the ratio is the median over rounds. Writes
-results/batch_decode.json.
+A random model of 0.3 billion weights, compiled for this machine, with `+i8` for activations of 8
+bits. Each round measures one sequence, then eight, so that other programs disturb both alike; the
+ratio is the median over rounds. Writes results/batch_decode.json.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from random_model import write_model
 
+from sterna.cli.main import main as main_of_sterna
 from sterna.engine.engine import Engine
 from sterna.engine.options import EngineOptions
 from sterna.local import locate
@@ -62,7 +63,14 @@ def rate(engine: Engine, sequences: int, tokens: int) -> tuple[float, float]:
 
 
 def measure(source: Path, scheme: str, args: argparse.Namespace) -> dict[str, Any]:
+    scheme, _, activations = scheme.partition("+")
     located = locate(source, quantization=scheme)
+    if activations:
+        library = source / f"{scheme}-{activations}.so"
+        asked = ["--activations", activations, "--output", str(library)]
+        if main_of_sterna(["compile", str(located.folder), *asked]):
+            raise SystemExit(f"{scheme} could not be compiled with activations {activations}")
+        located = locate(located.folder, library)
     options = EngineOptions(
         mode="server",
         max_num_sequence=args.sequences,

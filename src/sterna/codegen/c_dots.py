@@ -157,5 +157,5 @@ _ADDED = {
     "dot2_add": "    sum += dot2_i32@(a, b);",
     "dot4_add": "    sum += dot4_i32@(a, b);",
 }
-# Left to itself clang adds two products before it adds them to a sum; then registers do not suffice.
+# Left to itself clang adds products to each other before a sum, and registers do not suffice.
 _IN_TURN = '    __asm__("" : "+v"(sum));'
