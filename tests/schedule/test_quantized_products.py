@@ -357,11 +357,15 @@ def test_words_are_asked_for_ahead() -> None:
         apply(group, (*steps, other))
 
 
-@pytest.mark.parametrize(("name", "lines"), [("q4f16_1", 1), ("q4f16_1 i8", 2), ("q3f16_1", 3)])
-def test_all_words_of_a_turn_are_asked_for(name: str, lines: int) -> None:
-    """16 rows of a weight are a line of words, and a turn takes 1, 2 or 3 of a row's."""
+@pytest.mark.parametrize(
+    ("name", "unroll", "lines"),
+    [("q4f16_1", 4, 1), ("q4f16_1 i8", 4, 2), ("q4f16_1 i8", 32, 4), ("q3f16_1", 4, 3)],
+)
+def test_all_words_of_a_turn_are_asked_for(name: str, unroll: int, lines: int) -> None:
+    """16 rows of a weight are a line of words, and a turn takes 1, 2, 3 or a group's 4 of a row."""
     group = kernels(name, 2)["product"]
-    func = apply(group, schedule(group, Plan("matvec", MatvecKnobs(8, unroll=4, ahead=8192))))
+    knobs = MatvecKnobs(8, unroll=unroll, ahead=8192)
+    func = apply(group, schedule(group, Plan("matvec", knobs)))
     assert len([n for n in visit(func.body) if isinstance(n, Prefetch)]) == lines
 
 

@@ -44,7 +44,7 @@ _GCC_NAMES = """
 #define __builtin_ia32_pmaddwd512(a, b) \\
     __builtin_ia32_pmaddwd512_mask(a, b, (i32@){0}, (u16)-1)
 #define __builtin_ia32_pmaddubsw512(a, b) \\
-    __builtin_ia32_pmaddubsw512_mask(a, b, (half){0}, (u32)-1)
+    __builtin_ia32_pmaddubsw512_mask(a, b, (i16 __attribute__((vector_size(64)))){0}, (u32)-1)
 #endif
 """
 
