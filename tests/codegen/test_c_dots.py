@@ -26,6 +26,8 @@ from sterna.ir.expr import INTRINSICS
 
 COUNT, WIDTHS = 1024, (1, 2, 4, 8, 16, 32)
 NAMES = ("dot2", "dot4", "dot2_add", "dot4_add", "pair4", "pair4_add")
+WAYS = len(NAMES) * len(WIDTHS) + 1  # the last are tiles
+ARM = ("aarch64", "aarch64-dot", "aarch64-i8mm")
 X86 = tuple(f"cpu:x86-64-{level}" for level in ("v2", "v3", "v3-vnni", "v4", "v4-vnni"))
 FILL = """
 static i32 x[COUNT], y[COUNT], z[COUNT], out[WAYS * COUNT];
@@ -38,6 +40,14 @@ EXPORT i32 *sums_of_noise(void) {
         z[i] = (i32)((state = state * 1664525u + 1013904223u) & 0x0fff0fffu);
     }
     i32 *to = out;
+"""
+TILES = """
+    for (i32 i = 0; i < COUNT; i += 8, to += 8) {
+        i32x4 top = *(i32x4u *)(z + i), bottom = *(i32x4u *)(z + i + 4);
+        tile_i32x4(&top, &bottom, x + i + 1, x + i + 5, *(i32x4u *)(y + i), *(i32x4u *)(y + i + 4));
+        *(i32x4u *)to = top;
+        *(i32x4u *)(to + 4) = bottom;
+    }
 """
 # An ELF library that is its own program; see test_toolchain.
 START = """
@@ -65,8 +75,7 @@ WebAssembly.instantiate(bytes, {}).then(({ instance: { exports: e } }) => {
 def source() -> str:
     """One exported function: all forms and widths over the same noise, one after another."""
     lines = [pool_source(), prelude(WIDTHS)]
-    ways = len(NAMES) * len(WIDTHS)
-    lines.append(FILL.replace("WAYS", str(ways)).replace("COUNT", str(COUNT)))
+    lines.append(FILL.replace("WAYS", str(WAYS)).replace("COUNT", str(COUNT)))
     for name in NAMES:
         for lanes in WIDTHS:
             kind = "i32" if lanes == 1 else f"i32x{lanes}u"
@@ -77,7 +86,7 @@ def source() -> str:
                 f"    for (i32 i = 0; i < {COUNT}; i += {lanes}, to += {lanes}) "
                 f"*({kind} *)to = {name}_i32{suffix}({value});"
             )
-    return "\n".join([*lines, "    return out;", "}"])
+    return "\n".join([*lines, TILES.replace("COUNT", str(COUNT)), "    return out;", "}"])
 
 
 def exact() -> NDArray[Any]:
@@ -90,7 +99,17 @@ def exact() -> NDArray[Any]:
     plain = [INTRINSICS[name].numpy(x, y) for name in ("dot2", "dot4")]
     pairs = [INTRINSICS["pair4"].numpy(x, y), INTRINSICS["pair4_add"].numpy(x, y, z)]
     forms = [*plain, *(sums + z for sums in plain), *pairs]
-    return np.concatenate([np.tile(form, len(WIDTHS)) for form in forms])
+    return np.concatenate([*(np.tile(form, len(WIDTHS)) for form in forms), tiles(x, y, z)])
+
+
+def tiles(x: NDArray[Any], y: NDArray[Any], z: NDArray[Any]) -> NDArray[Any]:
+    """Of each 8: z [2 rows, 4 columns] plus x [2 rows, 2 words] times y [2 words, 4 columns]."""
+    dot4 = INTRINSICS["dot4"].numpy
+    rows, columns, sums = x.reshape(-1, 8), y.reshape(-1, 2, 4), z.reshape(-1, 2, 4)
+    found = [
+        sum(dot4(rows[:, at + word, None], columns[:, word]) for word in range(2)) for at in (1, 5)
+    ]
+    return (sums + np.stack(found, axis=1)).ravel()
 
 
 def native(spec: str, folder: Path, cc: str | None = None) -> NDArray[Any]:
@@ -105,7 +124,7 @@ def native(spec: str, folder: Path, cc: str | None = None) -> NDArray[Any]:
         pytest.skip(f"this machine cannot run {spec}: lacks {', '.join(sorted(lacks)) or 'all'}")
     function = ctypes.CDLL(str(library)).sums_of_noise
     function.restype = ctypes.POINTER(ctypes.c_int32)
-    return np.ctypeslib.as_array(function(), (len(NAMES) * len(WIDTHS) * COUNT,)).copy()
+    return np.ctypeslib.as_array(function(), (WAYS * COUNT,)).copy()
 
 
 @pytest.mark.parametrize("spec", X86)
@@ -120,7 +139,7 @@ def test_levels_that_gcc_compiles(spec: str, tmp_path: Path) -> None:
     assert np.array_equal(native(spec, tmp_path, "gcc"), exact())
 
 
-@pytest.mark.parametrize("spec", ["cpu:aarch64-linux", "cpu:aarch64-dot-linux"])
+@pytest.mark.parametrize("spec", [f"cpu:{level}-linux" for level in ARM])
 def test_neon_under_qemu(spec: str, tmp_path: Path) -> None:
     emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     if emulator is None or shutil.which("readelf") is None:
@@ -156,6 +175,7 @@ def test_wasm_in_node(tmp_path: Path) -> None:
         ("cpu:x86-64-v3-vnni-linux", ("vpdpwssd", "vpdpbusd")),
         ("cpu:x86-64-v4-vnni-linux", ("vpdpwssd", "vpdpbusd")),
         ("cpu:aarch64-dot-linux", ("sdot", "smull")),
+        ("cpu:aarch64-i8mm-linux", ("sdot", "smmla")),
     ],
 )
 def test_the_instructions_are_there(
@@ -166,7 +186,7 @@ def test_the_instructions_are_there(
         pytest.skip("needs llvm-objdump")
     library = tmp_path / "dots.so"
     compile_library(source(), parse_target(spec), library)
-    features = ["--mattr=+dotprod"] if "sdot" in instructions else []
+    features = ["--mattr=+dotprod,+i8mm"] if "sdot" in instructions else []
     command = [disassembler, "-d", *features, str(library)]
     text = subprocess.run(command, capture_output=True, text=True).stdout
     for instruction in instructions:

@@ -48,6 +48,7 @@ MORE = (
     "cpu:x86-64-v4",
     "cpu:x86-64-v4-vnni",
     "cpu:aarch64-dot-linux",
+    "cpu:aarch64-i8mm-linux",
     "cpu:aarch64-windows",
     "cpu:aarch64-android",
     "cpu:x86-64-v3-android",

@@ -19,6 +19,7 @@ from sterna.base.errors import Unavailable
 from sterna.base.target import host_target, parse_target
 from sterna.checkpoint.mlc import read_mlc_folder
 from sterna.compiler import CompileOptions, compile_model
+from sterna.passes.products import Activations
 from sterna.runtime import cpu, vulkan
 
 SRC = Path(demo.FOLDER).parents[1]
@@ -166,15 +167,20 @@ def test_a_prompt_longer_than_the_context_is_refused(sterna: Sterna, made: Made)
 
 
 @pytest.mark.slow
-def test_aarch64_gives_the_bits_of_this_machine(made: Made, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("level", "activations"), [("aarch64", "i16"), ("aarch64-dot", "i8"), ("aarch64-i8mm", "i8")]
+)
+def test_aarch64_gives_the_bits_of_this_machine(
+    level: str, activations: Activations, made: Made, tmp_path: Path
+) -> None:
     prompt, count = [5, 300, 17, 801, 44, 99, 512, *range(600, 620)], 8
-    options = CompileOptions(prefill_chunk_size=64, max_batch_size=1)
+    options = CompileOptions(prefill_chunk_size=64, max_batch_size=1, activations=activations)
     library = compile_model(made.folder, host_target(), tmp_path / "here", options=options)
     tensors = read_mlc_folder(made.folder).tensors
     model = cpu.load(library, tensors, num_pages=4, threads=1)
     wanted = greedy_logits(model, prompt, count)
     model.close()
-    target = parse_target("cpu:aarch64-linux")
+    target = parse_target(f"cpu:{level}-linux")
     found = run_under_qemu(made.folder, target, options, prompt, count, tmp_path)
     assert found.argmax(axis=-1).tolist() == wanted.argmax(axis=-1).tolist()
     assert found.tobytes() == wanted.tobytes()

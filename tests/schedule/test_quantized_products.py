@@ -20,7 +20,7 @@ from sterna.ir.compute import Group
 from sterna.ir.evaluate import evaluate_group, evaluate_primfunc
 from sterna.ir.expr import INTRINSICS, Intrin, wrap
 from sterna.ir.graph import IRModule, TensorType
-from sterna.ir.loop import Prefetch
+from sterna.ir.loop import For, ForKind, Prefetch
 from sterna.ir.rewrite import loads, visit
 from sterna.nn.trace import Trace
 from sterna.ops import op
@@ -246,6 +246,52 @@ def test_sums_in_pairs_of_16_bits_are_those_in_32(largest: bool, tmp_path: Path)
     inputs = arrays | dict(zip(("x_codes", "x_scales", "x_sums"), coded.values(), strict=True))
     outs = {n: next(iter(library.run(n, inputs, n=count).values())).tobytes() for n in names}
     assert len(set(outs.values())) == 1
+
+
+def test_tiles_of_bytes_have_the_bits_of_words(tmp_path: Path) -> None:
+    """Two rows at once: on other hardware than what has it, it is what the operation means."""
+    name, shape, count = "q4f16_1 i8", (64, 192), 29
+    arrays = product_arrays(shape, scheme_of(name), count)
+    both = kernels(name, 32, shape)
+    plain = MatmulKnobs(4, tokens=4)
+    made = {both["codes"].name: (both["codes"], choose(both["codes"], host_target()))}
+    names = []
+    for rule in ("skinny_matmul", "matmul"):
+        for knobs in (plain, replace(plain, tiled=True, steps=8, unroll=8),
+                      replace(plain, tiled=True, steps=2, tokens=2, part=2, depth=64)):  # fmt: skip
+            group = replace(both["product"], name=f"product_{len(names)}")
+            steps = schedule(both["product"], Plan(rule, knobs))
+            kinds = {n.kind for n in visit(apply(group, steps).body) if isinstance(n, For)}
+            assert (ForKind.MATRIX in kinds) == knobs.tiled
+            made[group.name] = (group, steps)
+            names.append(group.name)
+    library = build(made, host_target(), tmp_path)
+    coded = library.run(both["codes"].name, arrays, n=count)
+    inputs = arrays | dict(zip(("x_codes", "x_scales", "x_sums"), coded.values(), strict=True))
+    outs = {n: next(iter(library.run(n, inputs, n=count).values())).tobytes() for n in names}
+    assert len(set(outs.values())) == 1
+
+
+@pytest.mark.parametrize(("name", "knobs"), [("q4f16_1 i8", {"tokens": 3}), ("q4f16_1", {})])
+def test_what_has_no_tiles_of_bytes_is_refused(name: str, knobs: dict[str, int]) -> None:
+    group = kernels(name, 32)["product"]
+    plan = Plan("skinny_matmul", replace(MatmulKnobs(4, tokens=4, tiled=True), **knobs))
+    with pytest.raises(ScheduleError, match="no tiles of two rows of bytes"):
+        schedule(group, plan)
+
+
+def test_only_products_of_bytes_are_made_in_tiles() -> None:
+    target = parse_target("cpu:aarch64-i8mm-linux")
+    tiled = {
+        (name, most): getattr(plan_of(kernels(name, most)["product"], target).knobs, "tiled", None)
+        for name in ("q4f16_1 i8", "q4f16_1")
+        for most in BOUNDS
+    }
+    assert {key for key, found in tiled.items() if found} == {
+        ("q4f16_1 i8", 32), ("q4f16_1 i8", 512)
+    }  # fmt: skip
+    other = plan_of(kernels("q4f16_1 i8", 32)["product"], parse_target("cpu:aarch64-dot-linux"))
+    assert not other.knobs.tiled
 
 
 def test_sums_that_may_not_fit_16_bits_are_left_in_32() -> None:

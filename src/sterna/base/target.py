@@ -105,6 +105,7 @@ class Target:
     integers64: bool = False  # arithmetic on whole numbers of 64 bits
     pair_products: bool = False  # sums of two i16 products are fast: activations become codes
     byte_pairs: bool = False  # bytes are multiplied and added into pairs of i16, not into one i32
+    byte_tiles: bool = False  # 2 rows of 8 bytes are multiplied with 2 columns of them at once
     group_threads: int = 0  # most threads of a work group; 0: there are none
     subgroup: int = 0  # threads side by side that surely exchange values in registers
     unit: MatrixUnit | None = None  # that multiplies matrices
@@ -155,6 +156,8 @@ _ARCHITECTURES = {
     "aarch64": _cpu("aarch64", "generic", vector_bytes=16, vector_registers=32, fma=True),
     "aarch64-dot": _cpu("aarch64", "generic+dotprod", vector_bytes=16, vector_registers=32,
                         fma=True, features=("asimddp",)),
+    "aarch64-i8mm": _cpu("aarch64", "generic+dotprod+i8mm", vector_bytes=16, vector_registers=32,
+                         fma=True, byte_tiles=True, features=("asimddp", "i8mm")),
     "wasm32": _cpu("wasm32", "generic+simd128", vector_bytes=16, vector_registers=16),
 }  # fmt: skip
 # Architectures of which one library carries several, and a machine runs the last that it can.

@@ -17,7 +17,7 @@ from sterna.base.errors import CodegenError
 from sterna.codegen.c_expr import ExprWriter, Value, c_type, storage, whole_number
 from sterna.codegen.c_names import Names, name
 from sterna.ir.bounds import Intervals
-from sterna.ir.expr import Binary, Buffer, Expr, Load, Var, const_value, row_major, wrap
+from sterna.ir.expr import Binary, Buffer, Expr, Intrin, Load, Var, const_value, row_major, wrap
 from sterna.ir.interpret import SLACK
 from sterna.ir.loop import Alloc, For, ForKind, If, Let, Prefetch, PrimFunc, Seq, Stmt, Store
 from sterna.ir.rewrite import children, free_vars, substitute, visit
@@ -188,6 +188,8 @@ class _Writer:
                 self.turn(loop, i)
         elif loop.kind is ForKind.VECTOR and self.out.lane is None:
             self.vector(loop)
+        elif loop.kind is ForKind.MATRIX:
+            self.rows_at_once(loop)
         elif loop.kind is ForKind.PARALLEL:
             raise CodegenError(f"parallel loop {loop.var.name} is not outermost")
         else:
@@ -234,6 +236,43 @@ class _Writer:
             self.depth += 1
             self.serial(For(loop.var, loop.extent, loop.body))
             self.close()
+
+    def rows_at_once(self, loop: For) -> None:
+        """Rows of sums in one operation, where they add up products of bytes; else one by one."""
+        found = _tile(loop)
+        if found is None:
+            for i in range(whole_number(loop.extent, "a matrix loop")):
+                self.turn(loop, i)
+            return
+        word, vector, sums, x, weight = found
+        lanes = whole_number(vector.extent, "a vector loop")
+        self.widths.add(lanes)
+
+        def at(e: Expr, row: int, step: int) -> Expr:
+            return self.out.simplifier.expr(
+                substitute(e, {loop.var: wrap(row), word.var: wrap(step)})
+            )
+
+        rows = []
+        for row in range(2):
+            near, far = (
+                self.out.flat(x.buffer, tuple(at(i, row, step) for i in x.index))
+                for step in range(2)
+            )
+            if const_value(self.out.simplifier.expr(far - near)) != 1:
+                raise CodegenError(f"{x.buffer.name}: two words of a row do not lie side by side")
+            rows.append(f"&{self.out.array(x.buffer)}[{self.out.scalar(near)}]")
+        self.out.lane, self.out.lanes = vector.var, lanes
+        kept = []
+        for row in range(2):
+            flat = self.out.flat(sums.buffer, tuple(at(i, row, 0) for i in sums.index))
+            text, held = self.out.register(sums.buffer, flat, self.out.stride(flat))
+            if held != lanes:
+                raise CodegenError(f"{sums.buffer.name}: a row of sums is no register")
+            kept.append(f"&{text}")
+        words = [self.out.text(at(weight, 0, step), lanes) for step in range(2)]
+        self.out.lane, self.out.lanes = None, 1
+        self.line(f"tile_i32x{lanes}({', '.join((*kept, *rows, *words))});")
 
     def vector_body(self, lane: Var, lanes: int, body: Stmt) -> None:
         self.widths.add(lanes)
@@ -298,6 +337,24 @@ class _Writer:
             self.line(f"{array}[{place}] = {each}[{i}];")
 
 
+def _tile(loop: For) -> tuple[For, For, Load, Load, Expr] | None:
+    """(loop over two words, vector loop, sums, x, weight) of two rows' sums of dot4."""
+    word = loop.body
+    vector = word.body if isinstance(word, For) and word.kind is ForKind.UNROLL else None
+    store = vector.body if isinstance(vector, For) and vector.kind is ForKind.VECTOR else None
+    value = store.value if isinstance(store, Store) else None
+    if not isinstance(value, Binary) or value.op != "+" or not isinstance(value.b, Intrin):
+        return None
+    assert isinstance(word, For), "just matched"
+    assert isinstance(vector, For), "just matched"
+    sums, (x, weight) = value.a, value.b.args
+    two = const_value(loop.extent) == const_value(word.extent) == 2
+    alike = two and value.b.name == "dot4" and loop.var not in free_vars(weight)
+    if not alike or not isinstance(sums, Load) or not isinstance(x, Load):
+        raise CodegenError("a matrix loop of a CPU is over two rows, and two words of each")
+    return word, vector, sums, x, weight
+
+
 def _stored(text: str, buffer: Buffer, lanes: int) -> str:
     """A value as its buffer keeps it: a mask becomes bytes of 0 and 1."""
     if buffer.dtype == BOOL and lanes > 1:
@@ -356,7 +413,7 @@ def _uses(
 ) -> Iterator[tuple[tuple[Expr, ...], frozenset[Var], Var | None, int]]:
     """Each index of the buffer, with the unrolled variables and the vector loop around it."""
     if isinstance(stmt, For):
-        if stmt.kind is ForKind.UNROLL:
+        if stmt.kind in (ForKind.UNROLL, ForKind.MATRIX):
             unrolled |= {stmt.var}
         elif stmt.kind is ForKind.VECTOR and lane is None:
             lane, lanes = stmt.var, whole_number(stmt.extent, "a vector loop")

@@ -16,7 +16,7 @@ def dots(lanes: int) -> str:
     """The functions for one lane count."""
     if lanes == 1:
         return _SCALAR
-    ways = "\n".join(_chain(lanes, name) for name in _FUNCTIONS)
+    ways = "\n".join(_chain(lanes, name) for name in _FUNCTIONS) + (_TILE if lanes == 4 else "")
     return (_GCC_NAMES + ways if lanes == 16 else ways).replace("@", f"x{lanes}")
 
 
@@ -157,5 +157,33 @@ _ADDED = {
     "dot2_add": "    sum += dot2_i32@(a, b);",
     "dot4_add": "    sum += dot4_i32@(a, b);",
 }
+# Two rows of 8 bytes, side by side from x and y on, times columns of 8 whose halves are in `first`
+# and `second`. The instruction has two rows by two columns in a register: where calls follow each
+# other, the compiler leaves out that they are sorted back and forth.
+_TILE = """
+STERNA_MAYBE void tile_i32x4(i32x4 *top, i32x4 *bottom, const i32 *x, const i32 *y, i32x4 first,
+                             i32x4 second) {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+    typedef i64 halves __attribute__((vector_size(16)));
+    i64 row[2];
+    __builtin_memcpy(&row[0], x, 8);
+    __builtin_memcpy(&row[1], y, 8);
+    halves rows = {row[0], row[1]};
+    i32x4 left = __builtin_shufflevector(first, second, 0, 4, 1, 5);
+    i32x4 right = __builtin_shufflevector(first, second, 2, 6, 3, 7);
+    i32x4 a = __builtin_shufflevector(*top, *bottom, 0, 1, 4, 5);
+    i32x4 b = __builtin_shufflevector(*top, *bottom, 2, 3, 6, 7);
+    __asm__("smmla %0.4s, %1.16b, %2.16b" : "+w"(a) : "w"(rows), "w"(left));
+    __asm__("smmla %0.4s, %1.16b, %2.16b" : "+w"(b) : "w"(rows), "w"(right));
+    *top = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+    *bottom = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+#else
+    *top = dot4_add_i32x4(splat_i32x4(x[0]), first, *top);
+    *top = dot4_add_i32x4(splat_i32x4(x[1]), second, *top);
+    *bottom = dot4_add_i32x4(splat_i32x4(y[0]), first, *bottom);
+    *bottom = dot4_add_i32x4(splat_i32x4(y[1]), second, *bottom);
+#endif
+}
+"""
 # Left to itself clang adds products to each other before a sum, and registers do not suffice.
 _IN_TURN = '    __asm__("" : "+v"(sum));'

@@ -29,17 +29,15 @@ from sterna.schedule.rules.elementwise import ElementwiseKnobs, elementwise
 from sterna.schedule.rules.matmul import (
     MatmulKnobs,
     MatvecKnobs,
-    Product,
     block_bytes,
     in_place,
     matmul,
     matvec,
-    most_rows,
-    product,
     skinny_matmul,
 )
 from sterna.schedule.rules.matrix_unit import UnitKnobs, matmul_units
 from sterna.schedule.rules.norm import NormKnobs, norm
+from sterna.schedule.rules.product import Product, most_rows, of_bytes, product
 from sterna.schedule.rules.unit_rows import FewRowsKnobs, few_rows_units
 from sterna.schedule.rules.work_groups import (
     FLAT_SPACE,
@@ -68,7 +66,8 @@ class Knobs:
     Up to `matvec_rows` rows of x a product is a matvec, up to `skinny_rows` a skinny matmul; for
     more there is a panel, or the weight as it lies, cut where that would be larger than
     `panel_bytes` (0: any may be).
-    `matmul` is for products of floats, `pairs` for those of pairs of integers. Packed words of a
+    `matmul` is for products of floats, `pairs` for those of pairs of integers, `tiles` for those of
+    bytes where hardware multiplies tiles of them. Packed words of a
     tile of rows lie in `streams` places of memory, which are read side by side.
     """
 
@@ -82,6 +81,7 @@ class Knobs:
     norm: NormKnobs
     elementwise: ElementwiseKnobs
     streams: int = 1
+    tiles: MatmulKnobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +186,8 @@ def _in_vectors(group: Group, knobs: Knobs, target: Target) -> Plan:
     found = product(group)
     if found is not None:
         plan = _of_rows(found, knobs)
+        if target.byte_tiles and knobs.tiles and plan.rule != "matvec" and of_bytes(found):
+            plan = Plan(plan.rule, knobs.tiles)
         paired = target.byte_pairs and in_pairs(group) is not group
         return replace(plan, rule=f"{plan.rule}_pairs") if paired else plan
     if contraction(group) is not None:

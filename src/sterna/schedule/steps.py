@@ -96,7 +96,7 @@ class Tensorize(Step):
 
     The stage sums products of two stages of whole numbers in f16, and its sums stay below 2**24:
     they are exact in f32, whatever order the unit adds in. Or its order is the unit's by meaning
-    (`UNIT_SUM`). Nothing else is left to it.
+    (`UNIT_SUM`). Or its sums are integers. Nothing else is left to it.
     """
 
     axis: str

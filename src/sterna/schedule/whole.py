@@ -156,9 +156,12 @@ def digits_of(group: Group) -> Digits:
 def check_exact(step: Tensorize, compute: Compute, computes: list[Compute]) -> None:
     """ScheduleError, unless a stage's sums are exact in whichever order they are made.
 
-    Those whose order is the unit's by meaning may be anything, and a copy sums nothing.
+    Those whose order is the unit's by meaning may be anything, those of integers are exact anyway,
+    and a copy sums nothing.
     """
     if compute.combine is not None and compute.combine.by_unit:
+        return
+    if compute.out.dtype.is_int:
         return
     if not compute.over and isinstance(compute.body, Load):
         return

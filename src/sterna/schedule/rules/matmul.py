@@ -14,11 +14,11 @@ from typing import ClassVar
 
 from sterna.base.dtype import U32
 from sterna.base.errors import ScheduleError
-from sterna.ir.bounds import bounds
-from sterna.ir.compute import Compute, Group
+from sterna.ir.compute import Compute
 from sterna.ir.expr import Buffer, Load, const_value
 from sterna.ir.rewrite import free_vars, loads
 from sterna.schedule.rules.packing import period, tile_rows, whole_periods
+from sterna.schedule.rules.product import Product, adds_bytes, most_rows
 from sterna.schedule.steps import (
     LINE_BYTES,
     Ahead,
@@ -31,6 +31,7 @@ from sterna.schedule.steps import (
     Skip,
     Split,
     Step,
+    Tensorize,
     Unroll,
     Vectorize,
     Version,
@@ -84,38 +85,9 @@ class MatmulKnobs:
     steps: int = 1  # of k that a turn of a tile's loop takes, where words are no matter
     turn: int = 1  # as in MatvecKnobs
     part: int = 0  # rows of a skinny tile that are skipped together where x ends; 0: none are
+    tiled: bool = False  # two rows and two steps of k at once: see `Target.byte_tiles`
     depth: int = 0  # steps of k of a panel; 0: all
     rows: int = 384  # of x that a panel serves, where it has not all of k
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """The stages of a matrix product; `partial` sums one group of k where weights have groups."""
-
-    weight: Compute
-    partial: Compute | None
-    total: Compute
-    out: Compute
-
-
-def product(group: Group) -> Product | None:
-    """The matrix product that heads a group, if one does."""
-    sums = [c for c in group.computes if c.over]
-    read = {load.buffer for c in sums for load in loads(c.body)}
-    weights = [
-        c for c in group.computes if not c.over and len(c.axes) == 2 and c.out in read
-        and c.out not in group.outputs and all(const_value(a.extent) is not None for a in c.axes)
-    ]  # fmt: skip
-    outs = [c for c in group.computes if c.out in group.outputs]
-    if len(weights) != 1 or len(outs) != 1 or len(sums) > 2 or len(outs[0].axes) != 2:
-        return None
-    return Product(weights[0], sums[0] if len(sums) == 2 else None, sums[-1], outs[0])
-
-
-def most_rows(found: Product) -> float:
-    """How many rows of x there can be."""
-    most = bounds(found.out.axes[0].extent)[1]
-    return float("inf") if most is None else most
 
 
 def block_bytes(found: Product, knobs: MatmulKnobs) -> int:
@@ -356,6 +328,8 @@ def _tile_sum(found: Product, stage: Compute, knobs: MatmulKnobs, *rows: str) ->
     n, k = _names(stage), stage.over[0]
     rows = rows or (stage.axes[0].name,)
     cut, turns = _turns(stage, k.name, int(const_value(k.extent) or 1), knobs)
+    if knobs.tiled:
+        return (*cut, *_in_twos(stage, knobs, turns, rows))
     return (
         Split(stage.name, n.axis, n.register, n.lane, knobs.lanes),
         *cut,
@@ -363,6 +337,29 @@ def _tile_sum(found: Product, stage: Compute, knobs: MatmulKnobs, *rows: str) ->
         *(Unroll(stage.name, loop) for loop in (*turns[1:], *rows)),
         *_annotate(stage),
         *_ahead(found, stage, turns, knobs),
+    )
+
+
+def _in_twos(
+    stage: Compute, knobs: MatmulKnobs, turns: tuple[str, ...], rows: tuple[str, ...]
+) -> tuple[Step, ...]:
+    """The loops of a sum where two rows and two steps of k are one operation.
+
+    Raises ScheduleError where rows or steps are odd, and for anything but products of bytes.
+    """
+    n, (*outer, last), (*parts, row) = _names(stage), turns, rows
+    odd = knobs.tokens % 2 or int(const_value(stage.over[0].extent) or 1) % 2
+    if odd or not adds_bytes(stage):
+        raise ScheduleError(f"{stage.name} has no tiles of two rows of bytes and two steps of k")
+    step, word, pair, each = f"{last}_two", f"{last}_of_two", f"{row}_two", f"{row}_of_two"
+    return (
+        Split(stage.name, n.axis, n.register, n.lane, knobs.lanes),
+        Split(stage.name, last, step, word, 2),
+        Split(stage.name, row, pair, each, 2),
+        Reorder(stage.name, (*outer, step, *parts, pair, n.register, each, word, n.lane)),
+        Tensorize(stage.name, each),
+        *(Unroll(stage.name, loop) for loop in (step, *parts, pair, n.register, word)),
+        Vectorize(stage.name, n.lane),
     )
 
 
@@ -419,6 +416,9 @@ def _sum_by_word(
             Reorder(stage.name, (word, *turns)),
             *(Unroll(stage.name, loop) for loop in turns),
         )
+    if isinstance(knobs, MatmulKnobs) and knobs.tiled:
+        cut = Split(stage.name, k.name, word, code, codes)
+        return (cut, *_in_twos(stage, knobs, (word, code), rows))
     return (
         Split(stage.name, n.axis, n.register, n.lane, knobs.lanes),
         Split(stage.name, k.name, word, code, codes),

@@ -19,8 +19,8 @@ from sterna.ir.expr import const_value
 from sterna.ir.rewrite import loads
 from sterna.schedule.cached import side_by_side, together
 from sterna.schedule.rules.contraction import contraction
-from sterna.schedule.rules.matmul import Product, most_rows
 from sterna.schedule.rules.packing import period
+from sterna.schedule.rules.product import Product, most_rows
 from sterna.schedule.steps import (
     At,
     CacheRead,
