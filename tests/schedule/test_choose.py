@@ -28,7 +28,7 @@ from sterna.schedule.choose import (
     streams_of,
     table,
 )
-from sterna.schedule.rules.matmul import MatmulKnobs
+from sterna.schedule.rules.product import MatmulKnobs
 from sterna.schedule.steps import At, Inline, Parallel, Split, Vectorize
 
 V3 = parse_target("cpu:x86-64-v3")

@@ -34,7 +34,7 @@ from sterna.quantize.scheme import SCHEMES, Scheme
 from sterna.schedule.apply import apply
 from sterna.schedule.choose import RULES, Plan, choose, plan_of, schedule
 from sterna.schedule.pairs import in_pairs
-from sterna.schedule.rules.matmul import MatmulKnobs, MatvecKnobs
+from sterna.schedule.rules.product import MatmulKnobs, MatvecKnobs
 from sterna.schedule.signed import signed
 from sterna.schedule.steps import Ahead, Split
 
@@ -257,12 +257,15 @@ def test_tiles_of_bytes_have_the_bits_of_words(tmp_path: Path) -> None:
     made = {both["codes"].name: (both["codes"], choose(both["codes"], host_target()))}
     names = []
     for rule in ("skinny_matmul", "matmul"):
-        for knobs in (plain, replace(plain, tiled=True, steps=8, unroll=8),
-                      replace(plain, tiled=True, steps=2, tokens=2, part=2, depth=64)):  # fmt: skip
+        for ending, knobs in (
+            ("", plain),
+            ("_tiles", plain),
+            ("_tiles", replace(plain, tokens=2, part=1, depth=64, unroll=8)),
+        ):
             group = replace(both["product"], name=f"product_{len(names)}")
-            steps = schedule(both["product"], Plan(rule, knobs))
+            steps = schedule(both["product"], Plan(f"{rule}{ending}", knobs))
             kinds = {n.kind for n in visit(apply(group, steps).body) if isinstance(n, For)}
-            assert (ForKind.MATRIX in kinds) == knobs.tiled
+            assert (ForKind.MATRIX in kinds) == (ending == "_tiles")
             made[group.name] = (group, steps)
             names.append(group.name)
     library = build(made, host_target(), tmp_path)
@@ -275,23 +278,24 @@ def test_tiles_of_bytes_have_the_bits_of_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "knobs"), [("q4f16_1 i8", {"tokens": 3}), ("q4f16_1", {})])
 def test_what_has_no_tiles_of_bytes_is_refused(name: str, knobs: dict[str, int]) -> None:
     group = kernels(name, 32)["product"]
-    plan = Plan("skinny_matmul", replace(MatmulKnobs(4, tokens=4, tiled=True), **knobs))
+    plan = Plan("skinny_matmul_tiles", replace(MatmulKnobs(4, tokens=4), **knobs))
     with pytest.raises(ScheduleError, match="no tiles of two rows of bytes"):
         schedule(group, plan)
 
 
 def test_only_products_of_bytes_are_made_in_tiles() -> None:
     target = parse_target("cpu:aarch64-i8mm-linux")
-    tiled = {
-        (name, most): getattr(plan_of(kernels(name, most)["product"], target).knobs, "tiled", None)
+    rules = {
+        (name, most): plan_of(kernels(name, most)["product"], target).rule
         for name in ("q4f16_1 i8", "q4f16_1")
         for most in BOUNDS
     }
-    assert {key for key, found in tiled.items() if found} == {
-        ("q4f16_1 i8", 32), ("q4f16_1 i8", 512)
-    }  # fmt: skip
-    other = plan_of(kernels("q4f16_1 i8", 32)["product"], parse_target("cpu:aarch64-dot-linux"))
-    assert not other.knobs.tiled
+    assert {key: rule for key, rule in rules.items() if rule.endswith("_tiles")} == {
+        ("q4f16_1 i8", 32): "skinny_matmul_tiles",
+        ("q4f16_1 i8", 512): "matmul_tiles",
+    }
+    group = kernels("q4f16_1 i8", 32)["product"]
+    assert plan_of(group, parse_target("cpu:aarch64-dot-linux")).rule == "skinny_matmul"
 
 
 def test_sums_that_may_not_fit_16_bits_are_left_in_32() -> None:

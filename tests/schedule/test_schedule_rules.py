@@ -28,7 +28,7 @@ from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import MLC_SCHEMES, SCHEMES
 from sterna.schedule.apply import apply
 from sterna.schedule.choose import Plan, choose, schedule
-from sterna.schedule.rules.matmul import MatmulKnobs
+from sterna.schedule.rules.product import MatmulKnobs
 from sterna.schedule.steps import Schedule
 
 FEW, SOME, MANY = 2, 32, 512  # upper bounds of the rows: a matvec, a skinny and a tiled product

@@ -24,7 +24,7 @@ from sterna.passes.prepack import RowTile
 from sterna.quantize.scheme import SCHEMES
 from sterna.schedule.apply import apply
 from sterna.schedule.choose import RULES, Plan, plan_of, schedule
-from sterna.schedule.rules.matmul import MatmulKnobs, MatvecKnobs
+from sterna.schedule.rules.product import MatmulKnobs, MatvecKnobs
 from sterna.schedule.steps import LINE_BYTES, Schedule
 
 CODED = ("q4f16_1", "q8f16_1", "q3f16_1", "q4f16_1z", "q4f16_1 i8")  # x in codes of 16 or 8 bits

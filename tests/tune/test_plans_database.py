@@ -10,8 +10,8 @@ import pytest
 from sterna.base.errors import UsageError
 from sterna.base.target import host_target
 from sterna.schedule.choose import Plan
-from sterna.schedule.rules.matmul import MatvecKnobs
 from sterna.schedule.rules.norm import NormKnobs
+from sterna.schedule.rules.product import MatvecKnobs
 from sterna.tune.database import Database, Row, Where, here, tuned_plans
 
 HERE = Where("cpu:x", "a processor, 2 threads")

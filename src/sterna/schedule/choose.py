@@ -27,17 +27,24 @@ from sterna.schedule.pairs import in_pairs
 from sterna.schedule.rules.contraction import ContractionKnobs, contract, contraction
 from sterna.schedule.rules.elementwise import ElementwiseKnobs, elementwise
 from sterna.schedule.rules.matmul import (
-    MatmulKnobs,
-    MatvecKnobs,
     block_bytes,
     in_place,
     matmul,
+    matmul_tiles,
     matvec,
     skinny_matmul,
+    skinny_tiles,
 )
 from sterna.schedule.rules.matrix_unit import UnitKnobs, matmul_units
 from sterna.schedule.rules.norm import NormKnobs, norm
-from sterna.schedule.rules.product import Product, most_rows, of_bytes, product
+from sterna.schedule.rules.product import (
+    MatmulKnobs,
+    MatvecKnobs,
+    Product,
+    most_rows,
+    of_bytes,
+    product,
+)
 from sterna.schedule.rules.unit_rows import FewRowsKnobs, few_rows_units
 from sterna.schedule.rules.work_groups import (
     FLAT_SPACE,
@@ -66,8 +73,7 @@ class Knobs:
     Up to `matvec_rows` rows of x a product is a matvec, up to `skinny_rows` a skinny matmul; for
     more there is a panel, or the weight as it lies, cut where that would be larger than
     `panel_bytes` (0: any may be).
-    `matmul` is for products of floats, `pairs` for those of pairs of integers, `tiles` for those of
-    bytes where hardware multiplies tiles of them. Packed words of a
+    `matmul` is for products of floats, `pairs` for those of pairs of integers. Packed words of a
     tile of rows lie in `streams` places of memory, which are read side by side.
     """
 
@@ -81,7 +87,6 @@ class Knobs:
     norm: NormKnobs
     elementwise: ElementwiseKnobs
     streams: int = 1
-    tiles: MatmulKnobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +191,8 @@ def _in_vectors(group: Group, knobs: Knobs, target: Target) -> Plan:
     found = product(group)
     if found is not None:
         plan = _of_rows(found, knobs)
-        if target.byte_tiles and knobs.tiles and plan.rule != "matvec" and of_bytes(found):
-            plan = Plan(plan.rule, knobs.tiles)
+        if target.byte_tiles and plan.rule != "matvec" and of_bytes(found):
+            return replace(plan, rule=f"{plan.rule}_tiles")
         paired = target.byte_pairs and in_pairs(group) is not group
         return replace(plan, rule=f"{plan.rule}_pairs") if paired else plan
     if contraction(group) is not None:
@@ -311,9 +316,15 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "skinny_matmul_pairs": Rule(
             MatmulKnobs, _of_product(skinny_matmul), MatmulKnobs.SPACE, in_pairs, _tokens
         ),
+        "skinny_matmul_tiles": Rule(
+            MatmulKnobs, _of_product(skinny_tiles), MatmulKnobs.SPACE, tile=_tokens
+        ),
         "matmul": Rule(MatmulKnobs, _of_product(matmul), MatmulKnobs.SPACE, signed, _tokens),
         "matmul_pairs": Rule(
             MatmulKnobs, _of_product(matmul), MatmulKnobs.SPACE, in_pairs, _tokens
+        ),
+        "matmul_tiles": Rule(
+            MatmulKnobs, _of_product(matmul_tiles), MatmulKnobs.SPACE, tile=_tokens
         ),
         "contraction": Rule(ContractionKnobs, contract, {}),
         "norm": Rule(NormKnobs, norm, NormKnobs.SPACE),

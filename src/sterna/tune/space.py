@@ -21,6 +21,7 @@ from sterna.schedule.rules.work_groups import GroupKnobs
 _PRODUCTS = (
     ("matvec", "skinny_matmul", "matmul"),
     ("matvec_pairs", "skinny_matmul_pairs", "matmul_pairs"),
+    ("skinny_matmul_tiles", "matmul_tiles"),
     ("matvec_groups", "matmul_groups"),
 )
 

@@ -8,9 +8,8 @@ weights is unpacked once and used by all rows. All leave the order of each sum a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from sterna.base.dtype import U32
 from sterna.base.errors import ScheduleError
@@ -18,7 +17,13 @@ from sterna.ir.compute import Compute
 from sterna.ir.expr import Buffer, Load, const_value
 from sterna.ir.rewrite import free_vars, loads
 from sterna.schedule.rules.packing import period, tile_rows, whole_periods
-from sterna.schedule.rules.product import Product, adds_bytes, most_rows
+from sterna.schedule.rules.product import (
+    MatmulKnobs,
+    MatvecKnobs,
+    Product,
+    adds_bytes,
+    most_rows,
+)
 from sterna.schedule.steps import (
     LINE_BYTES,
     Ahead,
@@ -36,58 +41,6 @@ from sterna.schedule.steps import (
     Vectorize,
     Version,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class MatvecKnobs:
-    """`lanes` a register; `rows` of the weight a work item, halved while items are too few."""
-
-    SPACE: ClassVar[Mapping[str, tuple[int, ...]]] = {
-        "rows": (16, 32, 64),
-        "unroll": (4, 8, 16, 32),
-        "ahead": (0, 2048, 4096, 8192, 16384),
-    }
-
-    lanes: int
-    rows: int = 32
-    least_rows: int = 16
-    items: int = 4
-    unroll: int = 16  # steps of k written out; a whole period of packed words where that is more
-    ahead: int = 0  # bytes of packed words, of all streams, asked for ahead; 0: hardware alone asks
-    turn: int = 1  # codes that a row of the weight takes before the next row does
-    tokens: int = 1  # rows of x, two at most, that one pass over the weight serves
-
-
-@dataclass(frozen=True, slots=True)
-class MatmulKnobs:
-    """A tile of accumulators: `tokens` rows of x by `vectors` registers of `lanes`.
-
-    `vectors` are halved while work items would be fewer than `items`, and where blocks of so many
-    rows of the weight do not end where its tiles do.
-    """
-
-    SPACE: ClassVar[Mapping[str, tuple[int, ...]]] = {
-        "tokens": (2, 3, 4, 5, 6, 8),
-        "vectors": (1, 2, 4),
-        "unroll": (4, 8, 16),
-        "ahead": (0, 2048, 4096),
-        "part": (0, 4),
-        "steps": (1, 2),
-        "depth": (0, 512, 1024, 2048),
-    }
-
-    lanes: int
-    tokens: int = 6
-    vectors: int = 2
-    items: int = 16
-    unroll: int = 8  # steps of k written out while the panel is unpacked
-    ahead: int = 0  # as in MatvecKnobs; bytes of a panel, or of a weight that is read in place
-    steps: int = 1  # of k that a turn of a tile's loop takes, where words are no matter
-    turn: int = 1  # as in MatvecKnobs
-    part: int = 0  # rows of a skinny tile that are skipped together where x ends; 0: none are
-    tiled: bool = False  # two rows and two steps of k at once: see `Target.byte_tiles`
-    depth: int = 0  # steps of k of a panel; 0: all
-    rows: int = 384  # of x that a panel serves, where it has not all of k
 
 
 def block_bytes(found: Product, knobs: MatmulKnobs) -> int:
@@ -176,6 +129,18 @@ def skinny_matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
     the nearest cache and comes back: worth it while rows fill a few tiles only, where a panel
     would leave the next cache too, and where there is nothing to unpack.
     """
+    return _skinny(found, knobs, _sum_by_word)
+
+
+def skinny_tiles(found: Product, knobs: MatmulKnobs) -> Schedule:
+    """As `skinny_matmul`, of bytes, two rows of x at once: see `Target.byte_tiles`."""
+    return _skinny(found, knobs, _words_in_twos)
+
+
+def _skinny(
+    found: Product, knobs: MatmulKnobs, summed: Callable[..., tuple[Step, ...]]
+) -> Schedule:
+    """`summed`, like `_sum_by_word`: the loops of a sum inside a group."""
     total, partial = found.total, found.partial
     cut, loops = _parts(total, knobs)
     steps = (Inline(found.weight.name), *_tile(found, knobs), *cut)
@@ -189,15 +154,27 @@ def skinny_matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
         *_sum(total, knobs.lanes, *loops),
         _inside(partial, total),
         *within,
-        *_sum_by_word(partial, found.weight, knobs, *rows),
+        *summed(partial, found.weight, knobs, *rows),
         *_words_ahead(partial, found.weight, knobs, _columns(found, knobs)),
     )
 
 
 def matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
     """parallel blocks of n { unpack a panel; blocks of m { k { a tile of registers } } }."""
+    return _matmul(found, knobs, _tile_sum)
+
+
+def matmul_tiles(found: Product, knobs: MatmulKnobs) -> Schedule:
+    """As `matmul`, of bytes, two rows of x at once: see `Target.byte_tiles`."""
+    return _matmul(found, knobs, _all_in_twos)
+
+
+def _matmul(
+    found: Product, knobs: MatmulKnobs, summed: Callable[..., tuple[Step, ...]]
+) -> Schedule:
+    """`summed`, like `_tile_sum`: the loops of a sum inside a group."""
     if 0 < knobs.depth < int(const_value(found.weight.axes[0].extent) or 0):
-        return _deep(found, knobs)
+        return _deep(found, knobs, summed)
     out, total, partial, weight = found.out, found.total, found.partial, found.weight
     panel = (At(weight.name, out.name, _names(out).block, "scratch"), *_panel(weight, knobs))
     if in_place(found, knobs):
@@ -209,11 +186,11 @@ def matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
         *steps,
         *_sum(total, knobs.lanes),
         _inside(partial, total),
-        *_tile_sum(found, partial, knobs),
+        *summed(found, partial, knobs),
     )
 
 
-def _deep(found: Product, knobs: MatmulKnobs) -> Schedule:
+def _deep(found: Product, knobs: MatmulKnobs, summed: Callable[..., tuple[Step, ...]]) -> Schedule:
     """parallel blocks of n { rows of x { blocks of k { a panel; tiles of m { registers } } } }.
 
     Panels are as deep as `depth` says: one of a whole row of the weight would leave the nearer
@@ -251,7 +228,7 @@ def _deep(found: Product, knobs: MatmulKnobs) -> Schedule:
     if partial is None:
         return (*steps, *panel, *_ahead(found, total, turns, knobs))
     inner = At(partial.name, total.name, step, "register")
-    return (*steps, *panel, inner, *_tile_sum(found, partial, knobs))
+    return (*steps, *panel, inner, *summed(found, partial, knobs))
 
 
 def _panel_steps(found: Product, knobs: MatmulKnobs) -> int:
@@ -328,8 +305,6 @@ def _tile_sum(found: Product, stage: Compute, knobs: MatmulKnobs, *rows: str) ->
     n, k = _names(stage), stage.over[0]
     rows = rows or (stage.axes[0].name,)
     cut, turns = _turns(stage, k.name, int(const_value(k.extent) or 1), knobs)
-    if knobs.tiled:
-        return (*cut, *_in_twos(stage, knobs, turns, rows))
     return (
         Split(stage.name, n.axis, n.register, n.lane, knobs.lanes),
         *cut,
@@ -338,6 +313,25 @@ def _tile_sum(found: Product, stage: Compute, knobs: MatmulKnobs, *rows: str) ->
         *_annotate(stage),
         *_ahead(found, stage, turns, knobs),
     )
+
+
+def _all_in_twos(found: Product, stage: Compute, knobs: MatmulKnobs) -> tuple[Step, ...]:
+    """All steps of a group written out, for a panel."""
+    del found  # `_tile_sum` looks at it
+    return _in_twos(stage, knobs, (stage.over[0].name,), (stage.axes[0].name,))
+
+
+def _words_in_twos(
+    stage: Compute, weight: Compute, knobs: MatmulKnobs, *rows: str
+) -> tuple[Step, ...]:
+    """As `_sum_by_word`, for packed words."""
+    k = stage.over[0]
+    codes = whole_periods(knobs.unroll, period(weight), k.extent)
+    if codes is None:
+        return _in_twos(stage, knobs, (k.name,), rows)
+    word, code = f"{k.name}_word", f"{k.name}_code"
+    cut = Split(stage.name, k.name, word, code, codes)
+    return (cut, *_in_twos(stage, knobs, (word, code), rows))
 
 
 def _in_twos(
@@ -416,9 +410,6 @@ def _sum_by_word(
             Reorder(stage.name, (word, *turns)),
             *(Unroll(stage.name, loop) for loop in turns),
         )
-    if isinstance(knobs, MatmulKnobs) and knobs.tiled:
-        cut = Split(stage.name, k.name, word, code, codes)
-        return (cut, *_in_twos(stage, knobs, (word, code), rows))
     return (
         Split(stage.name, n.axis, n.register, n.lane, knobs.lanes),
         Split(stage.name, k.name, word, code, codes),
