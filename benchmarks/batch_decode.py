@@ -14,12 +14,14 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from random_model import write_model
 
-from sterna.cli.main import main as main_of_sterna
+from sterna.base.target import host_target
+from sterna.compiler import CompileOptions, compile_model
 from sterna.engine.engine import Engine
 from sterna.engine.options import EngineOptions
 from sterna.local import locate
@@ -66,11 +68,11 @@ def measure(source: Path, scheme: str, args: argparse.Namespace) -> dict[str, An
     scheme, _, activations = scheme.partition("+")
     located = locate(source, quantization=scheme)
     if activations:
-        library = source / f"{scheme}-{activations}.so"
-        asked = ["--activations", activations, "--output", str(library)]
-        if main_of_sterna(["compile", str(located.folder), *asked]):
-            raise SystemExit(f"{scheme} could not be compiled with activations {activations}")
-        located = locate(located.folder, library)
+        target = host_target()
+        library = source / f"{scheme}-{activations}{target.suffix}"
+        asked = CompileOptions(activations=activations)  # type: ignore[arg-type]
+        compile_model(located.folder, target, library, options=asked)
+        located = replace(located, library=library)
     options = EngineOptions(
         mode="server",
         max_num_sequence=args.sequences,

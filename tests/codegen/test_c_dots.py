@@ -116,7 +116,7 @@ def native(spec: str, folder: Path, cc: str | None = None) -> NDArray[Any]:
     """What the code does here; it compiles, and then the test is skipped, where it cannot run."""
     target = parse_target(spec)
     if cc is not None and not is_of_host(target):
-        pytest.skip(f"{cc} makes nothing for {spec} on this machine")
+        pytest.skip(f"{cc} makes code for this machine's kind alone, which {spec} is not of")
     library = folder / f"dots{target.suffix}"
     compile_library(source(), target, library, cc=cc)
     lacks = set(target.features) - (cpu_features() or frozenset())

@@ -16,6 +16,7 @@ from sterna.base.dtype import BOOL
 from sterna.base.errors import CodegenError
 from sterna.codegen.c_expr import ExprWriter, Value, c_type, storage, whole_number
 from sterna.codegen.c_names import Names, name
+from sterna.codegen.fragments import is_move
 from sterna.ir.bounds import Intervals
 from sterna.ir.expr import Binary, Buffer, Expr, Intrin, Load, Var, const_value, row_major, wrap
 from sterna.ir.interpret import SLACK
@@ -238,13 +239,12 @@ class _Writer:
             self.close()
 
     def rows_at_once(self, loop: For) -> None:
-        """Rows of sums in one operation, where they add up products of bytes; else one by one."""
-        found = _tile(loop)
-        if found is None:
+        """Two rows of sums in one operation; they begin one by one."""
+        if is_move(loop):
             for i in range(whole_number(loop.extent, "a matrix loop")):
                 self.turn(loop, i)
             return
-        word, vector, sums, x, weight = found
+        word, vector, sums, x, weight = _tile(loop)
         lanes = whole_number(vector.extent, "a vector loop")
         self.widths.add(lanes)
 
@@ -337,21 +337,25 @@ class _Writer:
             self.line(f"{array}[{place}] = {each}[{i}];")
 
 
-def _tile(loop: For) -> tuple[For, For, Load, Load, Expr] | None:
-    """(loop over two words, vector loop, sums, x, weight) of two rows' sums of dot4."""
+def _tile(loop: For) -> tuple[For, For, Load, Load, Expr]:
+    """(loop over two words, vector loop, sums, x, weight) of two rows' sums of dot4.
+
+    CodegenError for anything else: nothing but that is rendered for a matrix loop.
+    """
+    unfit = CodegenError("a matrix loop of a CPU sums bytes of two rows, two words of each")
     word = loop.body
     vector = word.body if isinstance(word, For) and word.kind is ForKind.UNROLL else None
     store = vector.body if isinstance(vector, For) and vector.kind is ForKind.VECTOR else None
     value = store.value if isinstance(store, Store) else None
     if not isinstance(value, Binary) or value.op != "+" or not isinstance(value.b, Intrin):
-        return None
+        raise unfit
     assert isinstance(word, For), "just matched"
     assert isinstance(vector, For), "just matched"
     sums, (x, weight) = value.a, value.b.args
     two = const_value(loop.extent) == const_value(word.extent) == 2
     alike = two and value.b.name == "dot4" and loop.var not in free_vars(weight)
     if not alike or not isinstance(sums, Load) or not isinstance(x, Load):
-        raise CodegenError("a matrix loop of a CPU is over two rows, and two words of each")
+        raise unfit
     return word, vector, sums, x, weight
 
 

@@ -3,8 +3,9 @@
 `dot2` takes an i32 for two i16, `dot4` for four i8, those of the second operand not negative; the
 `_add` forms add the sum to a third operand, which is one instruction on CPUs with VNNI or with
 NEON's dot products. `pair4` leaves what `dot4` adds up in two i16, which is one instruction on x86
-without VNNI. All are exact, so all ways give the same bits. The compiler's own macros say
-which way there is: no target is named.
+without VNNI. `tile` adds the `dot4`s of two rows to two sums, which NEON's i8mm does at once. All
+are exact, so all ways give the same bits. The compiler's own macros say which way there is: no
+target is named.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import gcd
 
 from sterna.base.dtype import U32
 from sterna.base.errors import ScheduleError
@@ -161,18 +162,22 @@ def _skinny(
 
 def matmul(found: Product, knobs: MatmulKnobs) -> Schedule:
     """parallel blocks of n { unpack a panel; blocks of m { k { a tile of registers } } }."""
-    return _matmul(found, knobs, _tile_sum)
+    return _matmul(found, knobs, lambda stage: _tile_sum(found, stage, knobs))
 
 
 def matmul_tiles(found: Product, knobs: MatmulKnobs) -> Schedule:
     """As `matmul`, of bytes, two rows of x at once: see `Target.byte_tiles`."""
-    return _matmul(found, knobs, _all_in_twos)
+
+    def written_out(stage: Compute) -> tuple[Step, ...]:
+        return _in_twos(stage, knobs, (stage.over[0].name,), (stage.axes[0].name,))
+
+    return _matmul(found, knobs, written_out)
 
 
 def _matmul(
-    found: Product, knobs: MatmulKnobs, summed: Callable[..., tuple[Step, ...]]
+    found: Product, knobs: MatmulKnobs, summed: Callable[[Compute], tuple[Step, ...]]
 ) -> Schedule:
-    """`summed`, like `_tile_sum`: the loops of a sum inside a group."""
+    """`summed`: the loops of a sum inside a group."""
     if 0 < knobs.depth < int(const_value(found.weight.axes[0].extent) or 0):
         return _deep(found, knobs, summed)
     out, total, partial, weight = found.out, found.total, found.partial, found.weight
@@ -186,11 +191,13 @@ def _matmul(
         *steps,
         *_sum(total, knobs.lanes),
         _inside(partial, total),
-        *summed(found, partial, knobs),
+        *summed(partial),
     )
 
 
-def _deep(found: Product, knobs: MatmulKnobs, summed: Callable[..., tuple[Step, ...]]) -> Schedule:
+def _deep(
+    found: Product, knobs: MatmulKnobs, summed: Callable[[Compute], tuple[Step, ...]]
+) -> Schedule:
     """parallel blocks of n { rows of x { blocks of k { a panel; tiles of m { registers } } } }.
 
     Panels are as deep as `depth` says: one of a whole row of the weight would leave the nearer
@@ -228,7 +235,7 @@ def _deep(found: Product, knobs: MatmulKnobs, summed: Callable[..., tuple[Step, 
     if partial is None:
         return (*steps, *panel, *_ahead(found, total, turns, knobs))
     inner = At(partial.name, total.name, step, "register")
-    return (*steps, *panel, inner, *summed(found, partial, knobs))
+    return (*steps, *panel, inner, *summed(partial))
 
 
 def _panel_steps(found: Product, knobs: MatmulKnobs) -> int:
@@ -315,12 +322,6 @@ def _tile_sum(found: Product, stage: Compute, knobs: MatmulKnobs, *rows: str) ->
     )
 
 
-def _all_in_twos(found: Product, stage: Compute, knobs: MatmulKnobs) -> tuple[Step, ...]:
-    """All steps of a group written out, for a panel."""
-    del found  # `_tile_sum` looks at it
-    return _in_twos(stage, knobs, (stage.over[0].name,), (stage.axes[0].name,))
-
-
 def _words_in_twos(
     stage: Compute, weight: Compute, knobs: MatmulKnobs, *rows: str
 ) -> tuple[Step, ...]:
@@ -330,7 +331,7 @@ def _words_in_twos(
     if codes is None:
         return _in_twos(stage, knobs, (k.name,), rows)
     word, code = f"{k.name}_word", f"{k.name}_code"
-    cut = Split(stage.name, k.name, word, code, codes)
+    cut = Split(stage.name, k.name, word, code, gcd(codes, int(const_value(k.extent) or codes)))
     return (cut, *_in_twos(stage, knobs, (word, code), rows))
 
 
@@ -339,10 +340,12 @@ def _in_twos(
 ) -> tuple[Step, ...]:
     """The loops of a sum where two rows and two steps of k are one operation.
 
-    Raises ScheduleError where rows or steps are odd, and for anything but products of bytes.
+    Raises ScheduleError where rows or steps are odd, or rows no whole parts, and for anything but
+    products of bytes.
     """
     n, (*outer, last), (*parts, row) = _names(stage), turns, rows
-    odd = knobs.tokens % 2 or int(const_value(stage.over[0].extent) or 1) % 2
+    part = knobs.part if 0 < knobs.part < knobs.tokens else knobs.tokens
+    odd = part % 2 or knobs.tokens % part or int(const_value(stage.over[0].extent) or 1) % 2
     if odd or not adds_bytes(stage):
         raise ScheduleError(f"{stage.name} has no tiles of two rows of bytes and two steps of k")
     step, word, pair, each = f"{last}_two", f"{last}_of_two", f"{row}_two", f"{row}_of_two"
