@@ -6,8 +6,9 @@ The stories model (260 thousand weights, trained on TinyStories) is converted an
 scheme. Prints and writes benchmarks/results/quality.json: perplexity of 25 stories and of 20
 paragraphs of Shakespeare, and next-token agreement with q0f32 on the stories (share of equal most
 likely tokens, KL divergence in nats). The same for q0f32 with its keys and values kept in fewer
-bits, as `kv_cache`, and for q4f16_1 by what its activations become, as `activations`. A model this
-small suffers more from few bits than large ones do: the figures compare schemes.
+bits, as `kv_cache`, and for q4f16_1 by what its activations become, as `activations`; bf16 by the
+instruction's C model where there is no such instruction, which has its bits. A model this small
+suffers more from few bits than large ones do: the figures compare schemes.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ REFERENCE = "q0f32"
 MODEL = Path("models") / "stories260K-hf"
 KV_DTYPES: tuple[KVDtype, ...] = ("f16", "q8")
 ROUNDED = "q4f16_1"
-ACTIVATIONS: tuple[Activations, ...] = ("f32", "i16", "i8")  # of ROUNDED
+ACTIVATIONS: tuple[Activations, ...] = ("f32", "i16", "i8", "bf16")  # of ROUNDED
 USUAL = CompileOptions(prefill_chunk_size=64)
 LONGEST = 256  # tokens of a document
 
@@ -98,8 +99,9 @@ def load(
     """Convert, compile for this machine and load."""
     convert_weight(source, folder, quantization=scheme)
     gen_config(source, folder, quantization=scheme)
-    library = folder / f"model{host_target().suffix}"
-    compile_model(folder, host_target(), library, options=options)
+    target = replace(host_target(), bf16_pairs=True)
+    library = folder / f"model{target.suffix}"
+    compile_model(folder, target, library, options=options)
     return cpu.load(library, read_mlc_folder(folder).tensors, num_pages=LONGEST // 16)
 
 

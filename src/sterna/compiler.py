@@ -48,7 +48,7 @@ from sterna.passes.fuse import fuse
 from sterna.passes.lower_opaque import Setting
 from sterna.passes.pipeline import graph_passes, run
 from sterna.passes.prepack import RowTile, prepack
-from sterna.passes.products import Activations, count_by_unit, factors_of
+from sterna.passes.products import Activations, count_of_floats, factors_of
 from sterna.passes.quantize_activations import code_bits
 from sterna.passes.specialize import specialize
 from sterna.program import (
@@ -121,7 +121,7 @@ class Source:
     table: KernelTable
     entries: tuple[EntryPoint, ...]
     products: Mapping[int, int]  # of codes, by the bits of their activations
-    by_unit: tuple[int, int]  # products of floats: by the matrix unit, and those left to others
+    of_floats: tuple[int, int]  # products of floats of 16 bits, and those that stay in f32
 
     @property
     def tuned(self) -> int:
@@ -175,8 +175,8 @@ def compile_model(
         dump.kernels(sources[-1], renderer)
     if options.activations == "i8" and (wider := sources[0].products[16]):
         say(f"{wider} of {sum(sources[0].products.values())} products keep activations of 16 bits")
-    if left := sources[0].by_unit[1]:
-        say(f"{left} of {sum(sources[0].by_unit)} products keep activations in f32, and no unit")
+    if left := sources[0].of_floats[1]:
+        say(f"{left} of {sum(sources[0].of_floats)} products keep activations in f32")
     count, changed = sum(len(s.table.kernels) for s in sources), sum(s.tuned for s in sources)
     say(f"{count} kernels, {changed} of them tuned; making {output.name}")
     built = renderer.build_library([s.parts for s in sources], target)
@@ -228,6 +228,7 @@ def compile_source(
         models.family(config).FUSED,
         code_bits=factors.code_bits,
         floats=factors.floats,
+        paired=factors.paired,
         adapters=_adapters(options, model, quantization.compute),
         most_buffers=target.most_buffers or None,
     )
@@ -238,7 +239,7 @@ def compile_source(
             f"activations i8 were asked for, but no product of {folder.quantization} can use "
             "them: they go with weights of 2 or 4 bits whose codes fill words; leave the option out"
         )
-    by_unit = count_by_unit(module, factors, folder.quantization)
+    of_floats = count_of_floats(module, factors, folder.quantization)
     streams = streams_of(target)
     tiles = prepack(module, streams)
     near_rows = not target.group_threads
@@ -266,7 +267,7 @@ def compile_source(
     vision = None if sight is None else sight.told(sizes.context)
     manifest = msgspec.structs.replace(manifest, adapters=options.adapters, vision=vision)
     parts = LibraryParts(manifest, table.code(), constants)
-    return Source(manifest, parts, table, entries, products, by_unit)
+    return Source(manifest, parts, table, entries, products, of_floats)
 
 
 def _adapters(

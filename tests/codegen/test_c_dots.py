@@ -1,4 +1,4 @@
-"""Dot products of packed integers: every instruction set gives the exact sums, where it can run.
+"""Dot products of packed numbers: every instruction set gives the exact sums, where it can run.
 
 Natively what this CPU has, NEON under qemu, wasm in node; what remains is compiled, and looked at.
 """
@@ -26,9 +26,10 @@ from sterna.ir.expr import INTRINSICS
 
 COUNT, WIDTHS = 1024, (1, 2, 4, 8, 16, 32)
 NAMES = ("dot2", "dot4", "dot2_add", "dot4_add", "pair4", "pair4_add")
-WAYS = len(NAMES) * len(WIDTHS) + 1  # the last are tiles
+FLOATS = 4  # results of bf16
+WAYS = (len(NAMES) + FLOATS) * len(WIDTHS) + 1  # tiles lie between the integers and the floats
 ARM = ("aarch64", "aarch64-dot", "aarch64-i8mm")
-X86 = tuple(f"cpu:x86-64-{level}" for level in ("v2", "v3", "v3-vnni", "v4", "v4-vnni"))
+X86 = tuple(f"cpu:x86-64-{level}" for level in ("v2", "v3", "v3-vnni", "v4", "v4-vnni", "v4-bf16"))
 FILL = """
 static i32 x[COUNT], y[COUNT], z[COUNT], out[WAYS * COUNT];
 EXPORT i32 *sums_of_noise(void);
@@ -47,6 +48,26 @@ TILES = """
         tile_i32x4(&top, &bottom, x + i + 1, x + i + 5, *(i32x4u *)(y + i), *(i32x4u *)(y + i + 4));
         *(i32x4u *)to = top;
         *(i32x4u *)(to + 4) = bottom;
+    }
+"""
+# Numbers without infinities, many of them subnormal.
+BF16 = """
+    for (i32 i = 0; i < COUNT; i += LANES, to += LANES) {
+        i32@ a = *(i32@u *)(x + i) & (i32)0xbf81bf81, b = *(i32@u *)(y + i) & (i32)0x80ffbf80;
+        f32@ sum = bits_f32@((u32@)*(i32@u *)(z + i) & 0x80ffffffu);
+        *(i32@u *)to = (i32@)bits_u32@(dot2_bf16_add_f32@(a, b, sum));
+    }
+    for (i32 i = 0; i < COUNT; i += LANES, to += LANES) {
+        u32@ a = (u32@)*(i32@u *)(x + i) & 0xbfffffffu, b = (u32@)*(i32@u *)(y + i) & 0xbfffffffu;
+        *(i32@u *)to = pair_bf16_i32@(bits_f32@(a), bits_f32@(b));
+    }
+    for (i32 i = 0; i < COUNT; i += LANES, to += LANES) {
+        i32@ a = *(i32@u *)(x + i) & 0x00ff00ff, b = *(i32@u *)(y + i) & 0xff;
+        *(i32@u *)to = codes_bf16_i32@(a, b);
+    }
+    for (i32 i = 0; i < COUNT; i += LANES, to += LANES) {
+        i32@ a = *(i32@u *)(x + i) & 0x000f000f, b = *(i32@u *)(y + i) & 0xf;
+        *(i32@u *)to = nibbles_bf16_i32@(a, b);
     }
 """
 # An ELF library that is its own program; see test_toolchain.
@@ -86,10 +107,16 @@ def source() -> str:
                 f"    for (i32 i = 0; i < {COUNT}; i += {lanes}, to += {lanes}) "
                 f"*({kind} *)to = {name}_i32{suffix}({value});"
             )
-    return "\n".join([*lines, TILES.replace("COUNT", str(COUNT)), "    return out;", "}"])
+    lines.append(TILES.replace("COUNT", str(COUNT)))
+    for lanes in WIDTHS:
+        suffix, unaligned = ("", "") if lanes == 1 else (f"x{lanes}", "u")
+        floats = BF16.replace("COUNT", str(COUNT)).replace("LANES", str(lanes))
+        lines.append(floats.replace("@u", suffix + unaligned).replace("@", suffix))
+    return "\n".join([*lines, "    return out;", "}"])
 
 
-def exact() -> NDArray[Any]:
+def exact(fused: bool) -> NDArray[Any]:
+    """`fused`: whether a target has fma, which tiny products of bf16 tell."""
     state, noise = 1, []
     for _ in range(3 * COUNT):
         state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
@@ -99,7 +126,31 @@ def exact() -> NDArray[Any]:
     plain = [INTRINSICS[name].numpy(x, y) for name in ("dot2", "dot4")]
     pairs = [INTRINSICS["pair4"].numpy(x, y), INTRINSICS["pair4_add"].numpy(x, y, z)]
     forms = [*plain, *(sums + z for sums in plain), *pairs]
-    return np.concatenate([*(np.tile(form, len(WIDTHS)) for form in forms), tiles(x, y, z)])
+    parts = [*(np.tile(form, len(WIDTHS)) for form in forms), tiles(x, y, z)]
+    finite = ((v & np.int32(0xBFFFFFFF - (1 << 32))).view(np.float32) for v in (x, y))
+    floats = [
+        bf16(x, y, z, fused),
+        INTRINSICS["pair_bf16"].numpy(*finite),
+        INTRINSICS["codes_bf16"].numpy(x & 0x00FF00FF, y & 0xFF),
+        INTRINSICS["nibbles_bf16"].numpy(x & 0x000F000F, y & 0xF),
+    ]
+    return np.concatenate([*parts, np.tile(np.concatenate(floats), len(WIDTHS))])
+
+
+def bf16(x: NDArray[Any], y: NDArray[Any], z: NDArray[Any], fused: bool) -> NDArray[Any]:
+    """What VDPBF16PS makes: the upper products first, subnormal numbers as zeros."""
+
+    def number(bits: NDArray[Any]) -> NDArray[Any]:
+        kept = np.where(bits & 0x7F800000, bits, bits & 0x80000000)
+        return kept.astype(np.uint32).view(np.float32).astype(np.float64 if fused else np.float32)
+
+    a, b = x.view(np.uint32) & 0xBF81BF81, y.view(np.uint32) & 0x80FFBF80
+    total = number(z.view(np.uint32) & 0x80FFFFFF)
+    for high in (True, False):
+        left, right = ((v & 0xFFFF0000 if high else v << 16) for v in (a, b))
+        added = total + number(left) * number(right)
+        total = number(added.astype(np.float32).view(np.uint32))
+    return total.astype(np.float32).view(np.int32)
 
 
 def tiles(x: NDArray[Any], y: NDArray[Any], z: NDArray[Any]) -> NDArray[Any]:
@@ -129,14 +180,16 @@ def native(spec: str, folder: Path, cc: str | None = None) -> NDArray[Any]:
 
 @pytest.mark.parametrize("spec", X86)
 def test_levels_that_this_machine_has(spec: str, tmp_path: Path) -> None:
-    assert np.array_equal(native(spec, tmp_path), exact())
+    fused = parse_target(spec).fma
+    assert np.array_equal(native(spec, tmp_path), exact(fused))
 
 
 @pytest.mark.parametrize("spec", X86)
 def test_levels_that_gcc_compiles(spec: str, tmp_path: Path) -> None:
     if shutil.which("gcc") is None:
         pytest.skip("needs gcc")
-    assert np.array_equal(native(spec, tmp_path, "gcc"), exact())
+    fused = parse_target(spec).fma
+    assert np.array_equal(native(spec, tmp_path, "gcc"), exact(fused))
 
 
 @pytest.mark.parametrize("spec", [f"cpu:{level}-linux" for level in ARM])
@@ -155,7 +208,7 @@ def test_neon_under_qemu(spec: str, tmp_path: Path) -> None:
     library.chmod(0o755)
     done = subprocess.run([emulator, library], capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert np.array_equal(np.frombuffer(done.stdout, np.int32), exact())
+    assert np.array_equal(np.frombuffer(done.stdout, np.int32), exact(fused=True))
 
 
 def test_wasm_in_node(tmp_path: Path) -> None:
@@ -163,10 +216,10 @@ def test_wasm_in_node(tmp_path: Path) -> None:
         pytest.skip("needs node")
     library = tmp_path / "dots.wasm"
     compile_library(source(), parse_target("cpu:wasm32"), library)
-    script = NODE.replace("COUNT", str(exact().size))
+    script = NODE.replace("COUNT", str(WAYS * COUNT))
     done = subprocess.run(["node", "-e", script, library], capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == exact().tolist()
+    assert json.loads(done.stdout) == exact(fused=False).tolist()
 
 
 @pytest.mark.parametrize(
@@ -174,6 +227,7 @@ def test_wasm_in_node(tmp_path: Path) -> None:
     [
         ("cpu:x86-64-v3-vnni-linux", ("vpdpwssd", "vpdpbusd")),
         ("cpu:x86-64-v4-vnni-linux", ("vpdpwssd", "vpdpbusd")),
+        ("cpu:x86-64-v4-bf16-linux", ("vpdpwssd", "vdpbf16ps", "vpermw")),
         ("cpu:aarch64-dot-linux", ("sdot", "smull")),
         ("cpu:aarch64-i8mm-linux", ("sdot", "smmla")),
     ],

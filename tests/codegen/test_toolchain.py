@@ -47,6 +47,7 @@ MORE = (
     "cpu:x86-64-v3-vnni",
     "cpu:x86-64-v4",
     "cpu:x86-64-v4-vnni",
+    "cpu:x86-64-v4-bf16",
     "cpu:aarch64-dot-linux",
     "cpu:aarch64-i8mm-linux",
     "cpu:aarch64-windows",

@@ -53,7 +53,8 @@ from sterna.passes.cleanup import cleanup
 from sterna.passes.fuse import fuse
 from sterna.passes.lower import lower
 from sterna.passes.prepack import RowTile
-from sterna.passes.unit_products import products_by_unit, unit_products
+from sterna.passes.products import products_of_floats
+from sterna.passes.unit_products import unit_products
 from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import SCHEMES, scheme
 from sterna.runtime import vulkan
@@ -90,7 +91,7 @@ def product(name: str, most: int, shape: tuple[int, int]) -> Group:
     function = trace.function(trace.param("r", (n, shape[0]), F32) + y)
     module = IRModule({function.name: function}, function.name, (n,))
     module = unit_products(module, OPERANDS[CASES[name]])
-    assert products_by_unit(module) == (1, 0)
+    assert products_of_floats(module) == (1, 0)
     module = fuse(cleanup(module))
     tiles = dict.fromkeys(trace.weights, RowTile(64)) if SCHEMES[name].layout == "NK" else {}
     (only,) = (lower(f, tiles).group for f in module.functions.values() if f.primitive)
@@ -259,7 +260,7 @@ def test_weights_that_do_not_suit_stay() -> None:
         x = trace.param("x", (n, shape[1]), F32)
         function = trace.function(trace.emit("matmul", x, weight(trace, shape, own)))
         module = IRModule({"f": function}, "f", (n,))
-        assert products_by_unit(unit_products(module, OPERANDS[operands])) == (0, 1)
+        assert products_of_floats(unit_products(module, OPERANDS[operands])) == (0, 1)
 
 
 def test_the_operator_refuses_what_it_cannot_mean() -> None:
@@ -276,9 +277,15 @@ def test_the_operator_refuses_what_it_cannot_mean() -> None:
 @pytest.mark.parametrize(
     ("spec", "name", "activations", "told"),
     [
-        ("cpu", "q4f16_1", "f16", "has no matrix unit that takes them; possible are cuda, "),
+        (
+            "cpu",
+            "q4f16_1",
+            "f16",
+            "has no matrix unit or instruction for them; possible are cuda, ",
+        ),
         ("vulkan:f32", "q4f16_1", "f16", "vulkan:f32 has no matrix unit"),
         ("cuda:sm_75", "q4bf16_1", "bf16", "possible are cuda:sm_80, "),
+        ("cpu:x86-64-multi", "q4f16_1", "bf16", "rocm:gfx1201, cpu:x86-64-v4-bf16; or leave "),
         ("cuda:sm_80", "q4f32_1", "f16", "q4f32_1 computes in f32"),
         ("cuda:sm_80", "q0f16", "bf16", "no product of q0f16 can use them"),
     ],
@@ -295,7 +302,7 @@ def test_a_tied_plain_head_is_the_units_too() -> None:
     folder = ModelFolder(Path(), dict(CHAT), config, "llama", "q0f16", "q0f16", {})
     options = CompileOptions(activations="f16")
     source = compile_source(folder, parse_target("cuda:sm_80"), options)
-    assert source.by_unit == (5, 0)  # q, k and v; o; gate and up; down; the head
+    assert source.of_floats == (5, 0)  # q, k and v; o; gate and up; down; the head
     assert all(re.fullmatch(r"[a-z]\w+", title) for title in source.table.kernels)
 
 

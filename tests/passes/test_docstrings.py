@@ -13,6 +13,7 @@ from sterna.ir.equal import equal
 from sterna.ir.parser import parse_group, parse_module
 from sterna.ir.printer import to_text
 from sterna.ir.verify import verify, verify_group
+from sterna.passes.bf16_products import bf16_products
 from sterna.passes.fuse import fuse
 from sterna.passes.pipeline import graph_passes, infer
 from sterna.passes.regroup import regroup
@@ -22,6 +23,7 @@ FUSED = {"gate_up": ("gate", "up")}  # the table that combine_matmul's example n
 ROOM = AdapterRoom(count=2, rank=3, modules=("layers.{i}.up",))  # and add_adapters'
 PASSES = {
     **dict(graph_passes(FUSED, code_bits=16, adapters=(ROOM, F32))),
+    "bf16_products": bf16_products,
     "unit_products": partial(unit_products, operands=F16),
     "fuse": fuse,
 }

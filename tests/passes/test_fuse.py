@@ -199,7 +199,9 @@ CODED = (
     "c, s, t = outs(dynamic_quantize({}, group=4, parts=2, span=4), "
     "i32[n, 2, 2], f32[n, 2], i32[n, 2])"
 )
-ACTIVATED = ["a: f32[n, 8] = silu(x)", "b: f32[n, 8] = multiply(a, y)", CODED.format("b")]
+GATED = ["a: f32[n, 8] = silu(x)", "b: f32[n, 8] = multiply(a, y)"]
+ACTIVATED = [*GATED, CODED.format("b")]
+PAIRED = [*GATED, "p: i32[n, 2, 2] = bf16_pairs(b, span=4)"]
 
 
 @pytest.mark.parametrize(
@@ -217,9 +219,12 @@ ACTIVATED = ["a: f32[n, 8] = silu(x)", "b: f32[n, 8] = multiply(a, y)", CODED.fo
             ["matmul silu", "dynamic_quantize"],
         ),
         ([CODED.format("x"), "return c, s, t"], True, ["dynamic_quantize"]),
+        # Numbers of a pair are computed once each, near or not.
+        ([*PAIRED, "return p"], False, ["silu multiply bf16_pairs"]),
+        ([*PAIRED, "return b, p"], True, ["silu multiply", "bf16_pairs"]),
     ],
 )  # fmt: skip
-def test_what_only_becomes_codes_is_not_stored(
+def test_what_only_becomes_codes_or_pairs_is_not_stored(
     lines: list[str], near: bool, expected: list[str]
 ) -> None:
     assert kernels(fused(SUMS, *lines, near_rows=near)[1]) == expected

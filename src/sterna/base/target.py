@@ -105,6 +105,7 @@ class Target:
     integers64: bool = False  # arithmetic on whole numbers of 64 bits
     pair_products: bool = False  # sums of two i16 products are fast: activations become codes
     byte_pairs: bool = False  # bytes are multiplied and added into pairs of i16, not into one i32
+    bf16_pairs: bool = False  # two products of bf16 are added to a sum in f32 at once
     byte_tiles: bool = False  # 2 rows of 8 bytes are multiplied with 2 columns of them at once
     group_threads: int = 0  # most threads of a work group; 0: there are none
     subgroup: int = 0  # threads side by side that surely exchange values in registers
@@ -153,6 +154,9 @@ _ARCHITECTURES = {
     "x86-64-v4-vnni": _cpu("x86_64", "x86_64_v4-prefer_256_bit+avx512vnni+fast_dpwssd",
                            vector_bytes=64, vector_registers=32, fma=True,
                            features=(*_V4, "avx512_vnni")),
+    "x86-64-v4-bf16": _cpu("x86_64", "x86_64_v4-prefer_256_bit+avx512vnni+avx512bf16+fast_dpwssd",
+                           vector_bytes=64, vector_registers=32, fma=True, bf16_pairs=True,
+                           features=(*_V4, "avx512_vnni", "avx512_bf16")),
     "aarch64": _cpu("aarch64", "generic", vector_bytes=16, vector_registers=32, fma=True),
     "aarch64-dot": _cpu("aarch64", "generic+dotprod", vector_bytes=16, vector_registers=32,
                         fma=True, features=("asimddp",)),
@@ -355,10 +359,12 @@ def targets_of(target: Target) -> tuple[Target, ...]:
     return tuple(parse_target(spec) for spec in target.carried) or (target,)
 
 
-def targets_with_unit(operands: str) -> tuple[str, ...]:
-    """Targets with a matrix unit for such operands."""
+def targets_with_products_of(operands: str) -> tuple[str, ...]:
+    """Targets with a matrix unit for such floats, or with instructions for pairs of them."""
     rows = (row for kind in _GROUPED.values() for row in kind.values())
-    return tuple(row.spec for row in rows if row.unit and operands in row.unit.operands)
+    grouped = tuple(row.spec for row in rows if row.unit and operands in row.unit.operands)
+    paired = (f"cpu:{name}" for name, row in _ARCHITECTURES.items() if row.bf16_pairs)
+    return (*grouped, *(paired if operands == "bf16" else ()))
 
 
 def host_target() -> Target:

@@ -56,8 +56,9 @@ def add(verbs: Subparsers) -> None:
         "--activations",
         choices=("i16", "i8", "f16", "bf16", "f32"),
         help="what weights are multiplied with: 16-bit codes, exact within a group of packed "
-        "weights; 8-bit codes, faster and coarser; 16-bit floats, for GPUs with a matrix unit; or "
-        "f32 (default: i16 on CPUs for schemes that compute in 16 bits, and f32)",
+        "weights; 8-bit codes, faster and coarser; 16-bit floats, for GPUs with a matrix unit and "
+        "CPUs with AVX-512 BF16; or f32 (default: i16 on CPUs for schemes that compute in 16 "
+        "bits, and f32)",
     )
     parser.add_argument(
         "-o",

@@ -4,11 +4,15 @@
 `_add` forms add the sum to a third operand, which is one instruction on CPUs with VNNI or with
 NEON's dot products. `pair4` leaves what `dot4` adds up in two i16, which is one instruction on x86
 without VNNI. `tile` adds the `dot4`s of two rows to two sums, which NEON's i8mm does at once. All
-are exact, so all ways give the same bits. The compiler's own macros say which way there is: no
-target is named.
+are exact, so all ways give the same bits. `dot2_bf16_add` adds the products of pairs of bf16, as
+AVX-512's instruction for them does everywhere; `pair_bf16`, `codes_bf16` and `nibbles_bf16` make
+such pairs. The compiler's own macros say which way there is: no target is named.
 """
 
 from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
 
 _FUNCTIONS = ("dot2", "dot4", "dot2_add", "dot4_add", "pair4", "pair4_add")
 
@@ -16,9 +20,23 @@ _FUNCTIONS = ("dot2", "dot4", "dot2_add", "dot4_add", "pair4", "pair4_add")
 def dots(lanes: int) -> str:
     """The functions for one lane count."""
     if lanes == 1:
-        return _SCALAR
-    ways = "\n".join(_chain(lanes, name) for name in _FUNCTIONS) + (_TILE if lanes == 4 else "")
+        return _SCALAR + _bf16(1).replace("@", "")
+    ways = "\n".join(_chain(lanes, name) for name in _FUNCTIONS)
+    ways += _bf16(lanes) + (_TILE if lanes == 4 else "")
     return (_GCC_NAMES + ways if lanes == 16 else ways).replace("@", f"x{lanes}")
+
+
+def _bf16(lanes: int) -> str:
+    text = _BF16.replace("VECTOR", str(int(lanes in _X86))).replace("LANES", str(lanes))
+    return text.replace("TABLE", ", ".join(_small_numbers()))
+
+
+def _small_numbers() -> Iterator[str]:
+    """0 to 15 and -16 to -1 as bf16, two in each i32."""
+    numbers = [*range(16), *range(-16, 0)]
+    for pair in zip(numbers[::2], numbers[1::2], strict=True):
+        low, high = (struct.unpack("<I", struct.pack("<f", float(n)))[0] >> 16 for n in pair)
+        yield f"(i32)0x{high << 16 | low:08x}"
 
 
 _SCALAR = """
@@ -158,6 +176,47 @@ _ADDED = {
     "dot2_add": "    sum += dot2_i32@(a, b);",
     "dot4_add": "    sum += dot4_i32@(a, b);",
 }
+# As VDPBF16PS does it (Intel SDM): a fused multiply-add of the high halves, then one of the low, to
+# nearest even, with subnormal numbers as zeros in and out. A product of two bf16 is exact in f32 if
+# it is no subnormal, so only of those do bits depend on whether there is an fma.
+_BF16 = """
+STERNA_MAYBE i32@ pair_bf16_i32@(f32@ a, f32@ b) {
+    return (i32@)(u32_from_u16@(bf16_from_f32@(a)) | (u32_from_u16@(bf16_from_f32@(b)) << 16));
+}
+STERNA_MAYBE i32@ codes_bf16_i32@(i32@ codes, i32@ zero) {
+    u32@ low = bits_u32@(f32_from_i32@((codes & 0xffff) - zero));
+    u32@ high = bits_u32@(f32_from_i32@((codes >> 16) - zero));
+    return (i32@)((low >> 16) | (high & 0xffff0000u));  // nothing is rounded
+}
+STERNA_MAYBE i32@ nibbles_bf16_i32@(i32@ codes, i32@ zero) {
+#if defined(__AVX512BW__) && LANES == 16
+    const i32@ whole = {TABLE};
+    typedef i16 halves __attribute__((vector_size(64)));
+    halves at = (halves)codes - (halves)(zero | (zero << 16));
+    __asm__("vpermw %1, %2, %0" : "=v"(at) : "v"(whole), "v"(at));
+    return (i32@)at;
+#else
+    return codes_bf16_i32@(codes, zero);
+#endif
+}
+STERNA_MAYBE f32@ normal_f32@(f32@ x) {
+    u32@ bits = bits_u32@(x);
+    return choose_f32@((bits & 0x7f800000u) == 0, bits_f32@(bits & 0x80000000u), x);
+}
+STERNA_MAYBE f32@ dot2_bf16_add_f32@(i32@ a, i32@ b, f32@ sum) {
+#if defined(__AVX512BF16__) && VECTOR
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+#else
+    f32@ x = normal_f32@(bits_f32@((u32@)a & 0xffff0000u));
+    f32@ y = normal_f32@(bits_f32@((u32@)b & 0xffff0000u));
+    sum = normal_f32@(fma_f32@(x, y, normal_f32@(sum)));
+    x = normal_f32@(bits_f32@((u32@)a << 16));
+    y = normal_f32@(bits_f32@((u32@)b << 16));
+    return normal_f32@(fma_f32@(x, y, sum));
+#endif
+}
+"""
 # Two rows of 8 bytes, side by side from x and y on, times columns of 8 whose halves are in `first`
 # and `second`. The instruction has two rows by two columns in a register: where calls follow each
 # other, the compiler leaves out that they are sorted back and forth.

@@ -38,8 +38,8 @@ from sterna.ir.simplify import Simplifier, simplify
 
 _INDEX = (I32, I64)
 _HALF = (F16, BF16)
-_DOTS = ("dot2", "dot4")  # sums of which are one instruction where there is one
-_PRODUCTS = (*_DOTS, "pair4", "pair4_add")
+_DOTS = ("dot2", "dot4", "dot2_bf16")  # sums of which are one instruction where there is one
+_PACKED = ("dot2", "dot4", "pair4", "pair4_add", "pair_bf16", "codes_bf16", "nibbles_bf16")
 _LOGICAL = {"and": ("&&", "&"), "or": ("||", "|")}
 
 Value = tuple[str, int]  # C text, lanes
@@ -125,7 +125,7 @@ class ExprWriter:
             case Intrin(name="fma", args=args) if e.dtype == F32:
                 texts, lanes = self.together(*args)
                 return f"fma_{c_type(F32, lanes)}({', '.join(texts)})", lanes
-            case Intrin(name=name, args=args) if name in _PRODUCTS and e.dtype == I32:
+            case Intrin(name=name, args=args) if name in _PACKED and e.dtype == I32:
                 texts, lanes = self.together(*args)
                 return f"{name}_i32{suffix(lanes)}({', '.join(texts)})", lanes
             case Unary(op=op, a=a):
@@ -157,7 +157,8 @@ class ExprWriter:
             return self.code(code)
         if e.op == "+" and isinstance(e.b, Intrin) and e.b.name in _DOTS:
             texts, lanes = self.together(*e.b.args, e.a)  # one instruction where there is one
-            return f"{e.b.name}_add_i32{suffix(lanes)}({', '.join(texts)})", lanes
+            kind = storage(e.dtype, lanes)
+            return f"{e.b.name}_add_{kind}({', '.join(texts)})", lanes
         (x, y), lanes = self.together(e.a, e.b)
         dtype, op = e.a.dtype, e.op
         if dtype in _HALF or (lanes > 1 and dtype.bits > 32) or dtype not in C_NAMES:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, dataclass_transform
 
 import numpy as np
 
-from sterna.base.dtype import BOOL, F32, I32, I64, DType
+from sterna.base.dtype import BF16, BOOL, F32, I32, I64, DType
 
 T = TypeVar("T")
 
@@ -83,12 +83,14 @@ BINARY: dict[str, Operator] = {
 class Intrinsic:
     """A row of the intrinsics: hardware has them, or they are made of what it has.
 
-    `operations` are its multiplications and additions.
+    `operations` are its multiplications and additions, `result` is its dtype where that is not the
+    arguments'.
     """
 
     arity: int
     operations: int
     numpy: Callable[..., Any]
+    result: DType | None = None
 
 
 def _half(pair: Any, shift: int) -> Any:
@@ -111,6 +113,25 @@ def _pair(low: Any, high: Any) -> Any:
     return _half(high, 0) * (1 << 16) + (low & 0xFFFF)
 
 
+def _float(pair: Any, shift: int) -> Any:
+    """The bf16 at bit `shift` of an i32, as f32."""
+    bits = (np.asarray(pair, np.int64) >> shift & 0xFFFF) << 16
+    return bits.astype(np.uint32).view(np.float32)[()]
+
+
+def _floats(low: Any, high: Any) -> Any:
+    """Two numbers rounded to bf16, in an i32."""
+    halves = (np.asarray(x, np.float32).astype(BF16.numpy).view(np.uint16) for x in (low, high))
+    first, second = (half.astype(np.uint32) for half in halves)
+    return (first | second << 16).view(np.int32)[()]
+
+
+def _codes(codes: Any, zero: Any) -> Any:
+    """Two small whole numbers less `zero`, as bf16."""
+    both = np.asarray(codes, np.int64)
+    return _floats((both & 0xFFFF) - zero, (both >> 16) - zero)
+
+
 INTRINSICS: dict[str, Intrinsic] = {
     "fma": Intrinsic(3, 2, lambda a, b, c: a * b + c),
     "dot2": Intrinsic(2, 3, lambda a, b: _half(a, 0) * _half(b, 0) + _half(a, 16) * _half(b, 16)),
@@ -118,6 +139,11 @@ INTRINSICS: dict[str, Intrinsic] = {
     "pair4": Intrinsic(2, 6, lambda a, b: _pair(_products(a, b, 0), _products(a, b, 16))),
     "pair4_add": Intrinsic(3, 8, lambda a, b, c: _pair(
         _half(c, 0) + _products(a, b, 0), _half(c, 16) + _products(a, b, 16))),
+    "dot2_bf16": Intrinsic(2, 3, lambda a, b: (
+        _float(a, 16) * _float(b, 16) + _float(a, 0) * _float(b, 0)), F32),
+    "pair_bf16": Intrinsic(2, 0, _floats, I32),
+    "codes_bf16": Intrinsic(2, 0, _codes),
+    "nibbles_bf16": Intrinsic(2, 0, _codes),
 }  # fmt: skip
 
 
@@ -273,13 +299,17 @@ class Load(Expr):
 
 @node
 class Intrin(Expr):
-    """A named operation of several arguments, a row of INTRINSICS.
+    """A named operation of several arguments of one dtype, a row of INTRINSICS.
 
     `fma(a, b, c)` = a * b + c rounded once. `dot2(a, b)` takes each i32 for two i16 and sums the
     two products; it may be as large as 2**31, where it wraps. `dot4(a, b)` takes each for four i8;
     those of b must not be negative, for hardware multiplies signed numbers with unsigned ones.
     `pair4(a, b)` leaves two i16 in an i32 instead, each the sum of two of those products, and
     `pair4_add(a, b, c)` adds them to the two of c; where one does not fit, it wraps.
+    `pair_bf16(a, b)` rounds two f32 to bf16 and lays them into an i32, the first in its low half.
+    `codes_bf16(a, b)` makes such a pair of the two codes in a, of 8 bits at most, each less b, and
+    `nibbles_bf16` does where codes and b have 4 bits at most. `dot2_bf16(a, b)` sums the products
+    of two pairs in f32, which an instruction may do in an order of its own (`UNIT_SUM`).
     """
 
     name: str
@@ -287,7 +317,7 @@ class Intrin(Expr):
 
     @property
     def dtype(self) -> DType:  # type: ignore[override]
-        return self.args[0].dtype
+        return INTRINSICS[self.name].result or self.args[0].dtype
 
 
 def wrap(value: ExprLike, dtype: DType | None = None) -> Expr:

@@ -182,7 +182,8 @@ class _Checker:
         arity = INTRINSICS[expr.name].arity
         if len(expr.args) != arity:
             raise self.fail(f"{expr.name} takes {arity} arguments, not {len(expr.args)}")
-        return self.same(expr.args, expr)
+        dtype = self.same(expr.args, expr)
+        return INTRINSICS[expr.name].result or dtype
 
     def access(self, buffer: Buffer, index: Sequence[Expr], whole: Expr | Stmt) -> None:
         if buffer not in self.buffers:

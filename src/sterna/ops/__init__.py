@@ -4,6 +4,7 @@ from sterna.base.errors import InvalidIR
 from sterna.ops import (
     activation,
     attention,
+    bf16_matmul,
     elementwise,
     experts,
     heads,
@@ -73,6 +74,8 @@ OPS: dict[str, Op] = {
         quantized_matmul.DYNAMIC_QUANTIZE,
         quantized_matmul.QUANTIZED_MATMUL,
         unit_matmul.UNIT_MATMUL,
+        bf16_matmul.BF16_PAIRS,
+        bf16_matmul.BF16_MATMUL,
         attention.COSINE,
         attention.SINE,
         attention.ROPE,

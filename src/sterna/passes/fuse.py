@@ -4,8 +4,9 @@ What moves values only (dequantize, slice, cast) goes into each of its readers a
 stored. An element-wise operator joins the kernel that makes its input, as its epilogue, when it is
 that input's only reader; so does a cast that has to be stored, where a gather makes its input. A
 sum that a norm reads joins the norm's kernel and is stored beside it. Operators with a loop program
-of their own head a kernel and take movers in. Where rows are kept near, element-wise operators
-whose result only becomes codes join the kernel that makes the codes.
+of their own head a kernel and take movers in. Element-wise operators whose result only becomes
+pairs of bf16 join the kernel that makes the pairs; where rows are kept near, so do those whose
+result only becomes codes.
 
 In: a module after the passes over operators. Out: the same values, by calls of primitive
 Functions alone. It knows how operators fuse, not what kernels cost.
@@ -23,8 +24,9 @@ from sterna.ops.restore import UNPACKING
 # Recomputed by each reader: they cost next to nothing.
 MOVERS = (*UNPACKING, "slice", "slice_groups", "repeat_heads", "flatten", "cast")
 NORMS = ("rms_norm", "layer_norm")
-PRODUCTS = ("matmul", "quantized_matmul", "unit_matmul")
+PRODUCTS = ("matmul", "quantized_matmul", "unit_matmul", "bf16_matmul")
 CODES = "dynamic_quantize"
+PAIRS = "bf16_pairs"
 
 
 def fuse(module: IRModule, *, near_rows: bool = False) -> IRModule:
@@ -138,8 +140,8 @@ class _Fusion:
             home = self.group_of.get(source) if source is not None else None
             joined = source is not None and self._for_norm(source)
             return home if joined and home is not None and self._may_wait(home, i) else None
-        if call.op == CODES:
-            return self._codes_home(call.args[0])
+        if call.op == PAIRS or (call.op == CODES and self.near_rows):
+            return self._factors_home(call.args[0])
         if op(call.op).kind is not Kind.ELEMENTWISE or self._for_norm(i):
             return None
         for arg in call.args:
@@ -148,12 +150,12 @@ class _Fusion:
                 return self.group_of[source]
         return None
 
-    def _codes_home(self, value: Value) -> int | None:
-        """The group of element-wise operators that makes `value` for nothing but its codes."""
+    def _factors_home(self, value: Value) -> int | None:
+        """The group of element-wise operators whose `value` is read by one operator alone."""
         source = self.maker.get(value)
         home = None if source is None else self.group_of.get(source)
         alone = len(self.readers[value]) == 1 and value not in self.function.results
-        if home is None or not alone or not self.near_rows:
+        if home is None or not alone:
             return None
         kinds = {op(self.function.bindings[m].call.op).kind for m in self.groups[home]}
         return home if kinds == {Kind.ELEMENTWISE} else None

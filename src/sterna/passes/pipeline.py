@@ -18,6 +18,7 @@ from sterna.ir.printer import to_text
 from sterna.ir.verify import verify
 from sterna.ops import op
 from sterna.passes.add_adapters import add_adapters
+from sterna.passes.bf16_products import bf16_products
 from sterna.passes.cleanup import cleanup
 from sterna.passes.combine_matmul import combine_matmul
 from sterna.passes.fuse_rope_append import fuse_rope_append
@@ -34,14 +35,15 @@ def graph_passes(
     *,
     code_bits: int | None,
     floats: DType | None = None,
+    paired: bool = False,
     adapters: tuple[AdapterRoom, DType] | None = None,
     most_buffers: int | None = None,
 ) -> tuple[Pass, ...]:
     """The passes that come before fusion; `fused` is the family's FUSED table.
 
     `code_bits`: packed weights are multiplied as codes, with activations of so many bits; None:
-    as floats. `floats`: by the matrix unit, with activations of this dtype. `adapters`: what room
-    there is for them, and the dtype of their factors.
+    as floats. `floats`: by the matrix unit, with activations of this dtype, or `paired`, by a CPU's
+    instructions. `adapters`: what room there is for them, and the dtype of their factors.
     `most_buffers`: how many a kernel may bind, if there is a limit.
     """
     products: tuple[Pass, ...] = ()
@@ -53,6 +55,8 @@ def graph_passes(
         products = (("quantize_activations", partial(quantize_activations, bits=code_bits)),)
     if floats is not None:
         products = (("unit_products", partial(unit_products, operands=floats)),)
+    if paired:
+        products = (("bf16_products", bf16_products),)
     return (
         *low_rank,  # sees weights under the names that adapters know: none is stacked yet
         ("last_rows", last_rows),  # sees norm and head as traced: none is stacked or shared yet

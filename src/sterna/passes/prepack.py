@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from sterna.base.dtype import U32, DType
 from sterna.ir.graph import Binding, Call, Function, IRModule, Value
 from sterna.ops.restore import UNPACKING
+from sterna.passes.fuse import PRODUCTS
 
 ROW_TILE = 32
 
@@ -52,7 +53,7 @@ def _row_major(function: Function, made: dict[Value, Binding], call: Call) -> li
     """The weights that a call reads by columns of several rows, and that are stored rows first."""
     if call.op == "matmul":
         return _parts(function, made, call.args[1])
-    if call.op in ("quantized_matmul", "unit_matmul") and call.attr("layout") == "NK":
+    if call.op in PRODUCTS and call.attr("layout") == "NK":
         return [a for a in call.args if a in function.weights]
     return []
 

@@ -62,12 +62,6 @@ def unit_products(module: IRModule, operands: DType) -> IRModule:
     return replace(module, functions=functions)
 
 
-def products_by_unit(module: IRModule) -> tuple[int, int]:
-    """How many products are made by the unit, and how many are not."""
-    calls = [b.call.op for f in module.functions.values() for b in f.bindings]
-    return calls.count("unit_matmul"), calls.count("matmul")
-
-
 def _rewritten(function: Function, operands: DType) -> Function:
     made = makers(function)
     bindings = tuple(

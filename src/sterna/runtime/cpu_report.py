@@ -20,7 +20,7 @@ from sterna.runtime.host import (
 from sterna.runtime.report import DeviceReport
 
 _TOLD_FEATURES = (
-    "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx2", "fma", "f16c", "ssse3",
+    "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "avx2", "fma", "f16c", "ssse3",
     "asimddp", "i8mm", "fphp", "sve",
 )  # fmt: skip
 
