@@ -27,6 +27,7 @@ OVERRIDES = (
     "sliding_window_size",
     "attention_sink_size",
 )
+COARSER = ("i8", "bf16")  # activations whose effect on next tokens is told
 _EXAMPLE = """\
   sterna compile --model ./dist/M --target cpu --output ./dist/libs/M-cpu.so
   sterna compile --model ./dist/M --target cpu:aarch64-macos --output ./dist/libs/M-mac.dylib
@@ -52,14 +53,7 @@ def add(verbs: Subparsers) -> None:
     parser.add_argument(
         "--target", default="cpu", help=f"one of {', '.join(EXAMPLES)}, ... (default: cpu)"
     )
-    parser.add_argument(
-        "--activations",
-        choices=("i16", "i8", "f16", "bf16", "f32"),
-        help="what weights are multiplied with: 16-bit codes, exact within a group of packed "
-        "weights; 8-bit codes, faster and coarser; 16-bit floats, for GPUs with a matrix unit and "
-        "CPUs with AVX-512 BF16; or f32 (default: i16 on CPUs for schemes that compute in 16 "
-        "bits, and f32)",
-    )
+    _add_activations(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -94,6 +88,23 @@ def add(verbs: Subparsers) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_activations(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--activations",
+        choices=("i16", "i8", "f16", "bf16", "f32"),
+        help="what weights are multiplied with: 16-bit codes, exact within a group of packed "
+        "weights; 8-bit codes, faster and coarser; 16-bit floats, for GPUs with a matrix unit and "
+        "CPUs with AVX-512 BF16; or f32 (default: i16 on CPUs for schemes that compute in 16 "
+        "bits, and f32)",
+    )
+    parser.add_argument(
+        "--measure",
+        action=argparse.BooleanOptionalAction,
+        help=f"with --activations {' or '.join(COARSER)} for this CPU: compare next tokens with "
+        "the usual activations' (default: if the model is small)",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     folder = model_folder(one_of(args.bare, args.model, "--model"))
     output, target = output_of(args), parse_target(args.target)
@@ -114,6 +125,9 @@ def run(args: argparse.Namespace) -> int:
             f"--quantization is {args.quantization}, but {folder} is quantized as {found}; "
             "leave the flag out, or convert the model again"
         )
+    measured = args.measure is not False and not whole and args.activations in COARSER
+    if args.measure:
+        _check_measurable(measured, target)
     dump = Path(args.debug_dump).expanduser() if args.debug_dump else None
     with shown() as report:
         tuned = None if args.no_tuned else _tuned(target, report)
@@ -131,8 +145,8 @@ def run(args: argparse.Namespace) -> int:
             told = f"{size(library.stat().st_size)}, {target.spec}"
     if dump is not None:
         note(f"every phase is in {dump}")
-    if args.activations == "i8" and not whole:
-        note(_effect(folder, target, output, settings))
+    if measured:
+        note(_effect(folder, target, output, settings, asked=args.measure is True))
     print(f"{output} ({told})")
     return 0
 
@@ -141,17 +155,32 @@ def _programs(index: WebIndex) -> str:
     return "programs " + ", ".join(program.target for program in index.programs)
 
 
-def _effect(folder: Path, target: Target, library: Path, settings: dict[str, Any]) -> str:
-    """What activations of 8 bits cost in quality, or why that is not told."""
+def _check_measurable(coarse: bool, target: Target) -> None:
+    from sterna.cli.compile_effect import not_run_here
+
+    if not coarse:
+        raise UsageError(
+            "--measure compares coarser activations with the usual ones: it goes with "
+            f"--activations {' or '.join(COARSER)} and a library"
+        )
+    if why := not_run_here(target):
+        raise UsageError(f"--measure was asked for, but {why}")
+
+
+def _effect(
+    folder: Path, target: Target, library: Path, settings: dict[str, Any], *, asked: bool
+) -> str:
+    """What coarser activations cost in quality, or why that is not told."""
     from sterna.cli.compile_effect import effect, unmeasurable
 
-    why = unmeasurable(target, library)
+    kind = settings["activations"]
+    why = unmeasurable(target, library, asked=asked)
     try:
         if why is None:
-            return f"activations i8: {effect(folder, target, library, settings)}"
+            return f"activations {kind}: {effect(folder, target, library, settings)}"
     except TokenizerError as error:
         why = str(error)
-    return f"what activations i8 cost in quality was not measured: {why}"
+    return f"what activations {kind} cost in quality was not measured: {why}"
 
 
 def _room(adapters: Sequence[str]) -> AdapterRoom | None:

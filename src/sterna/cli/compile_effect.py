@@ -42,17 +42,24 @@ class Effect:
         )
 
 
-def unmeasurable(target: Target, library: Path) -> str | None:
-    """Why the effect cannot be told here; None where it can."""
+def not_run_here(target: Target) -> str | None:
+    """Why no effect can be told for a target; None where one can."""
     found = host.cpu_features()
     missing = [f for f in target.features if found is not None and f not in found]
     if target.group_threads or target.carried or missing or not is_of_host(target):
         return f"programs for {target.spec} are not run for it here"
+    return None
+
+
+def unmeasurable(target: Target, library: Path, *, asked: bool) -> str | None:
+    """Why the effect of a library is not told; None where it is. `asked`: however long it takes."""
+    if why := not_run_here(target):
+        return why
     manifest = read_manifest(library)
     if manifest.model.pooling is not None:
         return "the model writes no text"
-    if sum(packed_bytes(param) for param in manifest.params) > _MOST_BYTES:
-        return "the model is large, and reading the texts would take minutes"
+    if not asked and sum(packed_bytes(param) for param in manifest.params) > _MOST_BYTES:
+        return "the model is large; compile with --measure to do it, in a minute or more"
     return None
 
 
