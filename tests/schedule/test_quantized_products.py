@@ -32,7 +32,7 @@ from sterna.passes.quantize_activations import quantize_activations
 from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import SCHEMES, Scheme
 from sterna.schedule.apply import apply
-from sterna.schedule.choose import RULES, Plan, choose, plan_of, schedule
+from sterna.schedule.choose import RULES, Plan, choose, plan_of, schedule, table
 from sterna.schedule.pairs import in_pairs
 from sterna.schedule.rules.product import MatmulKnobs, MatvecKnobs
 from sterna.schedule.signed import signed
@@ -305,6 +305,18 @@ def test_only_products_of_bytes_are_made_in_tiles() -> None:
     }
     group = kernels("q4f16_1 i8", 32)["product"]
     assert plan_of(group, parse_target("cpu:aarch64-dot-linux")).rule == "skinny_matmul"
+
+
+def test_bytes_have_a_tile_of_their_own_where_the_table_has_one() -> None:
+    for spec in ("cpu:x86-64-v3", "cpu:x86-64-v4-vnni"):
+        target = parse_target(spec)
+        knobs = table(target.table)[target.lanes()]
+        plans = [
+            plan_of(kernels(name, 512)["product"], target) for name in ("q4f16_1 i8", "q4f16_1")
+        ]
+        assert plans[0].knobs == (knobs.bytes or knobs.pairs)
+        assert plans[1].knobs == knobs.pairs
+        assert (plans[0].knobs == plans[1].knobs) == (knobs.bytes is None)
 
 
 def test_sums_that_may_not_fit_16_bits_are_left_in_32() -> None:

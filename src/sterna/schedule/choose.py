@@ -73,8 +73,9 @@ class Knobs:
     Up to `matvec_rows` rows of x a product is a matvec, up to `skinny_rows` a skinny matmul; for
     more there is a panel, or the weight as it lies, cut where that would be larger than
     `panel_bytes` (0: any may be).
-    `matmul` is for products of floats, `pairs` for those of pairs of integers. Packed words of a
-    tile of rows lie in `streams` places of memory, which are read side by side.
+    `matmul` is for products of floats, `pairs` for those of pairs of integers, `bytes` for those
+    of four bytes (None: as pairs). Packed words of a tile of rows lie in `streams` places of
+    memory, which are read side by side.
     """
 
     matvec_rows: int
@@ -86,6 +87,7 @@ class Knobs:
     pairs: MatmulKnobs
     norm: NormKnobs
     elementwise: ElementwiseKnobs
+    bytes: MatmulKnobs | None = None
     streams: int = 1
 
 
@@ -211,12 +213,19 @@ def _of_rows(found: Product, knobs: Knobs) -> Plan:
         return Plan("matvec", knobs.matvec)
     if most_rows(found) <= knobs.skinny_rows:
         return Plan("skinny_matmul", knobs.skinny)
-    tile = knobs.matmul if found.weight.out.dtype.is_float else knobs.pairs
+    tile = _tile_of(found, knobs)
     size = block_bytes(found, tile)
     if 0 < knobs.panel_bytes < size:
         deep = int(const_value(found.weight.axes[0].extent) or 0)
         return Plan("matmul", replace(tile, depth=deep * knobs.panel_bytes // size))
     return Plan("skinny_matmul" if in_place(found, tile) else "matmul", tile)
+
+
+def _tile_of(found: Product, knobs: Knobs) -> MatmulKnobs:
+    """The tile of many rows, by what is multiplied."""
+    if found.weight.out.dtype.is_float:
+        return knobs.matmul
+    return knobs.bytes if knobs.bytes is not None and of_bytes(found) else knobs.pairs
 
 
 def schedule(group: Group, plan: Plan) -> Schedule:
