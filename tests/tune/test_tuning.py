@@ -180,7 +180,9 @@ def test_targets_that_are_not_measured(folder: Path, spec: str, why: str) -> Non
 @pytest.mark.parametrize(
     "words",
     [[], ["--trials", "3"], ["M", "--trials", "0"], ["M", "--minutes", "0"],
-     ["M", "--minutes", "nan"], ["M", "--trials", "1", "--minutes", "1"], ["--import", "no.json"]],
+     ["M", "--minutes", "nan"], ["M", "--trials", "1", "--minutes", "1"], ["--import", "no.json"],
+     ["--export", "p.json", "--activations", "i8"], ["M", "--overrides", "tokens=3"],
+     ["M", "--activations", "i8"]],  # a model of f32, which has no such products
 )  # fmt: skip
 def test_commands_that_make_no_sense(
     words: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -208,3 +210,22 @@ def test_the_command(
     other = ["--database", str(tmp_path / "other.sqlite")]
     assert main(["tune", "--import", files["plans.json"], *other]) == 0
     assert "took" in capsys.readouterr().err
+
+
+def test_flags_shape_the_kernels_as_those_of_compile_do(
+    kernels: list[Progress],
+    folder: Path,
+    tmp_path: Path,
+    faked: Faked,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Workers, "measure", lambda self, *args: faked.measure(*args))
+    flags = {"small": ["--overrides", "prefill_chunk_size=16;max_batch_size=2"], "usual": []}
+    found = {}
+    for name, words in flags.items():
+        path = tmp_path / f"{name}.sqlite"
+        words = [str(folder), "--database", str(path), "--trials", "2", *words]
+        assert main(["tune", *words]) == 0
+        found[name] = set(Database(path).best(here(host_target())))
+    assert found["small"] == {kernel.kernel for kernel in kernels}
+    assert found["usual"] != found["small"]

@@ -53,18 +53,18 @@ def add(verbs: Subparsers) -> None:
     parser.add_argument(
         "--target", default="cpu", help=f"one of {', '.join(EXAMPLES)}, ... (default: cpu)"
     )
-    _add_activations(parser)
+    add_settings(parser)
+    parser.add_argument(
+        "--measure",
+        action=argparse.BooleanOptionalAction,
+        help=f"with --activations {' or '.join(COARSER)} for this CPU: compare next tokens with "
+        "the usual activations' (default: if the model is small)",
+    )
     parser.add_argument(
         "-o",
         "--output",
         metavar="LIB",
         help="the library to write; or DIR/, a folder that browsers fetch",
-    )
-    parser.add_argument(
-        "--kv-dtype",
-        choices=("f16", "q8"),
-        help="what the KV cache keeps: 16 bits, or 8 and a scale for each token and head "
-        "(default: what the quantization computes in)",
     )
     parser.add_argument(
         "--lora",
@@ -79,16 +79,11 @@ def add(verbs: Subparsers) -> None:
     parser.add_argument(
         "--no-tuned", action="store_true", help="leave out plans that `sterna tune` has measured"
     )
-    parser.add_argument(
-        "--overrides",
-        metavar="K=V;K=V",
-        default="",
-        help=f"instead of the folder's configuration: {', '.join(OVERRIDES)}",
-    )
     parser.set_defaults(run=run)
 
 
-def _add_activations(parser: argparse.ArgumentParser) -> None:
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """What shapes a model's kernels: the same flags wherever kernels are made."""
     parser.add_argument(
         "--activations",
         choices=("i16", "i8", "f16", "bf16", "f32"),
@@ -98,23 +93,30 @@ def _add_activations(parser: argparse.ArgumentParser) -> None:
         "bits, and f32)",
     )
     parser.add_argument(
-        "--measure",
-        action=argparse.BooleanOptionalAction,
-        help=f"with --activations {' or '.join(COARSER)} for this CPU: compare next tokens with "
-        "the usual activations' (default: if the model is small)",
+        "--kv-dtype",
+        choices=("f16", "q8"),
+        help="what the KV cache keeps: 16 bits, or 8 and a scale for each token and head "
+        "(default: what the quantization computes in)",
     )
+    parser.add_argument(
+        "--overrides",
+        metavar="K=V;K=V",
+        default="",
+        help=f"instead of the folder's configuration: {', '.join(OVERRIDES)}",
+    )
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What was given of them, as CompileOptions take it; UsageError for overrides that are none."""
+    given = {"kv_dtype": args.kv_dtype, "activations": args.activations}
+    return parse_overrides(args.overrides) | given
 
 
 def run(args: argparse.Namespace) -> int:
     folder = model_folder(one_of(args.bare, args.model, "--model"))
     output, target = output_of(args), parse_target(args.target)
     whole = args.output.endswith(("/", "\\")) or output.is_dir()
-    settings: dict[str, Any] = {
-        **parse_overrides(args.overrides),
-        "kv_dtype": args.kv_dtype,
-        "activations": args.activations,
-        "adapters": _room(args.lora),
-    }
+    settings: dict[str, Any] = {**settings_of(args), "adapters": _room(args.lora)}
     from sterna.checkpoint.model_folder import open_model
     from sterna.compiler import CompileOptions, compile_model
     from sterna.web_folder import compile_folder

@@ -11,7 +11,7 @@ from sterna.base.cache import write_atomic
 from sterna.base.errors import UsageError
 from sterna.base.target import Target, parse_target
 from sterna.cli.arguments import Subparsers, add_verb, number
-from sterna.cli.compile import model_folder
+from sterna.cli.compile import add_settings, model_folder, settings_of
 from sterna.cli.progress import shown
 from sterna.cli.say import harmless, note
 
@@ -26,6 +26,7 @@ _TRIALS = 64
 _EXAMPLE = """\
   sterna tune ./dist/M --trials 32
   sterna tune ./dist/M --minutes 20 --report tuned.html
+  sterna tune ./dist/M --activations i8
   sterna tune --export plans.json
   sterna tune --import plans.json"""
 
@@ -42,6 +43,7 @@ def add(verbs: Subparsers) -> None:
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a converted model folder")
     parser.add_argument("--target", default="cpu", help="one that runs here (default: cpu)")
+    add_settings(parser)
     limits = parser.add_mutually_exclusive_group()
     limits.add_argument(
         "--trials",
@@ -72,8 +74,12 @@ def run(args: argparse.Namespace) -> int:
     if args.model is None and not (args.load or args.export):
         raise UsageError("no model is named; give a converted model's folder")
     limits = args.trials is not None or args.minutes is not None
-    if args.model is None and (args.report or args.table or limits):
-        raise UsageError("--report, --table, --trials and --minutes need a model; give its folder")
+    shape = args.activations or args.kv_dtype or args.overrides
+    if args.model is None and (args.report or args.table or limits or shape):
+        raise UsageError(
+            "--report, --table, --trials, --minutes, --activations, --kv-dtype and --overrides "
+            "need a model; give its folder"
+        )
     from sterna.tune.database import Database, here
 
     database = Database(Path(args.database).expanduser() if args.database else None)
@@ -88,11 +94,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tune(args: argparse.Namespace, target: Target, database: Database) -> int:
+    from sterna.compiler import CompileOptions
     from sterna.tune.database import here
     from sterna.tune.session import kernels_of, tune
 
     folder, budget = model_folder(args.model), _budget(args)
-    kernels = kernels_of(folder, target)
+    kernels = kernels_of(folder, target, CompileOptions(**settings_of(args)))
     foreign = database.foreign(here(target))
     if foreign:
         note(f"{foreign} tuned plans of another Sterna are ignored")
