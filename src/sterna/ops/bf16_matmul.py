@@ -19,7 +19,7 @@ from sterna.ir.compute import SUM, UNIT_SUM, Compute, axis
 from sterna.ir.expr import Buffer, Expr, Intrin, cast, wrap
 from sterna.ir.graph import TensorType
 from sterna.ops.op import Attrs, Kind, Op, expect, integer, static
-from sterna.ops.quantize import codes_beside
+from sterna.ops.quantize import codes_beside, of_row
 
 _TWO = 2
 _NIBBLE = 4  # bits
@@ -95,7 +95,7 @@ def _matmul(
         body = product(m.var, n.var, g.var * size + i.var)
         first = Compute(block, (m, n, g), body, over=(i,), combine=UNIT_SUM)
         m, n, g = axis("m", rows), axis("n", columns), axis("g", pairs // size)
-        each = block[m.var, n.var, g.var] * _per_group(args[2], n.var, g.var, attrs)
+        each = block[m.var, n.var, g.var] * cast(F32, of_row(args[2], n.var, g.var, attrs))
         sums = (first, Compute(acc, (m, n), each, over=(g,), combine=SUM))
     else:
         m, n, i = axis("m", rows), axis("n", columns), axis("i", pairs)
@@ -111,13 +111,9 @@ def _codes(args: tuple[Buffer, ...], n: Expr, p: Expr, size: int, attrs: Attrs) 
     both = cast(I32, codes_beside(args[1], n, p, attrs, _TWO))
     zero: Expr = wrap(integer(attrs, "bias"), I32)
     if len(args) > 3:
-        zero = cast(I32, _per_group(args[3], n, p // size, attrs))
+        zero = cast(I32, of_row(args[3], n, p // size, attrs))
     few = integer(attrs, "bits") <= _NIBBLE
     return Intrin("nibbles_bf16" if few else "codes_bf16", (both, zero))
-
-
-def _per_group(buffer: Buffer, n: Expr, g: Expr, attrs: Attrs) -> Expr:
-    return cast(F32, buffer[g, n] if attrs["layout"] == "KN" else buffer[n, g])
 
 
 BF16_PAIRS = Op("bf16_pairs", Kind.INJECTIVE, _pairs_types, _pairs)

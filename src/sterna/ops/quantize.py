@@ -36,7 +36,7 @@ def codes_beside(words: Buffer, n: Expr, p: Expr, attrs: Attrs, parts: int) -> E
     mask = (1 << bits) - 1
     if attrs["packing"] != "word":
         return _joined([code(words, n, p * parts + i, attrs) for i in range(parts)])
-    word, shift = _word(words, n, p // step, attrs), p % step * bits
+    word, shift = of_row(words, n, p // step, attrs), p % step * bits
     if step * bits == width:
         return (word >> cast(U32, shift)) & sum(mask << i * width for i in range(parts))
     moved = (word >> cast(U32, shift + i * step * bits) for i in range(parts))
@@ -51,8 +51,9 @@ def _joined(parts: Sequence[Expr]) -> Expr:
     return joined
 
 
-def _word(words: Buffer, n: Expr, w: Expr, attrs: Attrs) -> Expr:
-    return words[w, n] if attrs["layout"] == "KN" else words[n, w]
+def of_row(part: Buffer, n: Expr, at: Expr, attrs: Attrs) -> Expr:
+    """What weight row n has at a place: a word, or a group's scale or zero point."""
+    return part[at, n] if attrs["layout"] == "KN" else part[n, at]
 
 
 def code(words: Buffer, n: Expr, k: Expr, attrs: Attrs) -> Expr:
@@ -61,23 +62,22 @@ def code(words: Buffer, n: Expr, k: Expr, attrs: Attrs) -> Expr:
     mask = (1 << bits) - 1
     if attrs["packing"] == "word":
         per = 32 // bits
-        return (_word(words, n, k // per, attrs) >> cast(U32, k % per * bits)) & mask
+        return (of_row(words, n, k // per, attrs) >> cast(U32, k % per * bits)) & mask
     start = k * bits
     index, shift = start // 32, start % 32
     last = words.shape[0 if attrs["layout"] == "KN" else 1] - 1
-    low = _word(words, n, index, attrs) >> cast(U32, shift)
-    high = _word(words, n, minimum(index + 1, last), attrs) << cast(U32, (wrap(32) - shift) % 32)
+    low = of_row(words, n, index, attrs) >> cast(U32, shift)
+    high = of_row(words, n, minimum(index + 1, last), attrs) << cast(U32, (wrap(32) - shift) % 32)
     return select(shift <= 32 - bits, low, low | high) & mask
 
 
 def _compute(
     out: str, args: tuple[Buffer, ...], types: tuple[TensorType, ...], attrs: Attrs
 ) -> tuple[Compute, ...]:
-    group, transposed = integer(attrs, "group"), attrs["layout"] == "KN"
+    group = integer(attrs, "group")
 
     def per_group(buffer: Buffer, n: Expr, k: Expr) -> Expr:
-        g = k // group
-        return cast(F32, buffer[g, n] if transposed else buffer[n, g])
+        return cast(F32, of_row(buffer, n, k // group, attrs))
 
     def body(n: Expr, k: Expr) -> Expr:
         value = cast(F32, cast(I32, code(args[0], n, k, attrs)))

@@ -22,7 +22,7 @@ from sterna.ir.compute import MAX, SUM, Combine, Compute, axis
 from sterna.ir.expr import Buffer, Expr, Unary, cast, dot2, dot4, select, wrap
 from sterna.ir.graph import TensorType
 from sterna.ops.op import Attrs, Kind, Op, expect, integer, result_names, static
-from sterna.ops.quantize import codes_beside
+from sterna.ops.quantize import codes_beside, of_row
 
 PARTS = {16: 2, 8: 4}  # codes in an i32, by their bits
 _SMALLEST = 1.0e-30  # a group whose largest activation is below counts as zero
@@ -128,10 +128,6 @@ def _matmul(
     rows, columns, groups = x.shape[0], types[0].shape[1], x_scale.shape[1]
     parts, step = integer(attrs, "parts"), static(x.shape[2], "codes")
     size, dot = integer(attrs, "group") // parts, dot2 if parts == 2 else dot4
-    transposed = attrs["layout"] == "KN"
-
-    def per_group(buffer: Buffer, n: Expr, g: Expr) -> Expr:
-        return buffer[g, n] if transposed else buffer[n, g]
 
     p, n = axis("p", integer(attrs, "depth") // parts), axis("n", columns)
     weight = Buffer(f"{out}.weight", I32, (p.extent, columns))
@@ -143,9 +139,9 @@ def _matmul(
     first = Compute(exact, (m, n, g), product, over=(i,), combine=SUM)
     m, n, g = axis("m", rows), axis("n", columns), axis("g", groups)
     bias: Expr = wrap(integer(attrs, "bias"))
-    zero = cast(I32, per_group(args[5], n.var, g.var)) if len(args) > 5 else bias
+    zero = cast(I32, of_row(args[5], n.var, g.var, attrs)) if len(args) > 5 else bias
     sum_ = exact[m.var, n.var, g.var] - zero * x_sum[m.var, g.var]
-    both = x_scale[m.var, g.var] * cast(F32, per_group(scale, n.var, g.var))
+    both = x_scale[m.var, g.var] * cast(F32, of_row(scale, n.var, g.var, attrs))
     acc = Buffer(f"{out}.acc", F32, (rows, columns))
     second = Compute(acc, (m, n), cast(F32, sum_) * both, over=(g,), combine=SUM)
     m, n = axis("m", rows), axis("n", columns)

@@ -16,7 +16,7 @@ from sterna.ir.compute import SUM, UNIT_SUM, Compute, axis
 from sterna.ir.expr import Buffer, Expr, cast, maximum, minimum, wrap
 from sterna.ir.graph import TensorType
 from sterna.ops.op import Attrs, Kind, Op, expect, integer, static
-from sterna.ops.quantize import code
+from sterna.ops.quantize import code, of_row
 
 OPERANDS = {"f16": F16, "bf16": BF16}
 _STEP, _MOST = 16, 64  # the depth of units divides a block
@@ -77,7 +77,7 @@ def _compute(
     m, n, b = axis("m", rows), axis("n", columns), axis("b", depth // size)
     each: Expr = block[m.var, n.var, b.var]
     if packed:
-        each = each * _per_group(args[2], n.var, b.var * size // group, attrs)
+        each = each * cast(F32, of_row(args[2], n.var, b.var * size // group, attrs))
     acc = Buffer(f"{out}.acc", F32, (rows, columns))
     total = Compute(acc, (m, n), each, over=(b,), combine=SUM)
     m, n = axis("m", rows), axis("n", columns)
@@ -96,12 +96,8 @@ def _codes(args: tuple[Buffer, ...], n: Expr, k: Expr, attrs: Attrs, dtype: DTyp
     """code - zero, a whole number of nine bits at most."""
     zero: Expr | int = integer(attrs, "bias")
     if len(args) > 3:
-        zero = cast(I32, _per_group(args[3], n, k // integer(attrs, "group"), attrs))
+        zero = cast(I32, cast(F32, of_row(args[3], n, k // integer(attrs, "group"), attrs)))
     return cast(dtype, cast(F32, cast(I32, code(args[1], n, k, attrs)) - zero))
-
-
-def _per_group(buffer: Buffer, n: Expr, g: Expr, attrs: Attrs) -> Expr:
-    return cast(F32, buffer[g, n] if attrs["layout"] == "KN" else buffer[n, g])
 
 
 UNIT_MATMUL = Op("unit_matmul", Kind.REDUCE, _types, _compute)

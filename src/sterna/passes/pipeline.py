@@ -53,10 +53,10 @@ def graph_passes(
         low_rank = (("add_adapters", partial(add_adapters, room=room, dtype=dtype)),)
     if code_bits is not None:
         products = (("quantize_activations", partial(quantize_activations, bits=code_bits)),)
-    if floats is not None:
-        products = (("unit_products", partial(unit_products, operands=floats)),)
     if paired:
         products = (("bf16_products", bf16_products),)
+    elif floats is not None:
+        products = (("unit_products", partial(unit_products, operands=floats)),)
     return (
         *low_rank,  # sees weights under the names that adapters know: none is stacked yet
         ("last_rows", last_rows),  # sees norm and head as traced: none is stacked or shared yet
