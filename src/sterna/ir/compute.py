@@ -2,11 +2,11 @@
 
 A Compute defines one buffer over named axes. The order *inside* its reduction is part of its
 meaning (DESIGN section 7): `over` axes run in lexicographic order, one accumulator an element,
-starting from the identity, and a sum of products accumulates with fma. A schedule may compute
-elements in any order, anywhere, but never reassociates a reduction: two schedules of one Compute
-give the same bits. The exception is a sum that a matrix unit makes (`UNIT_SUM`): in which order it
-adds, and how it rounds, is the hardware's, the same for every element and however many there are.
-In order, as the interpreter makes it, is one of the ways.
+starting from the identity or from `start`, and a sum of products accumulates with fma. A schedule
+may compute elements in any order, anywhere, but never reassociates a reduction: two schedules of
+one Compute give the same bits. The exception is a sum that a matrix unit makes (`UNIT_SUM`): in
+which order it adds, and how it rounds, is the hardware's, the same for every element and however
+many there are. In order, as the interpreter makes it, is one of the ways.
 
 A Group is a short list of Computes that become one kernel: later ones read earlier ones.
 """
@@ -14,7 +14,7 @@ A Group is a short list of Computes that become one kernel: later ones read earl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sterna.base.dtype import DType
 from sterna.ir.expr import Binary, Buffer, Const, Expr, ExprLike, Intrin, Var, binary, node, wrap
@@ -48,17 +48,31 @@ MAX = Combine("max", -3.0e38)
 
 @node
 class Compute:
-    """out[axes] = body, or combine over `over` of body when `over` is not empty."""
+    """out[axes] = body, or combine over `over` of body when `over` is not empty.
+
+    `start`, over `axes` alone, is what the accumulator begins with instead of the identity.
+    """
 
     out: Buffer
     axes: tuple[Axis, ...]
     body: Expr
     over: tuple[Axis, ...] = ()
     combine: Combine | None = None
+    start: Expr | None = None
 
     @property
     def name(self) -> str:
         return self.out.name
+
+    @property
+    def values(self) -> tuple[Expr, ...]:
+        """The body, and the start if there is one."""
+        return (self.body,) if self.start is None else (self.body, self.start)
+
+    def rewritten(self, change: Callable[[Expr], Expr]) -> Compute:
+        """The Compute with both values changed."""
+        start = None if self.start is None else change(self.start)
+        return replace(self, body=change(self.body), start=start)
 
 
 @node
@@ -97,6 +111,11 @@ def combine_step(combine: Combine, accumulator: Expr, body: Expr) -> Expr:
     """
     if combine.op == "+" and isinstance(body, Binary) and body.op == "*" and body.dtype.is_float:
         return Intrin("fma", (body.a, body.b, accumulator))
-    if combine.op == "+" and isinstance(body, Intrin) and body.name == "pair4":
+    if isinstance(body, Intrin) and adds_pairs(combine, body):
         return Intrin("pair4_add", (*body.args, accumulator))
     return binary(combine.op, accumulator, body)
+
+
+def adds_pairs(combine: Combine, body: Expr) -> bool:
+    """Whether what is summed are pairs of 16 bits."""
+    return combine.op == "+" and isinstance(body, Intrin) and body.name == "pair4"

@@ -165,8 +165,8 @@ class _Encoder:
         over = self.put("axes", *map(self.axis, node.over))
         found = node.combine
         combine = "" if found is None else f"{found.op} {found.identity!r} {found.by_unit:d}"
-        body = self.expr(node.body)
-        return self.put("compute", axes, over, combine, body, self.declaration(node.out))
+        values = map(self.expr, node.values)
+        return self.put("compute", axes, over, combine, *values, self.declaration(node.out))
 
     @encode.register
     def group(self, node: Group) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sterna.base.errors import InvalidIR
-from sterna.ir.compute import Axis, Compute, Group
+from sterna.ir.compute import Axis, Combine, Compute, Group, adds_pairs
 from sterna.ir.expr import BINARY, Binary, Buffer, Expr, Var
 from sterna.ir.interpret import checked_argument, evaluate_primfunc
 from sterna.ir.values import Array, Memory, Region, Values, convert, whole, wide
@@ -87,7 +87,12 @@ def _evaluate_part(
     if compute.combine is None:
         return np.broadcast_to(convert(values(compute.body)(), compute.out.dtype), sizes)
     space = np.broadcast_to(_summand(compute.body, values), sizes)
-    reduced: Array = np.asarray(convert(_reduce(compute, space), compute.out.dtype))
+    start = None
+    if compute.start is not None:
+        kept = sizes[: len(compute.axes)]
+        once = (*kept, *[1] * len(compute.over))
+        start = np.broadcast_to(values(compute.start)(), once).reshape(kept)
+    reduced: Array = np.asarray(convert(_reduce(compute, space, start), compute.out.dtype))
     return reduced
 
 
@@ -99,16 +104,34 @@ def _summand(body: Expr, values: Values) -> Any:
     return value.astype(np.float64) if body.dtype.is_float else value
 
 
-def _reduce(compute: Compute, space: Array) -> Any:
-    assert compute.combine is not None
-    over = tuple(range(len(compute.axes), space.ndim))
-    function = BINARY[compute.combine.op].numpy
+def _reduce(compute: Compute, space: Array, start: Array | None) -> Any:
+    combine, rank = compute.combine, len(compute.axes)
+    assert combine is not None
+    if not adds_pairs(combine, compute.body):
+        return _combined(combine, space, start, rank)
+    begun = 0 if start is None else start
+    low, high = (
+        _combined(combine, _half(space, shift), _half(begun, shift), rank) for shift in (0, 16)
+    )
+    return (high << 16) | (low & 0xFFFF)
+
+
+def _half(pair: Any, shift: int) -> Array:
+    """What stands from bit `shift` on, with room for sums that wrap only when they are kept."""
+    return np.asarray(pair, np.int64) >> shift & 0xFFFF
+
+
+def _combined(combine: Combine, space: Array, start: Array | None, rank: int) -> Any:
+    function, over = BINARY[combine.op].numpy, tuple(range(rank, space.ndim))
     if not isinstance(function, np.ufunc):
-        raise InvalidIR(f"{compute.combine.op!r} cannot combine; use + or max")
-    initial: Any = compute.combine.identity
+        raise InvalidIR(f"{combine.op!r} cannot combine; use + or max")
+    initial: Any = combine.identity
     if space.dtype.kind in "iu":
-        initial = 0 if compute.combine.op == "+" else np.iinfo(space.dtype).min
-    return function.reduce(space, axis=over, initial=initial)
+        initial = 0 if combine.op == "+" else np.iinfo(space.dtype).min
+    elif combine.op == "max" and start is not None:
+        initial = -np.inf  # the start may be less than the identity
+    reduced = function.reduce(space, axis=over, initial=initial)
+    return reduced if start is None else function(reduced, start)
 
 
 def evaluate_group(

@@ -107,10 +107,10 @@ class _Parser(BlockParser):
             fail(node, f"{name} is given no value")
         outer = dict(self.names)
         axes = self.axes([_slice(item) for item in items_of(target.slice)])
-        body, over, combine = self.reduction(stmt.value, dtype)
+        body, over, combine, start = self.reduction(stmt.value, dtype)
         self.names = outer
         extents = shape or tuple(a.extent for a in axes)
-        return Compute(Buffer(name, dtype, extents, scope), axes, body, over, combine)
+        return Compute(Buffer(name, dtype, extents, scope), axes, body, over, combine, start)
 
     def axes(self, pairs: Iterable[tuple[ast.Name, ast.expr]]) -> tuple[Axis, ...]:
         extents = [(name, self.expr(extent)) for name, extent in pairs]
@@ -121,12 +121,13 @@ class _Parser(BlockParser):
 
     def reduction(
         self, node: ast.expr, dtype: DType
-    ) -> tuple[Expr, tuple[Axis, ...], Combine | None]:
+    ) -> tuple[Expr, tuple[Axis, ...], Combine | None, Expr | None]:
         if not (isinstance(node, ast.Call) and node.args):
-            return self.expr(node, dtype), (), None
+            return self.expr(node, dtype), (), None, None
         generator, name = node.args[-1], call_name(node)
         if not isinstance(generator, ast.GeneratorExp):
-            return self.expr(node, dtype), (), None
+            return self.expr(node, dtype), (), None, None
+        node, start = _start(node)
         if name in _REDUCTIONS:
             arguments_of(node, 1)
             combine = _REDUCTIONS[name]
@@ -135,7 +136,8 @@ class _Parser(BlockParser):
         else:
             fail(node, f"a reduction is sum, max or reduce, not {source(node.func)}")
         over = self.axes([_generated(part) for part in generator.generators])
-        return self.expr(generator.elt), over, combine
+        body = self.expr(generator.elt)
+        return body, over, combine, None if start is None else self.expr(start, dtype)
 
     def combine(self, node: ast.Call) -> Combine:
         op, identity, _ = arguments_of(node, 3)
@@ -266,6 +268,13 @@ def _generated(part: ast.comprehension) -> tuple[ast.Name, ast.expr]:
     if part.ifs or part.is_async or call_name(part.iter) != "range":
         fail(part.iter, "a reduction runs over range(extent)")
     return name, arguments_of(expect(part.iter, ast.Call, "a range"), 1)[0]
+
+
+def _start(node: ast.Call) -> tuple[ast.Call, ast.expr | None]:
+    """A reduction's call without `start=`, and what stood there."""
+    if [k.arg for k in node.keywords] != ["start"]:
+        return node, None
+    return ast.copy_location(ast.Call(node.func, node.args, []), node), node.keywords[0].value
 
 
 def _returned(node: ast.stmt) -> list[ast.expr]:

@@ -265,7 +265,7 @@ class _Printer:
     def group(self, group: Group) -> list[str]:
         exprs = [extent for buffer in group.inputs for extent in buffer.shape]
         for compute in group.computes:
-            exprs += [*(a.extent for a in (*compute.axes, *compute.over)), compute.body]
+            exprs += [*(a.extent for a in (*compute.axes, *compute.over)), *compute.values]
             exprs += compute.out.shape
         bound = {a.var for c in group.computes for a in (*c.axes, *c.over)}
         dims = self.dims(var for var in first_vars(exprs) if var not in bound)
@@ -289,9 +289,10 @@ class _Printer:
             axes = ", ".join(self.axes(node.axes, "{}:{}")) or "()"
             over = " ".join(self.axes(node.over, "for {} in range({})"))
             value = self.expr(node.body, None if node.over else node.out.dtype)
+            start = "" if node.start is None else self.expr(node.start, node.out.dtype)
         if node.combine is not None and node.over:
-            value = _reduction(node.combine, f"{value} {over}")
-        elif node.combine is not None or node.over:
+            value = _reduction(node.combine, f"{value} {over}", start)
+        elif node.combine is not None or node.over or start:
             raise InvalidIR(f"compute {node.name} needs both reduction axes and a combine, or none")
         return f"{self.bind(node.out)}[{axes}]: {annotation} = {value}"
 
@@ -366,11 +367,12 @@ def first_vars(exprs: Iterable[Expr]) -> list[Var]:
     return list(dict.fromkeys(part for e in exprs for part in visit(e) if isinstance(part, Var)))
 
 
-def _reduction(combine: Combine, generator: str) -> str:
+def _reduction(combine: Combine, generator: str, start: str) -> str:
+    begun = f", start={start}" if start else ""
     for name, known in (("sum", SUM), ("max", MAX), ("unit_sum", UNIT_SUM)):
         if combine == known:
-            return f"{name}({generator})"
-    return f"reduce({combine.op!r}, {_number(combine.identity)}, ({generator}))"
+            return f"{name}(({generator}){begun})" if start else f"{name}({generator})"
+    return f"reduce({combine.op!r}, {_number(combine.identity)}, ({generator}){begun})"
 
 
 def _identifier(name: str) -> str:
@@ -388,7 +390,7 @@ def _dotted(name: str) -> str:
 def _bind_free(printer: _Printer, node: Stmt | Compute) -> None:
     """Give what is free its names first, so that no name bound inside can be one of them."""
     if isinstance(node, Compute):
-        exprs = [a.extent for a in (*node.axes, *node.over)] + [node.body, *node.out.shape]
+        exprs = [a.extent for a in (*node.axes, *node.over)] + [*node.values, *node.out.shape]
         bound = {a.var for a in (*node.axes, *node.over)}
         parts: list[Expr | Stmt] = [part for expr in exprs for part in visit(expr)]
         free = {part for part in parts if isinstance(part, Var)} - bound

@@ -264,6 +264,8 @@ class _Checker:
             raise self.fail(f"compute {node.name} needs both reduction axes and a combine, or none")
         if node.combine is not None and node.combine.op not in BINARY:
             raise self.fail(f"compute {node.name} combines by {node.combine.op!r}, no operator")
+        if node.combine is None and node.start is not None:
+            raise self.fail(f"compute {node.name} has a start, but combines nothing")
         axes = (*node.axes, *node.over)
         self.integers((axis.extent for axis in axes), f"the extents of compute {node.name}")
         for axis in axes:
@@ -273,7 +275,14 @@ class _Checker:
         if self.type(node.body) != node.out.dtype:
             body = self.type(node.body)
             raise self.fail(f"compute {node.name} is {node.out.dtype}, its body {body}", node.body)
-        for axis in axes:
+        for axis in node.over:
+            self.leave(axis.var)
+        if node.start is not None and self.type(node.start) != node.out.dtype:
+            start = self.type(node.start)
+            raise self.fail(
+                f"compute {node.name} is {node.out.dtype}, its start {start}", node.start
+            )
+        for axis in node.axes:
             self.leave(axis.var)
         self.bind(node.out)
 

@@ -70,8 +70,7 @@ def inline_into(compute: Compute, producers: Mapping[Buffer, Compute]) -> Comput
         values = {a.var: i for a, i in zip(producer.axes, load.index, strict=True)}
         return substitute(producer.body, values)
 
-    body = replace_loads(compute.body, body_at)
-    return Compute(compute.out, compute.axes, body, compute.over, compute.combine)
+    return compute.rewritten(lambda value: replace_loads(value, body_at))
 
 
 class _Emission(Placed):
@@ -247,7 +246,7 @@ class _Emission(Placed):
         combine, buffer = stage.compute.combine, stage.buffer
         if combine is None or buffer is None:
             raise ScheduleError(f"reduction {stage.name!r} cannot accumulate in global memory")
-        start = Store(buffer, self._local_index(stage), wrap(combine.identity, buffer.dtype))
+        start = Store(buffer, self._local_index(stage), self._start(stage, combine))
         stmt = self._guarded(stage, start, reduces=False)
         return _each(spatial, stmt)
 
@@ -258,7 +257,7 @@ class _Emission(Placed):
             raise ScheduleError(f"reduction {stage.name!r} has no place to accumulate in")
         inner = [loop for loop in stage.loops[first:] if not loop.reduces]
         own, index = self._registers(stage, inner, f"{shared.name}_sum", shared.dtype)
-        start = Store(own, index, wrap(combine.identity, shared.dtype))
+        start = Store(own, index, self._start(stage, combine))
         step = combine_step(combine, Load(own, index), self._value(stage))
         update = self._guarded(stage, Store(own, index, step), reduces=True)
         there = Store(shared, self._local_index(stage), Load(own, index))

@@ -8,7 +8,7 @@ It emits no statement: `apply` does.
 from __future__ import annotations
 
 from sterna.base.errors import ScheduleError
-from sterna.ir.compute import Compute, Group
+from sterna.ir.compute import Combine, Compute, Group
 from sterna.ir.expr import Buffer, Expr, Load, Var, const_value, wrap
 from sterna.ir.loop import ForKind
 from sterna.ir.rewrite import N, free_vars, loads, replace_loads, substitute
@@ -97,11 +97,13 @@ class Placed:
         fixed = self._outer_vars(anchor, at.axis)
         found: list[tuple[Expr, Expr]] | None = None
         for reader in self.stages.values():
-            for load in loads(reader.compute.body):
+            for load in (load for value in reader.compute.values for load in loads(value)):
                 if load.buffer is not compute.out:
                     continue
                 if not self._inside(reader, at):
                     raise ScheduleError(f"{at}: stage {reader.name!r} reads it outside that loop")
+                if self._begins_outside(reader, compute, at):
+                    raise ScheduleError(f"{at}: stage {reader.name!r} begins outside that loop")
                 values = {axis: reader.index(axis) for axis in reader.local}
                 values = self._known_parts(reader, values, fixed)
                 need = [
@@ -196,6 +198,16 @@ class Placed:
             reader = self.stages[reader.at.of]
         return True
 
+    def _begins_outside(self, reader: Stage, compute: Compute, at: At) -> bool:
+        """Whether the reader's start reads the stage, but stands before the loop it is made in."""
+        start = reader.compute.start
+        if start is None or reader.name != at.of:
+            return False
+        names = [loop.name for loop in reader.loops]
+        first = next(i for i, loop in enumerate(reader.loops) if loop.reduces)
+        read = any(load.buffer is compute.out for load in loads(start))
+        return read and names.index(at.axis) >= first
+
     # values
 
     def _local_index(self, stage: Stage) -> tuple[Expr, ...]:
@@ -208,6 +220,21 @@ class Placed:
 
     def _value(self, stage: Stage) -> Expr:
         """The body with axes as loop variables and attached stages read from their regions."""
+        body = self._in_loops(stage, stage.compute.body)
+        for step in stage.reads:
+            body = from_registers(body, self._read(stage, step, body))
+        return body
+
+    def _start(self, stage: Stage, combine: Combine) -> Expr:
+        """What the sums of a stage begin with, as `_value` has the body."""
+        start = stage.compute.start
+        if start is None:
+            return wrap(combine.identity, stage.compute.out.dtype)
+        if any(loop.kind is ForKind.MATRIX for loop in stage.loops):
+            raise ScheduleError(f"stage {stage.name!r} has a start; a matrix unit's sums have none")
+        return self._in_loops(stage, start)
+
+    def _in_loops(self, stage: Stage, value: Expr) -> Expr:
         exact = {axis: stage.index(axis) for axis in stage.local}
 
         def from_region(load: Load) -> Expr | None:
@@ -218,11 +245,8 @@ class Placed:
             index = (simplify(substitute(i, exact) - source.base[a.var]) for i, a in parts)
             return Load(source.buffer, _half(source, tuple(index)))
 
-        body = replace_loads(stage.compute.body, from_region)
-        body = substitute(body, {axis: self._clamped(stage, axis) for axis in stage.local})
-        for step in stage.reads:
-            body = from_registers(body, self._read(stage, step, body))
-        return body
+        value = replace_loads(value, from_region)
+        return substitute(value, {axis: self._clamped(stage, axis) for axis in stage.local})
 
     def _read(self, stage: Stage, step: CacheRead, value: Expr) -> Cached:
         """What the loops inside the step's loop read of an input; `value` is what they compute."""

@@ -26,11 +26,11 @@ def signed(group: Group) -> Group:
     if pairs is None:
         return group
     weight, partial, total = pairs
-    found = {n: bias for n in visit(total.body) if (bias := _bias(n, partial)) is not None}
+    found = {n: bias for n in visit(total.body) if (bias := bias_of(n, partial)) is not None}
     if len(found) != 1:
         return group
     ((corrected, bias),) = found.items()
-    assert isinstance(corrected, Binary), "checked by _bias"
+    assert isinstance(corrected, Binary), "checked by bias_of"
     body = rewrite(total.body, lambda e: corrected.a if e == corrected else e)
     new = {
         weight.out: replace(weight, body=_less(weight.body, bias)),
@@ -59,8 +59,8 @@ def _has_free_tops(body: Expr) -> bool:
     return mask is not None and not int(mask) & _TOPS
 
 
-def _bias(node: object, partial: Compute) -> int | None:
-    """b of partial - b * x, where b is a number that a signed code can lose."""
+def bias_of(node: object, partial: Compute) -> int | None:
+    """b of partial - b * x, where b is a positive number of 16 bits."""
     if not isinstance(node, Binary) or node.op != "-" or not isinstance(node.a, Load):
         return None
     times = node.b

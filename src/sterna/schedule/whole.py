@@ -125,7 +125,7 @@ def with_kept(group: Group) -> Group:
 
     computes: list[Compute] = []
     for compute in group.computes:
-        computes.append(replace(compute, body=replace_loads(compute.body, moved)))
+        computes.append(compute.rewritten(lambda value: replace_loads(value, moved)))
         if compute is sums:
             computes.append(Compute(kept, (b, m, n), sums.out[m.var, n.var, b.var]))
     return replace(group, computes=tuple(computes))
@@ -154,11 +154,13 @@ def digits_of(group: Group) -> Digits:
 
 
 def check_exact(step: Tensorize, compute: Compute, computes: list[Compute]) -> None:
-    """ScheduleError, unless a stage's sums are exact in whichever order they are made.
+    """ScheduleError, unless a stage's sums begin at zero and are exact in whichever order.
 
     Those whose order is the unit's by meaning may be anything, those of integers are exact anyway,
     and a copy sums nothing.
     """
+    if compute.start is not None:
+        raise ScheduleError(f"{step}: the stage has a start; a matrix unit's sums have none")
     if compute.combine is not None and compute.combine.by_unit:
         return
     if compute.out.dtype.is_int:
@@ -208,6 +210,8 @@ def _dots(group: Group) -> tuple[Compute, Compute] | None:
     """(weights of two or four codes in an i32, the stage that sums their dot products)."""
     sums = [c for c in group.computes if c.over]
     if len(sums) != 2 or not isinstance(sums[0].body, Intrin) or len(sums[0].over) != 1:
+        return None
+    if sums[0].start is not None:
         return None
     dot = sums[0].body
     if dot.name not in ("dot2", "dot4") or not isinstance(dot.args[1], Load):
@@ -292,4 +296,4 @@ def _joined(compute: Compute, sums: Buffer, parts: list[Buffer]) -> Compute:
             value = value * 256 + cast(I32, part[load.index])
         return value
 
-    return replace(compute, body=replace_loads(compute.body, number))
+    return compute.rewritten(lambda value: replace_loads(value, number))

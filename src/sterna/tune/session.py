@@ -308,5 +308,5 @@ def _dims(group: Group) -> set[str]:
 
 def _reads_by_data(group: Group) -> bool:
     """Whether an input says where another is read: random inputs would lead anywhere."""
-    places = (i for c in group.computes for load in loads(c.body) for i in load.index)
+    places = (i for c in group.computes for v in c.values for load in loads(v) for i in load.index)
     return any(isinstance(n, Load) for i in places for n in visit(i))
