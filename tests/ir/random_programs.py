@@ -186,7 +186,11 @@ def one_compute(draw: Draw, known: Known) -> Compute:
         draw(st.sampled_from(NAMES)), dtype, shape, draw(st.sampled_from(["global", "local"]))
     )
     combine = draw(st.sampled_from([SUM, MAX, Combine("*", 1.0)])) if over else None
-    return Compute(out, data, typed(draw, dtype, inner, 3), over, combine)
+    body, start = typed(draw, dtype, inner, 3), None
+    if over and draw(st.booleans()):
+        begun = replace(known, vars=(*known.vars, *(a.var for a in data)))
+        start = typed(draw, dtype, begun, 2)
+    return Compute(out, data, body, over, combine, start)
 
 
 def attributes(draw: Draw) -> tuple[tuple[str, Attr], ...]:

@@ -126,11 +126,12 @@ def test_else_of_nothing_is_no_else() -> None:
     assert not equal(If(wrap(1) > X, then), If(wrap(1) > X, then, Seq(())))
 
 
-def group(combine=SUM, out_name: str = "y", outputs: int = 1) -> Group:
+def group(combine=SUM, out_name: str = "y", outputs: int = 1, start: float | None = None) -> Group:
     x = Buffer("x", F32, (wrap(4), wrap(8)))
     i, k = axis("i", 4), axis("k", 8)
     y = Buffer(out_name, F32, (wrap(4),))
-    total = Compute(y, (i,), x[i.var, k.var], (k,), combine)
+    begun = None if start is None else x[i.var, 0] * start
+    total = Compute(y, (i,), x[i.var, k.var], (k,), combine, begun)
     j = axis("j", 4)
     z = Compute(Buffer("z", F32, (wrap(4),)), (j,), y[j.var] * 2.0)
     return Group("g", (x,), (z.out, y)[:outputs], (total, z))
@@ -140,6 +141,9 @@ def test_groups() -> None:
     assert equal(group(), group(out_name="other"))
     assert not equal(group(), group(MAX))
     assert not equal(group(), group(outputs=2))
+    assert equal(group(start=2.0), group(start=2.0))
+    assert not equal(group(), group(start=2.0))
+    assert not equal(group(start=3.0), group(start=2.0))
 
 
 def function(weight: str = "w", param: str = "x", **attrs) -> Function:

@@ -16,6 +16,7 @@ from sterna.ir.evaluate import (
     evaluate_primfunc,
 )
 from sterna.ir.expr import (
+    INTRINSICS,
     UNARY,
     Binary,
     Buffer,
@@ -28,6 +29,7 @@ from sterna.ir.expr import (
     Var,
     cast,
     fma,
+    pair4,
     wrap,
 )
 from sterna.ir.loop import Alloc, For, ForKind, If, Let, PrimFunc, Seq, Sync, seq, store
@@ -149,6 +151,55 @@ def test_integer_reductions_stay_integers() -> None:
     largest = Compute(Buffer("m", I32, ()), (), body, (k,), MAX)
     assert evaluate_compute(total, {x: values}, {}) == 304
     assert evaluate_compute(largest, {x: values}, {}) == 100
+
+
+@pytest.mark.parametrize("most", [8, 1 << 22])
+def test_a_reduction_begins_at_its_start(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sterna.ir.evaluate._AT_ONCE", most)
+    x = buffer("x", 5, 9)
+    n, k = axis("n", 5), axis("k", 9)
+    values = f32(5, 9)
+    start = x[n.var, 0] * 2.0
+    total = Compute(buffer("t", 5), (n,), x[n.var, k.var], (k,), SUM, start)
+    expected = (values.astype(np.float64).sum(1) + values[:, 0] * 2).astype(np.float32)
+    assert np.array_equal(evaluate_compute(total, {x: values}, {}), expected)
+    low = np.full((5, 9), -np.inf, np.float32)
+    for start, found in ((wrap(-1e38), -1e38), (wrap(-np.inf), -np.inf)):
+        top = Compute(buffer("m", 5), (n,), x[n.var, k.var], (k,), MAX, start)
+        assert (evaluate_compute(top, {x: low}, {}) == np.float32(found)).all()
+        assert (evaluate_compute(top, {x: values}, {}) == values.max(1)).all()
+
+
+def test_whole_numbers_wrap_from_their_start_on() -> None:
+    x = buffer("x", 3, dtype=I32)
+    k = axis("k", 3)
+    values = np.array([1, 2, -3], np.int32)
+    for combine, start, expected in (
+        (SUM, (1 << 31) - 1, (1 << 31) - 1),
+        (SUM, -7, -7),
+        (MAX, 2, 2),
+        (MAX, 5, 5),
+    ):
+        out = Compute(Buffer("t", I32, ()), (), x[k.var], (k,), combine, wrap(start))
+        assert evaluate_compute(out, {x: values}, {}) == expected
+    values[0] = 4
+    over = Compute(Buffer("t", I32, ()), (), x[k.var], (k,), SUM, wrap((1 << 31) - 1))
+    assert evaluate_compute(over, {x: values}, {}) == -(1 << 31) + 2
+
+
+@pytest.mark.parametrize("start", [None, 0, 7 << 16 | 0xFFFE, -(5 << 16) | 3])
+def test_sums_of_pairs_do_not_carry(start: int | None) -> None:
+    """As `combine_step` makes them, also where a half is negative and where it wraps."""
+    x, w = (buffer(name, 40, dtype=I32) for name in "xw")
+    k = axis("k", 40)
+    a = np.full(40, -1, np.int32) * RNG.integers(1, 1 << 30, 40).astype(np.int32)
+    b = RNG.integers(0, 0x7F7F7F7F, 40).astype(np.int32) & 0x7F7F7F7F
+    begun = None if start is None else wrap(start)
+    out = Compute(Buffer("t", I32, ()), (), pair4(x[k.var], w[k.var]), (k,), SUM, begun)
+    expected = np.int32(start or 0)
+    for one, two in zip(a, b, strict=True):
+        expected = INTRINSICS["pair4_add"].numpy(one, two, expected)
+    assert evaluate_compute(out, {x: a, w: b}, {}) == np.int64(expected).astype(np.int32)
 
 
 def softmax_group() -> Group:

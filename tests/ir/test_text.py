@@ -1,6 +1,7 @@
 """Printing and parsing: identity on random nodes, the shape of the text, and hostile text."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -182,6 +183,36 @@ def test_compute_text() -> None:
     double: Compute = elementwise("y", F32, (4,), "i", lambda i: fma(x[i], 2.0, x[i]))
     assert to_text(double) == "y[i:4]: f32 = fma(x[i], 2.0, x[i])"
     assert equal(parse_compute(to_text(double), {"x": x}), double)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "sum((x[i, k] for k in range(8)), start=x[i, 0] * 2.0)",
+        "max((x[i, k] for k in range(8)), start=-1.0)",
+        "reduce('*', 1.0, (x[i, k] for k in range(8)), start=x[i, 1])",
+    ],
+)
+def test_text_of_a_reduction_with_a_start(value: str) -> None:
+    x = Buffer("x", F32, (wrap(4), wrap(8)))
+    compute = parse_compute(f"y[i:4]: f32 = {value}", {"x": x})
+    assert compute.start is not None
+    assert to_text(compute) == f"y[i:4]: f32 = {value}"
+    assert equal(parse_compute(to_text(compute), {"x": x}), compute)
+
+
+@pytest.mark.parametrize("more", ["begin=1.0", "start=1.0, start_=1.0", "**x"])
+def test_a_reduction_has_a_start_and_no_other_keyword(more: str) -> None:
+    x = Buffer("x", F32, (wrap(4),))
+    with pytest.raises(InvalidIR, match="line 1: sum takes 1"):
+        parse_compute(f"y[()]: f32 = sum((x[k] for k in range(4)), {more})", {"x": x})
+
+
+def test_what_is_no_reduction_has_no_start_to_print() -> None:
+    x = Buffer("x", F32, (wrap(4),))
+    double = elementwise("y", F32, (4,), "i", lambda i: x[i])
+    with pytest.raises(InvalidIR, match="compute y needs both"):
+        to_text(replace(double, start=wrap(0.0)))
 
 
 def test_a_function_that_has_no_name_cannot_be_printed() -> None:

@@ -31,6 +31,7 @@ N = Var("n", lo=1, hi=8)
 X = Buffer("x", F32, (N, wrap(4)))
 K, V = Var("k"), Var("v")
 LOST = Buffer("lost", F32, (wrap(4),))
+START = axis("k", 4)
 LAWS = settings(derandomize=True, max_examples=50, deadline=None)
 
 
@@ -145,7 +146,8 @@ def total(**changes) -> Compute:
     n, k = axis("n", N), axis("k", 4)
     parts = {"body": X[n.var, k.var], "over": (k,), "combine": SUM, "axes": (n,)} | changes
     return Compute(
-        Buffer("y", F32, (N,)), **{k: parts[k] for k in ("axes", "body", "over", "combine")}
+        Buffer("y", F32, (N,)),
+        **{k: parts[k] for k in ("axes", "body", "over", "combine", "start") if k in parts},
     )
 
 
@@ -159,6 +161,9 @@ def test_a_valid_group_passes() -> None:
     i = axis("i", N)
     second = Compute(Buffer("z", F32, (N,)), (i,), first.out[i.var] * 2.0)
     verify_group(group(first, second))
+    j, k = axis("j", N), axis("k", 4)
+    started = Compute(Buffer("w", F32, (N,)), (j,), X[j.var, k.var], (k,), SUM, first.out[j.var])
+    verify_group(group(first, started))
 
 
 @pytest.mark.parametrize(
@@ -170,6 +175,10 @@ def test_a_valid_group_passes() -> None:
         ({"body": wrap(1)}, "compute y is f32, its body i32"),
         ({"body": LOST[0]}, "buffer lost is used where it is not known"),
         ({"combine": Combine("mean", 0.0)}, "combines by 'mean', no operator"),
+        ({"over": (), "combine": None, "body": X[0, 0], "start": wrap(1.0)}, "has a start, but"),
+        ({"start": wrap(1)}, "compute y is f32, its start i32"),
+        ({"start": LOST[0]}, "buffer lost is used where it is not known"),
+        ({"start": X[0, START.var], "over": (START,)}, "variable k is used where it is not bound"),
         ({"axes": (Axis(Var("a", F32), N),)}, "axis a must be an integer"),
         ({"axes": (Axis(Var("a"), wrap(1.5)),)}, "the extents of compute y must be integers"),
     ],

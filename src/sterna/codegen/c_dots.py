@@ -3,11 +3,10 @@
 `dot2` takes an i32 for two i16, `dot4` for four i8, those of the second operand not negative; the
 `_add` forms add the sum to a third operand, which is one instruction on CPUs with VNNI or with
 NEON's dot products. `pair4` leaves what `dot4` adds up in two i16, which is one instruction on x86
-without VNNI; sums of these wrap. `tile` adds the `dot4`s of two rows to two sums, which NEON's i8mm
-does at once. All are exact, so all ways give the same bits. `dot2_bf16_add` adds the products of
-pairs of bf16, as AVX-512's instruction for them does everywhere; `pair_bf16`, `codes_bf16` and
-`nibbles_bf16` make such pairs. The compiler's own macros say which way there is: no target is
-named.
+without VNNI. `tile` adds the `dot4`s of two rows to two sums, which NEON's i8mm does at once. All
+are exact, so all ways give the same bits. `dot2_bf16_add` adds the products of pairs of bf16, as
+AVX-512's instruction for them does everywhere; `pair_bf16`, `codes_bf16` and `nibbles_bf16` make
+such pairs. The compiler's own macros say which way there is: no target is named.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ STERNA_MAYBE i32 dot4_i32(i32 a, i32 b) {
 STERNA_MAYBE i32 pair4_add_i32(i32 a, i32 b, i32 sum) {
     i32 low = (i32)(i8)a * (i32)(i8)b + (i32)(i8)(a >> 8) * (i32)(i8)(b >> 8);
     i32 high = (i32)(i8)(a >> 16) * (i32)(i8)(b >> 16) + (a >> 24) * (b >> 24);
-    return (i32)(((u32)((sum >> 16) + high) << 16) | (((u32)sum + (u32)low) & 0xffffu));
+    return (i32)(((u32)((sum >> 16) + high) << 16) | ((u32)(sum + low) & 0xffffu));
 }
 STERNA_MAYBE i32 pair4_i32(i32 a, i32 b) { return pair4_add_i32(a, b, 0); }
 STERNA_MAYBE i32 dot2_add_i32(i32 a, i32 b, i32 sum) { return sum + dot2_i32(a, b); }
@@ -171,7 +170,7 @@ _ANYWHERE = {
 }
 _ADDED = {
     "pair4_add": """
-    typedef u16 half __attribute__((vector_size(sizeof(i32@))));
+    typedef i16 half __attribute__((vector_size(sizeof(i32@))));
     sum = (i32@)((half)sum + (half)pair4_i32@(a, b));
 """.strip("\n"),
     "dot2_add": "    sum += dot2_i32@(a, b);",

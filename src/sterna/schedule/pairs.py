@@ -136,10 +136,10 @@ def _correction(group: Group, sums: _Sums) -> _Correction | None:
 
 
 def _fits(sums: _Sums, bias: int) -> bool:
-    """Whether a low half that loses the bias of both is still a number of 16 bits at the end.
+    """Whether a low half that loses the bias of both halves is still a number of 16 bits.
 
-    It is then the sum of x * (code - bias) over its own codes of x, less bias * x of the others.
-    On the way it may wrap.
+    It is the sum of x * (code - bias) over its own codes of x, less bias * x of the others; before
+    its end, and at its start, as if the codes of the weight that are still to come were 0.
     """
     most = max(bias, sums.largest - bias) + bias
     return 2 * sums.steps * _LARGEST_CODE * most <= _MOST
