@@ -8,7 +8,7 @@ stay, for the schedule to place. Weights are read in the layout that `prepack` c
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sterna.base.errors import InvalidIR
 from sterna.ir.compute import Compute, Group
@@ -85,7 +85,7 @@ class Storage:
         return self.tiled[logical][0] if logical in self.tiled else logical
 
     def compute(self, compute: Compute) -> Compute:
-        return replace(compute, body=replace_loads(compute.body, self.load))
+        return compute.rewritten(lambda value: replace_loads(value, self.load))
 
     def load(self, load: Load) -> Expr | None:
         """Element [n, w] of a tiled weight is at [n // rows, w, n % rows], or so in a stream."""
