@@ -268,7 +268,7 @@ def build(cases: list[Case], folder: Path) -> tuple[ctypes.CDLL, dict[str, PrimF
 def _runner(source: CSource, dims: list[str]) -> str:
     head = f"EXPORT void run_{source.name}(const struct {source.name}_args *a)"
     lines = [f"{head};", f"{head} {{", *(f"    const i64 {d} = a->{d}; (void){d};" for d in dims)]
-    for phase, items in zip(source.phases, source.items, strict=True):
+    for phase, items in zip(source.phases, source.counts, strict=True):
         lines.append(f"    parallel(a->pool, {phase}, a, {items}, 1);")
     return "\n".join([*lines, "}"])
 

@@ -20,8 +20,9 @@ from typing import Any
 
 from random_model import write_model
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.target import host_target
-from sterna.compiler import CompileOptions, compile_model
+from sterna.compiler import compile_model
 from sterna.engine.engine import Engine
 from sterna.engine.options import EngineOptions
 from sterna.local import locate

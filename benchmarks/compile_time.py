@@ -17,10 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.target import parse_target
 from sterna.checkpoint.model_folder import ModelFolder
 from sterna.codegen.toolchain import compile_library
-from sterna.compiler import CompileOptions, compile_model, compile_source
+from sterna.compiler import compile_model, compile_source
 
 RESULT = Path(__file__).parent / "results" / "compile_time.json"
 RUNS = 3

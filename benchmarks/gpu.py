@@ -33,9 +33,9 @@ import numpy as np
 from random_model import write_model
 from sampling import WAYS, orders
 
-from sterna.base.artifact import Manifest
+from sterna.base.artifact import Activations, CompileOptions, Manifest
 from sterna.base.target import parse_target
-from sterna.compiler import CompileOptions, compile_model
+from sterna.compiler import compile_model
 from sterna.engine.engine import Engine
 from sterna.engine.loader import Located
 from sterna.engine.options import EngineOptions
@@ -43,7 +43,6 @@ from sterna.inspection.costs import step_cost
 from sterna.inspection.kernel_times import step_input
 from sterna.inspection.peaks import Peaks, measure_peaks
 from sterna.local import locate
-from sterna.passes.products import Activations
 from sterna.runtime.devices import choose_device
 from sterna.runtime.executable import Executable
 from sterna.tune.device_peaks import device_peaks

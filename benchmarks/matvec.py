@@ -107,7 +107,7 @@ EXPORT void run_{i}(const struct {source.name}_args *a);
 EXPORT void run_{i}(const struct {source.name}_args *a) {{
     const i64 n = a->n;
     (void)n;
-    parallel(a->pool, {source.phases[0]}, a, {source.items[0]}, 1);
+    parallel(a->pool, {source.phases[0]}, a, {source.counts[0]}, 1);
 }}
 """
         for i, source in enumerate(sources)

@@ -31,8 +31,8 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 from random_model import write_model
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.target import parse_target
-from sterna.compiler import CompileOptions
 from sterna.convert import convert_weight, gen_config
 from sterna.runtime.host import cpu_name, usable_cores
 from sterna.web_folder import compile_folder

@@ -22,13 +22,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from sterna.base.artifact import Entry, Launch
+from sterna.base.artifact import CompileOptions, Entry, Launch
 from sterna.base.sizes import evaluate
 from sterna.base.target import parse_target
 from sterna.checkpoint.model_folder import open_model
 from sterna.codegen.renderer import renderer_of
 from sterna.codegen.wgsl import MODULE
-from sterna.compiler import CompileOptions, Source, compile_source
+from sterna.compiler import Source, compile_source
 from sterna.ir.expr import const_value
 from web import HERE, PROMPT, browser
 

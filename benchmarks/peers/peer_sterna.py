@@ -6,8 +6,9 @@ from pathlib import Path
 
 from common import main
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.target import host_target
-from sterna.compiler import CompileOptions, compile_model
+from sterna.compiler import compile_model
 from sterna.convert import convert_weight, gen_config
 from sterna.local import Engine
 from sterna.tune.database import tuned_plans

@@ -13,9 +13,8 @@ model of equal shape.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import msgspec
 
@@ -24,32 +23,31 @@ from sterna.base.artifact import (
     FORMAT,
     PREFILL_GIVEN,
     AdapterRoom,
+    CompileOptions,
     Entry,
     Manifest,
     Param,
-    Pooling,
 )
 from sterna.base.artifact import KVCache as ManifestCache
 from sterna.base.artifact import Model as ManifestModel
 from sterna.base.cache import key, lookup, store, write_atomic
-from sterna.base.dtype import F16, F32, I8, DType
+from sterna.base.dtype import DType
 from sterna.base.errors import UsageError
 from sterna.base.target import Target, targets_of
 from sterna.base.version import __version__, source_state
+from sterna.bounds import Sizes, attention_overrides, cache_dtype, cache_dtype_name, sizes_of
 from sterna.checkpoint.model_folder import ModelFolder, open_model
 from sterna.codegen.renderer import LibraryParts, Renderer, renderer_of
 from sterna.ir.graph import IRModule
 from sterna.ir.printer import to_text
-from sterna.models.rope_scaling import longest_context
 from sterna.models.stored_scheme import stored_scheme
-from sterna.nn.decoder import Cache, CausalLM, EmbeddingModel, Limits, trace_causal_lm
+from sterna.nn.decoder import CausalLM, EmbeddingModel, Limits, trace_causal_lm
 from sterna.passes.bound_params import bound_params
 from sterna.passes.fuse import fuse
 from sterna.passes.lower_opaque import Setting
 from sterna.passes.pipeline import graph_passes, run
 from sterna.passes.prepack import RowTile, prepack
-from sterna.passes.products import Activations, count_of_floats, factors_of
-from sterna.passes.quantize_activations import code_bits
+from sterna.passes.products import count_of_codes, count_of_floats, factors_of
 from sterna.passes.specialize import specialize
 from sterna.program import (
     STEP_DIMS,
@@ -69,47 +67,12 @@ VERIFY_TOKENS = 32  # most tokens of a verify step, and most logit rows of any s
 # Whose files shape a library; see library_key.
 _ROOMS = (
     *("base", "ir", "ops", "nn", "schedule", "codegen", "quantize", "kernels", "models"),
-    *("passes", "checkpoint", "compiler.py", "program.py", "sight.py"),
+    *("passes", "checkpoint", "compiler.py", "bounds.py", "program.py", "sight.py"),
 )
-_PREFILL_CHUNK, _MAX_BATCH = 512, 8  # where the folder's configuration is silent
-
 ENTRIES = ("prefill", "decode", "verify")
 EMBED = "embed"  # the only one of an embedding model
 
 Progress = Callable[[str], None]
-
-# What the cache keeps of a key or value: a float, or 8 bits and a scale for each token and head.
-KVDtype = Literal["f16", "q8"]
-_KV_DTYPES: Mapping[str, DType] = {"f16": F16, "q8": I8}
-
-
-@dataclass(frozen=True, slots=True)
-class CompileOptions:
-    """Overrides of what mlc-chat-config.json says; None keeps it."""
-
-    context_window_size: int | None = None
-    prefill_chunk_size: int | None = None
-    max_batch_size: int | None = None
-    sliding_window_size: int | None = None
-    attention_sink_size: int | None = None
-    activations: Activations | None = None
-    kv_dtype: KVDtype | None = None  # of the KV cache; None: what the scheme computes in
-    adapters: AdapterRoom | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """The bounds a library is compiled for."""
-
-    context: int
-    chunk: int
-    batch: int
-    window: int
-    sinks: int
-    vocabulary: int
-    pooling: Pooling | None = None
-    normalize: bool = False
-    causal: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +163,7 @@ def library_key(
         repr(sorted(folder.chat_config.items())),
         folder.quantization,
         repr(target),
-        repr(astuple(options)),
+        repr(options),
         repr(sorted((tuned or {}).items())),
         renderer_of(target).build_version(target),
         *source_state(*_ROOMS),
@@ -217,10 +180,10 @@ def compile_source(
     """The front end: all but the building of the artifact."""
     dump = dump or _Dump(None)
     quantization = stored_scheme(folder)
-    config = folder.config | _attention_overrides(options)
-    sizes = _sizes(folder, config, options)
+    config = folder.config | attention_overrides(options)
+    sizes = sizes_of(folder, config, options)
     model = models.build(config, quantization, sizes.context)
-    dtype = _cache_dtype(target, options, model.cache)
+    dtype = cache_dtype(target, options, model.cache)
     model.cache = model.cache.kept_in(dtype, sizes.context)
     module = trace_causal_lm(model, _limits(model, sizes))
     factors = factors_of(options.activations, target, folder.quantization, quantization.compute)
@@ -233,12 +196,7 @@ def compile_source(
         most_buffers=target.most_buffers or None,
     )
     module = run(module, passes, dump.phase)
-    products = code_bits(module)
-    if options.activations == "i8" and not products[8]:
-        raise UsageError(
-            f"activations i8 were asked for, but no product of {folder.quantization} can use "
-            "them: they go with weights of 2 or 4 bits whose codes fill words; leave the option out"
-        )
+    products = count_of_codes(module, options.activations, folder.quantization)
     of_floats = count_of_floats(module, factors, folder.quantization)
     streams = streams_of(target)
     tiles = prepack(module, streams)
@@ -265,7 +223,9 @@ def compile_source(
     sampler = None if embeds else _sampler(target, sizes, table)
     manifest = _manifest(folder, target, params, model, sizes, table, entries, sampler)
     vision = None if sight is None else sight.told(sizes.context)
-    manifest = msgspec.structs.replace(manifest, adapters=options.adapters, vision=vision)
+    manifest = msgspec.structs.replace(
+        manifest, adapters=options.adapters, vision=vision, options=options
+    )
     parts = LibraryParts(manifest, table.code(), constants)
     return Source(manifest, parts, table, entries, products, of_floats)
 
@@ -286,24 +246,6 @@ def _sampler(target: Target, sizes: Sizes, table: KernelTable) -> Entry:
     rows = max(VERIFY_TOKENS, sizes.batch)
     build = build_sampler if target.integers64 else build_chooser
     return build(sizes.vocabulary, rows, table)
-
-
-def _cache_dtype(target: Target, options: CompileOptions, cache: Cache) -> DType:
-    """What the KV cache keeps: what was asked for, else the scheme's, else what can be stored."""
-    asked, usual = options.kv_dtype, cache.dtype
-    if cache.recurrent and asked not in (None, "f32"):
-        raise UsageError(
-            f"kv_dtype is {asked}, but a recurrent model keeps its states in f32; leave it out"
-        )
-    if asked is None:
-        return usual if usual.name in target.small_numbers else F32
-    if asked not in _KV_DTYPES:
-        raise UsageError(f"kv_dtype is {asked!r}, possible are {', '.join(_KV_DTYPES)}")
-    if _KV_DTYPES[asked].name not in target.small_numbers:
-        raise UsageError(
-            f"kv_dtype is {asked}, but {target.spec} stores no such numbers; leave the option out"
-        )
-    return _KV_DTYPES[asked]
 
 
 def _entry(
@@ -343,81 +285,6 @@ def _limits(model: CausalLM, sizes: Sizes) -> Limits:
     return Limits(sizes.chunk, sizes.batch, pages * sizes.batch)
 
 
-def _sizes(folder: ModelFolder, model_config: dict[str, Any], options: CompileOptions) -> Sizes:
-    config = folder.chat_config
-    read = models.family(model_config).read_config(model_config)
-    stated = read.max_position_embeddings
-    longest = longest_context(read.rope, stated)
-    context = _first(options.context_window_size, _positive(config, "context_window_size", stated))
-    if context > longest:
-        raise UsageError(
-            f"context_window_size {context} is longer than the model's {longest} positions"
-        )
-    usual = _PREFILL_CHUNK if read.causal else context
-    chunk = _first(
-        options.prefill_chunk_size,
-        min(context, _positive(config, "prefill_chunk_size", usual)),
-    )
-    batch = _first(
-        options.max_batch_size,
-        _positive(config.get("model_config") or {}, "max_batch_size", _MAX_BATCH),
-    )
-    for title, value in (("context_window_size", context), ("prefill_chunk_size", chunk),
-                         ("max_batch_size", batch)):  # fmt: skip
-        if value < 1:
-            raise UsageError(f"{title} must be positive, not {value}")
-    if chunk > context:
-        raise UsageError(f"prefill_chunk_size {chunk} is more than the context of {context} tokens")
-    read.check_chunk(chunk, context)
-    _check_window(folder, options, read.sliding_window, read.attention_sinks)
-    return Sizes(
-        context,
-        max(chunk, batch),
-        batch,
-        read.sliding_window,
-        read.attention_sinks,
-        read.vocab_size,
-        read.pooling,
-        read.normalize,
-        read.causal,
-    )
-
-
-def _check_window(folder: ModelFolder, options: CompileOptions, window: int, sinks: int) -> None:
-    """Overrides of the attention must all have taken effect."""
-    asked = options.sliding_window_size
-    if asked not in (None, window):
-        raise UsageError(
-            f"sliding_window_size {asked} was asked for, but {folder.model_type} models have no "
-            "sliding window; leave the option out"
-        )
-    if sinks and window < 0:
-        raise UsageError(
-            f"attention_sink_size {sinks} was asked for, but the model has no sliding window for "
-            "the sinks to stay outside of; give sliding_window_size too"
-        )
-
-
-def _first(asked: int | None, stated: int) -> int:
-    return stated if asked is None else asked
-
-
-def _positive(config: dict[str, Any], key: str, default: int) -> int:
-    value = config.get(key)
-    return value if isinstance(value, int) and value > 0 else default
-
-
-def _attention_overrides(options: CompileOptions) -> dict[str, int | None]:
-    """As config.json would state them; a window of -1 is none."""
-    given: dict[str, int | None] = {}
-    if options.sliding_window_size is not None:
-        window = options.sliding_window_size
-        given["sliding_window"] = None if window == -1 else window
-    if options.attention_sink_size is not None:
-        given["attention_sink_size"] = options.attention_sink_size or None
-    return given
-
-
 def _manifest(
     folder: ModelFolder,
     target: Target,
@@ -453,7 +320,7 @@ def _manifest(
             kv_heads=cache.kv_heads,
             head_dim=cache.head_dim,
             page_size=cache.page_size,
-            dtype=next((n for n, d in _KV_DTYPES.items() if d == cache.dtype), cache.dtype.name),
+            dtype=cache_dtype_name(cache.dtype),
             page_bytes=cache.page_bytes,
             recurrent=cache.recurrent,
         ),

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sterna import demo
-from sterna.base.artifact import AdapterRoom
+from sterna.base.artifact import AdapterRoom, CompileOptions, KVDtype
 from sterna.base.cache import cache_dir, key
 from sterna.base.errors import UsageError
 from sterna.base.target import Target, parse_target
@@ -24,7 +24,7 @@ from sterna.checkpoint.config import read_errors
 from sterna.checkpoint.hub import resolve, title
 from sterna.checkpoint.mlc import CONFIG
 from sterna.checkpoint.model_folder import open_model
-from sterna.compiler import CompileOptions, KVDtype, compile_model, library_key
+from sterna.compiler import compile_model, library_key
 from sterna.convert import (
     STORED,
     ConvertProgress,

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from msgspec import structs
 
 from sterna import models
-from sterna.base.artifact import Entry, Manifest
+from sterna.base.artifact import CompileOptions, Entry, Manifest
 from sterna.base.dtype import dtype
 from sterna.base.errors import UsageError
 from sterna.base.target import Target, parse_target
@@ -36,7 +36,7 @@ from sterna.checkpoint.beside import PartialFolder, carry_over, disk_errors, wri
 from sterna.checkpoint.mlc import is_model_file
 from sterna.checkpoint.model_folder import ModelFolder, open_model
 from sterna.checkpoint.tensor import TensorRef
-from sterna.compiler import CompileOptions, Progress, compile_model
+from sterna.compiler import Progress, compile_model
 from sterna.runtime.library import read_manifest
 from sterna.runtime.memory import io_bytes, largest_shape, memory_plan, packed_bytes
 from sterna.runtime.web_folder import is_web_folder, read_index

@@ -41,7 +41,7 @@ def entry(source: CSource, func: PrimFunc) -> str:
     lines += [f"    const i64 {d.name} = dims[{i}];" for i, d in enumerate(func.dims)]
     lines += [f"    (void){d.name};" for d in func.dims]
     lines.append(f"    struct {source.name}_args args = {{{', '.join(['pool', *args])}}};")
-    for phase, items in zip(source.phases, source.items, strict=True):
+    for phase, items in zip(source.phases, source.counts, strict=True):
         lines.append(f"    parallel(pool, {phase}, &args, {items}, 1);")
     return "\n".join([*lines, "}"])
 

@@ -12,6 +12,7 @@ from random_kernels import N, arrays, kernel
 
 from sterna.base.dtype import BF16, F16, F32, F64, I64
 from sterna.base.errors import CodegenError
+from sterna.base.sizes import evaluate
 from sterna.codegen.c import name, render
 from sterna.ir.evaluate import evaluate_primfunc
 from sterna.ir.expr import Binary, Buffer, Cast, Expr, Var, wrap
@@ -68,8 +69,19 @@ def test_phases_and_their_items() -> None:
     last = Store(b, (wrap(0),), wrap(7.0))
     source = render(PrimFunc("f", (a, b), (n,), seq(first, second, last)))
     assert source.phases == ("f_0", "f_1", "f_2")
-    assert source.items == ("n", "(n * 2)", "1")
+    assert source.items == ("n", "n * 2", "1")
+    assert source.counts == ("n", "(n * 2)", "1")
     assert "struct f_args { Pool *pool; f32 *a_; f32 *b; i64 n; };" in source.text
+
+
+def test_items_are_a_formula_whatever_c_makes_of_it() -> None:
+    n, i = Var("n", lo=1), Var("i", lo=0)
+    y = Buffer("y", F32, ((n + 3) // 4,))
+    source = render(
+        PrimFunc("f", (y,), (n,), For(i, (n + 3) // 4, Store(y, (i,), wrap(1.0)), ForKind.PARALLEL))
+    )
+    assert [evaluate(items, {"n": 5}) for items in source.items] == [2]
+    assert source.counts != source.items  # a shift, which the formulas do not know
 
 
 def test_scratch_memory_is_shared_by_what_is_not_alive_together() -> None:

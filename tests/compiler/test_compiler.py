@@ -16,18 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 
 import tiny
 
-from sterna.base.artifact import Entry, Launch, Manifest, decode, encode
+from sterna.base.artifact import CompileOptions, Entry, Launch, Manifest, decode, encode
 from sterna.base.errors import UsageError
 from sterna.base.target import Target, host_target
 from sterna.checkpoint.model_folder import ModelFolder, open_model
-from sterna.compiler import (
-    DECODE_TOKENS,
-    CompileOptions,
-    Source,
-    compile_model,
-    compile_source,
-    library_key,
-)
+from sterna.compiler import DECODE_TOKENS, Source, compile_model, compile_source, library_key
 from sterna.convert import convert_weight, gen_config
 from sterna.ir.equal import equal
 from sterna.ir.parser import parse_group, parse_module, parse_primfunc

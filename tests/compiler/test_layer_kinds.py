@@ -9,10 +9,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 
 import tiny_families as tiny
 
-from sterna.base.artifact import Entry, Repeat
+from sterna.base.artifact import CompileOptions, Entry, Repeat
 from sterna.base.target import host_target
 from sterna.checkpoint.model_folder import ModelFolder
-from sterna.compiler import CompileOptions, Source, compile_source
+from sterna.compiler import Source, compile_source
 
 
 def compiled(layers: int) -> Source:

@@ -24,12 +24,12 @@ from fake_metal import simulated_metal
 from kernel_arrays import ADAPTERS
 from spirv_device import simulated_vulkan
 
-from sterna.base.artifact import AdapterRoom, Launch
+from sterna.base.artifact import AdapterRoom, CompileOptions, Launch
 from sterna.base.errors import CodegenError, Unavailable
 from sterna.base.target import Target, parse_target
 from sterna.checkpoint.model_folder import ModelFolder
 from sterna.codegen.renderer import RenderedKernel, renderer_of
-from sterna.compiler import CompileOptions, compile_source
+from sterna.compiler import compile_source
 from sterna.ir.equal import digest
 from sterna.ir.loop import PrimFunc
 from sterna.runtime import cuda, hip, opencl, vulkan, webgpu

@@ -20,8 +20,9 @@ from compiled import Compiled, Part, step_input, tiny
 from conformance import TARGETS
 from test_whole_models import OPTIONS, PAGES, SHAPE, converted, on_target
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.target import parse_target
-from sterna.compiler import CompileOptions, compile_model
+from sterna.compiler import compile_model
 from sterna.quantize.scheme import SCHEMES
 
 NAMES = ("opencl", "cuda:source", "rocm:source", "metal", "vulkan", "webgpu")

@@ -15,10 +15,11 @@ from compiled import Compiled, build_tiny, tiny
 from conformance import CONFIG, TARGETS, driver_webgpu
 from test_whole_models import some_steps
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.target import Target, parse_target
 from sterna.checkpoint.mlc import read_mlc_folder
 from sterna.codegen.renderer import RenderedKernel, renderer_of
-from sterna.compiler import CompileOptions, compile_model, compile_source
+from sterna.compiler import compile_model, compile_source
 from sterna.ir.expr import Buffer, Var
 from sterna.ir.loop import PrimFunc, store
 from sterna.kernels.build import parallel

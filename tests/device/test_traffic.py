@@ -19,9 +19,10 @@ from kernel_arrays import CACHED, PAGE_SIZE, arguments
 from schedule_groups import product_group
 from traffic import Traffic, traffic_of
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.target import Target, parse_target
 from sterna.checkpoint.model_folder import ModelFolder
-from sterna.compiler import DECODE_TOKENS, CompileOptions, Source, compile_source
+from sterna.compiler import DECODE_TOKENS, Source, compile_source
 from sterna.program import Compiled
 from sterna.quantize.scheme import SCHEMES
 from sterna.schedule.choose import plan_of, planned

@@ -33,6 +33,7 @@ from spirv_device import simulated_vulkan
 from test_whole_models import OPTIONS
 from traffic import traffic_of
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.dtype import F32
 from sterna.base.errors import InvalidIR, ScheduleError, Unavailable, UsageError
 from sterna.base.target import Target, parse_target
@@ -41,7 +42,7 @@ from sterna.checkpoint.model_folder import ModelFolder
 from sterna.codegen import gpu_code
 from sterna.codegen.renderer import LibraryParts, RenderedKernel, renderer_of
 from sterna.codegen.toolchain import find_clang
-from sterna.compiler import Activations, CompileOptions, compile_model, compile_source
+from sterna.compiler import compile_model, compile_source
 from sterna.ir.compute import Group
 from sterna.ir.evaluate import evaluate_group
 from sterna.ir.graph import IRModule
@@ -53,7 +54,7 @@ from sterna.passes.cleanup import cleanup
 from sterna.passes.fuse import fuse
 from sterna.passes.lower import lower
 from sterna.passes.prepack import RowTile
-from sterna.passes.products import products_of_floats
+from sterna.passes.products import Activations, products_of_floats
 from sterna.passes.unit_products import unit_products
 from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import SCHEMES, scheme

@@ -15,11 +15,12 @@ from conformance import CHAT, CONFIG
 from folding_kernel import ROWS, SLOTS, folding
 from run_kernel import NOTHING
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.target import parse_target
 from sterna.checkpoint.model_folder import ModelFolder
 from sterna.codegen.renderer import LibraryParts, RenderedKernel, renderer_of
 from sterna.codegen.wgsl import HANDS_ON, MODULE, SUBGROUPS, SWAPS
-from sterna.compiler import CompileOptions, compile_source
+from sterna.compiler import compile_source
 from sterna.ir.interpret import evaluate_primfunc
 
 FLAGS = ["--no-sandbox", "--disable-quic", "--disable-background-networking",

@@ -29,11 +29,12 @@ from conformance import CONFIG, TARGETS
 from simt_device import SimtDevice
 from test_family_logits import weights
 
+from sterna.base.artifact import Activations, CompileOptions
 from sterna.base.dtype import dtype
 from sterna.base.errors import ArtifactError, DeviceError, OutOfMemory, RequestError, UsageError
 from sterna.base.target import host_target, parse_target
 from sterna.checkpoint.mlc import read_mlc_folder
-from sterna.compiler import Activations, CompileOptions, compile_model
+from sterna.compiler import compile_model
 from sterna.engine.options import SamplingOptions
 from sterna.engine.sampler import History, Wanted, orders, sample_input
 from sterna.runtime.executable import Executable

@@ -19,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 
 import tiny
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.target import host_target
 from sterna.checkpoint.mlc import read_mlc_folder
-from sterna.compiler import CompileOptions, compile_model
+from sterna.compiler import compile_model
 from sterna.convert import convert_weight, gen_config
 from sterna.runtime import cpu
 from sterna.runtime.executable import Executable, StepInput

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from compiled import Logits, Part, step_input
 
-from sterna.base.artifact import Entry, Manifest
+from sterna.base.artifact import CompileOptions, Entry, Manifest
 from sterna.base.dtype import dtype
 from sterna.base.target import Target
 from sterna.checkpoint.model_folder import ModelFolder, open_model
 from sterna.codegen.toolchain import compile_library
-from sterna.compiler import CompileOptions, compile_source
+from sterna.compiler import compile_source
 from sterna.runtime.batch import prepare
 from sterna.runtime.memory import io_bytes, pack, packed_bytes, packed_shape, padded
 from sterna.runtime.threads import POOL_BYTES

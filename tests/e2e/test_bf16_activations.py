@@ -25,10 +25,11 @@ from compiled import (
     tiny,
 )
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.errors import UsageError
 from sterna.base.target import host_target, parse_target
 from sterna.checkpoint.mlc import read_mlc_folder
-from sterna.compiler import CompileOptions, compile_model
+from sterna.compiler import compile_model
 from sterna.runtime import cpu
 from sterna.runtime.cpu import CpuExecutable
 

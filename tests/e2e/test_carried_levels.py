@@ -10,9 +10,10 @@ import pytest
 from compiled import Compiled, all_logits, build_tiny, tiny
 
 from sterna.base import target
+from sterna.base.artifact import CompileOptions
 from sterna.base.errors import ArtifactError, Unavailable, UsageError
 from sterna.base.target import parse_target
-from sterna.compiler import CompileOptions, compile_model
+from sterna.compiler import compile_model
 from sterna.runtime import host, library
 from sterna.tune.session import check_measurable
 

@@ -15,11 +15,11 @@ from compiled import greedy, greedy_logits
 from host_free import run_under_qemu
 
 from sterna import demo
+from sterna.base.artifact import Activations, CompileOptions
 from sterna.base.errors import Unavailable
 from sterna.base.target import host_target, parse_target
 from sterna.checkpoint.mlc import read_mlc_folder
-from sterna.compiler import CompileOptions, compile_model
-from sterna.passes.products import Activations
+from sterna.compiler import compile_model
 from sterna.runtime import cpu, vulkan
 
 SRC = Path(demo.FOLDER).parents[1]

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from compiled import Compiled, Logits, Part, Tiny, all_logits, cut, step_input, tiny
 
+from sterna.base.artifact import CompileOptions, KVDtype
 from sterna.base.errors import ArtifactError, RequestError, UsageError
 from sterna.base.target import host_target
 from sterna.checkpoint.mlc import read_mlc_folder
-from sterna.compiler import CompileOptions, KVDtype, compile_model
+from sterna.compiler import compile_model
 from sterna.engine.loader import Located, load
 from sterna.engine.options import EngineOptions
 from sterna.engine.parts import Parts

@@ -17,6 +17,7 @@ from adapter_folders import merged, write_adapter
 from compiled import Compiled, Logits, Part, Tiny, compile_model, greedy, ints, step_input, tiny
 from test_schemes import CLOSE, whole_weights
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.errors import (
     ArtifactError,
     CheckpointError,
@@ -31,7 +32,6 @@ from sterna.base.target import host_target
 from sterna.checkpoint.lora import Adapter, adapter_tensors, open_adapter, room_for
 from sterna.checkpoint.mlc import read_mlc_folder
 from sterna.checkpoint.safetensors import write_safetensors
-from sterna.compiler import CompileOptions
 from sterna.convert import ConvertOptions, convert_weight, gen_config
 from sterna.engine.options import EngineOptions
 from sterna.local import Engine

@@ -17,11 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
 import tiny_families
 from test_family_logits import weights
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.dtype import F32
 from sterna.base.errors import CheckpointError, RequestError, UsageError
 from sterna.base.target import host_target, parse_target
 from sterna.cli.main import main
-from sterna.compiler import CompileOptions, compile_model
+from sterna.compiler import compile_model
 from sterna.convert.forward import all_logits
 from sterna.engine.engine import Engine
 from sterna.engine.limits import draft_limits, plan

@@ -13,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from compiled import Compiled, build_tiny, tiny
 
 from sterna import Engine
+from sterna.base.artifact import CompileOptions
 from sterna.base.errors import ArtifactError, Unavailable, UsageError
 from sterna.base.target import parse_target
 from sterna.base.web import INDEX, WebIndex
 from sterna.checkpoint.mlc import read_mlc_folder
 from sterna.cli.main import main
-from sterna.compiler import CompileOptions
 from sterna.runtime.devices import library_in
 from sterna.runtime.library import read_manifest
 from sterna.runtime.memory import memory_plan

@@ -21,7 +21,7 @@ COMPILE = floors(
     "quantize kernels",
     "models passes",
     "program convert",
-    "sight",
+    "sight bounds",
     "compiler",
 )
 RUN = floors("runtime text", "engine quality", "serve")

@@ -10,14 +10,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cli"))
 from tiny_source import write_source
 
 from sterna import jit
+from sterna.base.artifact import CompileOptions
 from sterna.base.errors import Unavailable
 from sterna.base.target import host_target
 from sterna.checkpoint.model_folder import open_model
 from sterna.cli.main import main
-from sterna.compiler import CompileOptions, compile_source
+from sterna.compiler import compile_model, compile_source
 from sterna.inspection import kernel_times as module
 from sterna.inspection.costs import launches
 from sterna.inspection.kernel_times import kernel_times, timed_source
+from sterna.ir.equal import digest
+from sterna.runtime.library import read_manifest
+from sterna.schedule.choose import plan_of
+from sterna.tune.space import everything
+
+SIZES = ["--prompt-tokens", "16", "--generate-tokens", "4", "--repetitions", "1"]
 
 
 @pytest.fixture
@@ -56,20 +63,37 @@ def test_a_system_without_the_clock_is_told(folder, monkeypatch):
 
 
 def test_bench_tells_kernels_waiting_and_host(folder, capsys):
-    sizes = ["--prompt-tokens", "16", "--generate-tokens", "4", "--repetitions", "1"]
-    assert main(["bench", str(folder), *sizes, "--parallel", "1,3", "--threads", "2"]) == 0
+    assert main(["bench", str(folder), *SIZES, "--parallel", "1,3", "--threads", "2"]) == 0
     told = capsys.readouterr().out
     phases = [f"The time of {name}\n" for name in ("pp16", "tg4", "tg4x3")]
     for phrase in (*phases, "attention", "host", "waited"):
         assert phrase in told
 
 
-def test_a_library_with_other_options_has_no_times(folder, tmp_path, capsys):
+def test_a_library_of_any_options_has_times(folder, tmp_path, capsys):
     library = tmp_path / "other.so"
-    asked = ["--overrides", "prefill_chunk_size=8", "--output", str(library)]
-    assert main(["compile", str(folder), *asked]) == 0
-    sizes = ["--prompt-tokens", "16", "--generate-tokens", "4", "--repetitions", "1"]
-    assert main(["bench", str(folder), *sizes, "--model-lib", str(library)]) == 0
+    asked = ["--overrides", "prefill_chunk_size=8", "--activations", "f32", "--kv-dtype", "q8"]
+    assert main(["compile", str(folder), *asked, "--output", str(library)]) == 0
+    assert main(["bench", str(folder), *SIZES, "--model-lib", str(library)]) == 0
     told = capsys.readouterr()
-    assert "compiled with other options" in told.err
+    assert "not told" not in told.err
+    assert "The time of pp16\n" in told.out
+
+
+def test_a_library_of_plans_that_are_elsewhere_has_no_times(folder, tmp_path, capsys):
+    target, library = host_target(), tmp_path / "other.so"
+    plain = compile_source(open_model(folder), target, CompileOptions())
+    scheduled = plain.table.scheduled
+    tuned = next(
+        {digest(group): plan}
+        for entry in plain.entries
+        for group in entry.scheduled.values()
+        for plan in everything(plan_of(group, target))
+        if scheduled(group, plan)[0] != scheduled(group, plan_of(group, target))[0]
+    )
+    compile_model(folder, target, library, tuned=tuned, cached=False)
+    assert read_manifest(library).kernels != plain.manifest.kernels
+    assert main(["bench", str(folder), *SIZES, "--model-lib", str(library)]) == 0
+    told = capsys.readouterr()
+    assert "tuned plans that are not here" in told.err
     assert "The time of" not in told.out

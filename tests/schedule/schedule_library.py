@@ -75,7 +75,7 @@ def build(kernels: Mapping[str, tuple[Group, Schedule]], target: Target, folder:
         dims += "".join(f"    (void){d.name};\n" for d in func.dims)
         calls = "".join(
             f"    parallel(a->pool, {phase}, a, {items}, 1);\n"
-            for phase, items in zip(source.phases, source.items, strict=True)
+            for phase, items in zip(source.phases, source.counts, strict=True)
         )
         parts += [
             source.text,

@@ -13,6 +13,7 @@ from sterna.ir.compute import Group
 from sterna.ir.evaluate import evaluate_primfunc
 from sterna.ir.expr import const_value
 from sterna.ir.loop import Alloc, For, If
+from sterna.ir.parser import parse_group
 from sterna.ir.rewrite import visit
 from sterna.quantize.scheme import SCHEMES
 from sterna.schedule.apply import apply
@@ -42,6 +43,13 @@ WEIGHT, SUM = f"{Y}.weight", f"{Y}.acc"
 NORM = norm_group("norm", 20, 8, residual=True)
 ADDED, NORMED = (b.name for b in NORM.outputs)
 NORM_STAGES = tuple(f"{NORMED}.{s}" for s in ("partial", "square", "scale"))
+
+TWICE = parse_group("""\
+@group
+def twice(x: f32[32]):
+    a[i:32]: f32 = x[i] + 1.0
+    y[i:16]: f32 = a[i] + a[i * 2]
+    return y""")
 
 PLAIN_PRODUCT: Schedule = (Inline(WEIGHT), At(SUM, Y, "n", "local"))
 PLAIN_NORM: Schedule = tuple(At(s, NORMED, "n", "local") for s in NORM_STAGES)
@@ -228,7 +236,8 @@ def test_an_output_beside_a_split_reader_is_cut_to_its_size() -> None:
         (PRODUCT, (At(SUM, WEIGHT, "k"), At(WEIGHT, Y, "m")), "not a later stage"),
         (PRODUCT, (At(WEIGHT, SUM, "k"), At(SUM, WEIGHT, "k")), "not a later stage"),
         (NORM, (*PLAIN_NORM, At(ADDED, NORMED, "n", "local")), "only they"),
-        (NORM, (*PLAIN_NORM, At(ADDED, NORMED, "h", "global")), "need different regions"),
+        (NORM, (*PLAIN_NORM, At(ADDED, NORMED, "h", "global")), "reads it outside that loop"),
+        (TWICE, (At("a", "y", "i"),), "need different regions"),
         (NORM, (*PLAIN_NORM, At(ADDED, NORM_STAGES[0], "n", "global")), "reads it outside"),
     ],
 )  # fmt: skip

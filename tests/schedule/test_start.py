@@ -111,6 +111,8 @@ def test_every_schedule_has_the_bits_of_the_plain_one(combine: str, steps: Sched
         ((*KEPT[1:], Reorder("acc", ("k", "j")), At("first", "acc", "j", "local")),
          "stage 'acc' begins outside that loop"),
         ((*KEPT[1:], At("first", "acc", "k", "local")), "stage 'acc' begins outside that loop"),
+        ((At("first", "y", "j", "local"), At("acc", "y", "m", "local")),
+         "stage 'acc' reads it outside that loop"),
         ((At("acc", "y", "m", "local"),), "stage 'first' is not an output"),
         ((*KEPT, Tensorize("acc", "k")), "a matrix unit's sums have none"),
         ((*KEPT, Inline("acc")), "'acc' is a reduction or an output: cannot be inlined"),

@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
 from compiled import build_tiny, tiny
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.target import host_target
-from sterna.compiler import CompileOptions
 from sterna.tune.session import Progress, kernels_of
 
 SMALL = CompileOptions(prefill_chunk_size=16, max_batch_size=2)  # as `folder` is compiled

@@ -12,10 +12,11 @@ import pytest
 from candidates import fits, unfit
 from compiled import Compiled, all_logits
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.errors import ScheduleError, Unavailable, UsageError
 from sterna.base.target import Target, host_target, is_of_host, parse_target
 from sterna.cli.main import main
-from sterna.compiler import CompileOptions, compile_model
+from sterna.compiler import compile_model
 from sterna.inspection.page import to_page
 from sterna.inspection.peaks import Peaks
 from sterna.ir.compute import Group

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.target import host_target, parse_target
 from sterna.base.web import INDEX
-from sterna.compiler import CompileOptions, compile_model
+from sterna.compiler import compile_model
 from sterna.convert import convert_weight, gen_config
 from sterna.web_folder import compile_folder
 

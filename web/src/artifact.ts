@@ -77,6 +77,13 @@ export const model = record({
 });
 
 const adapterRoom = record({ count, rank: count, modules: list(text) });
+const asked = optional(nullable(whole), null);
+const compileOptions = record({
+  context_window_size: asked, prefill_chunk_size: asked, max_batch_size: asked,
+  sliding_window_size: asked, attention_sink_size: asked,
+  activations: optional(nullable(text), null), kv_dtype: optional(nullable(text), null),
+  adapters: optional(nullable(adapterRoom), null),
+});
 const vision = record({
   image_token: count, image_size: count, patch_size: count, lead: optional(count, 1), dropped: optional(count, 1),
   merge: optional(count, 0), most: optional(count, 0), frames: optional(count, 1), window: optional(count, 0),
@@ -92,6 +99,7 @@ const manifest = record({
   adapters: optional(nullable(adapterRoom), null),
   vision: optional(nullable(vision), null),
   states: optional(nullable(states), null),
+  options: optional(nullable(compileOptions), null),
 });
 
 export type Buffer = Of<typeof buffer>;

@@ -190,6 +190,26 @@ class AdapterRoom(_Record, frozen=True):
     modules: tuple[str, ...]
 
 
+# What products see of their other factor: codes of 16 or 8 bits; floats of 16 bits, where hardware
+# multiplies them; or what it is.
+Activations = Literal["i16", "i8", "f16", "bf16", "f32"]
+# What the cache keeps of a key or value: a float, or 8 bits and a scale for each token and head.
+KVDtype = Literal["f16", "q8"]
+
+
+class CompileOptions(_Record, frozen=True):
+    """Overrides of what mlc-chat-config.json says; None keeps it."""
+
+    context_window_size: int | None = None
+    prefill_chunk_size: int | None = None
+    max_batch_size: int | None = None
+    sliding_window_size: int | None = None
+    attention_sink_size: int | None = None
+    activations: Activations | None = None  # None: see passes/products.py
+    kv_dtype: KVDtype | None = None  # of the KV cache; None: what the scheme computes in
+    adapters: AdapterRoom | None = None
+
+
 class Vision(_Record, frozen=True):
     """How a model takes images: the entry point "see" makes rows, "prefill_given" reads them.
 
@@ -308,6 +328,7 @@ class Manifest(_Record, frozen=True):
     adapters: AdapterRoom | None = None
     vision: Vision | None = None
     states: States | None = None
+    options: CompileOptions = CompileOptions()  # that were asked for
 
     @property
     def symbol(self) -> str:

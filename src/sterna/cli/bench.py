@@ -17,11 +17,14 @@ from sterna.base.errors import UsageError
 from sterna.cli.arguments import Subparsers, add_verb, given_options, number
 from sterna.cli.model import ENGINE, add_engine_flags, find_models, open_engine
 from sterna.cli.say import harmless, note
-from sterna.engine.options import EngineOptions, KVDtype, Mode, Speculative
+from sterna.engine.options import EngineOptions, Mode, Speculative
 
 if TYPE_CHECKING:
     from sterna.base.artifact import Manifest
+    from sterna.base.target import Target
+    from sterna.checkpoint.model_folder import ModelFolder
     from sterna.cli.bench_report import BenchReport, Change, PhaseReport
+    from sterna.compiler import Source
     from sterna.engine.limits import Limits
 
 _EXAMPLE = """\
@@ -45,6 +48,7 @@ _OF_SERVERS = (
 _CHOSEN = ("mode", "prefix_cache", "prefix_cache_dir", "trace")
 _ENGINE = tuple(name for name in ENGINE if name not in _CHOSEN)
 _TOLERANCE = 0.1
+_PROGRAM = ("model", "kv_cache", "states", "params", "entries", "kernels")  # of a manifest
 
 
 def add(verbs: Subparsers) -> None:
@@ -229,10 +233,8 @@ def _with_kernels(
     from sterna.base.target import KINDS, parse_target
     from sterna.checkpoint.model_folder import open_model
     from sterna.cli.bench_rates import phase_steps, with_kernels
-    from sterna.compiler import CompileOptions, compile_source
     from sterna.engine.loader import packed_file
     from sterna.inspection.kernel_times import kernel_times
-    from sterna.tune.database import tuned_plans
 
     target = parse_target(manifest.target)
     if target.group_threads or not hasattr(time, "clock_gettime"):
@@ -241,11 +243,12 @@ def _with_kernels(
     options = EngineOptions(**given_options(args, _ENGINE))
     (located,), _ = find_models(args, [args.model], options)
     folder = open_model(located.folder, weights=False)
-    asked: Any = None if options.kv_dtype == KVDtype.AUTO else str(options.kv_dtype)
-    plans = tuned_plans(target, lambda text: None)
-    source = compile_source(folder, target, CompileOptions(kv_dtype=asked), tuned=plans)
-    if (source.manifest.kernels, source.manifest.entries) != (manifest.kernels, manifest.entries):
-        note("the time in each kernel is not told: the library was compiled with other options")
+    source = _source_of(folder, target, manifest)
+    if source is None:
+        note(
+            "the time in each kernel is not told: the library was made by another Sterna, of "
+            "another configuration, or by tuned plans that are not here"
+        )
         return told
     note("measuring kernels")
     steps = [phase_steps(manifest, limits, phase.name) for phase in told]
@@ -263,6 +266,18 @@ def _with_kernels(
         with_kernels(phase, manifest, each, [next(times) for _ in each])
         for phase, each in zip(told, steps, strict=True)
     )
+
+
+def _source_of(folder: ModelFolder, target: Target, manifest: Manifest) -> Source | None:
+    """What the library is made of, by its own options and the plans that are here."""
+    from sterna.compiler import compile_source
+    from sterna.tune.database import tuned_plans
+
+    for plans in (tuned_plans(target, lambda text: None), None):
+        source = compile_source(folder, target, manifest.options, tuned=plans)
+        if all(getattr(source.manifest, name) == getattr(manifest, name) for name in _PROGRAM):
+            return source
+    return None
 
 
 def _of_server(args: argparse.Namespace) -> tuple[BenchReport, dict[str, int]]:

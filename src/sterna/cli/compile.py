@@ -117,8 +117,9 @@ def run(args: argparse.Namespace) -> int:
     output, target = output_of(args), parse_target(args.target)
     whole = args.output.endswith(("/", "\\")) or output.is_dir()
     settings: dict[str, Any] = {**settings_of(args), "adapters": _room(args.lora)}
+    from sterna.base.artifact import CompileOptions
     from sterna.checkpoint.model_folder import open_model
-    from sterna.compiler import CompileOptions, compile_model
+    from sterna.compiler import compile_model
     from sterna.web_folder import compile_folder
 
     found = open_model(folder, weights=False).quantization

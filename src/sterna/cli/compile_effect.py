@@ -12,9 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.target import Target, is_of_host
 from sterna.checkpoint.model_folder import open_model
-from sterna.compiler import CompileOptions, compile_model
+from sterna.compiler import compile_model
 from sterna.convert.sample_text import DOCUMENT_TOKENS, prompts
 from sterna.quality import agreement, likelihood
 from sterna.runtime import cpu, host

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tune(args: argparse.Namespace, target: Target, database: Database) -> int:
-    from sterna.compiler import CompileOptions
+    from sterna.base.artifact import CompileOptions
     from sterna.tune.database import here
     from sterna.tune.session import kernels_of, tune
 

@@ -21,6 +21,7 @@ from sterna.ir.bounds import Intervals
 from sterna.ir.expr import Binary, Buffer, Expr, Intrin, Load, Var, const_value, row_major, wrap
 from sterna.ir.interpret import SLACK
 from sterna.ir.loop import Alloc, For, ForKind, If, Let, Prefetch, PrimFunc, Seq, Stmt, Store
+from sterna.ir.printer import to_text
 from sterna.ir.rewrite import children, free_vars, substitute, visit
 from sterna.ir.simplify import linear, simplify, simplify_stmt
 
@@ -41,7 +42,8 @@ class CSource:
     name: str
     text: str
     phases: tuple[str, ...]  # one WorkFn each, run one after another
-    items: tuple[str, ...]  # work items of each phase, in C over the dims
+    items: tuple[str, ...]  # work items of each phase, as a formula over the dims
+    counts: tuple[str, ...]  # the same in C
     scratch_bytes: int  # for each thread
     widths: frozenset[int]  # lane counts, for the prelude
     dims: tuple[str, ...]
@@ -58,19 +60,21 @@ def render(func: PrimFunc) -> CSource:
     fields = ["Pool *pool;", *(f"{storage(p.dtype, 1)} *{c};" for p, c in params.items())]
     fields += [f"i64 {c};" for c in dims.values()]
     parts = [f"struct {title}_args {{ {' '.join(fields)} }};"]
-    phases, items, scratch, widths = [], [], 0, set[int]()
+    phases, items, counts, scratch, widths = [], [], [], 0, set[int]()
     for i, stmt in enumerate(body):
         phase = title if len(body) == 1 else f"{title}_{i}"
         writer = _Writer(names.copy())
-        text, count = writer.phase((title, phase), simplify_stmt(stmt), params, dims)
+        text, many = writer.phase((title, phase), simplify_stmt(stmt), params, dims)
         parts.append(text)
         phases.append(phase)
-        items.append(count)
+        items.append(to_text(many))
+        counts.append(writer.out.text(many))
         scratch = max(scratch, writer.most_scratch)
         widths |= writer.widths
     called = tuple(d.name for d in func.dims)
     text = "\n".join(parts)
-    return CSource(title, text, tuple(phases), tuple(items), scratch, frozenset(widths), called)
+    every = (tuple(phases), tuple(items), tuple(counts))
+    return CSource(title, text, *every, scratch, frozenset(widths), called)
 
 
 @dataclass(slots=True)
@@ -87,17 +91,17 @@ class _Writer:
 
     def phase(
         self, titles: tuple[str, str], stmt: Stmt, params: dict[Buffer, str], dims: dict[Var, str]
-    ) -> tuple[str, str]:
+    ) -> tuple[str, Expr]:
         """(text of the WorkFn, number of its work items)."""
         self.arguments(stmt, params, dims)
+        many: Expr = wrap(1)
         if isinstance(stmt, For) and stmt.kind is ForKind.PARALLEL:
-            count = self.out.text(stmt.extent)
+            many = stmt.extent
             var = self.loop_variable(stmt)
             self.open(f"for (i64 {var} = begin; {var} < end; {var}++) {{")
             self.stmt(stmt.body)
             self.close()
         else:
-            count = "1"
             self.line("if (begin >= end) return;")
             self.stmt(stmt)
         head = [
@@ -107,7 +111,7 @@ class _Writer:
         ]
         if self.most_scratch:
             head.append("    u8 *scratch = thread_scratch(a->pool, tid);")
-        return "\n".join([*head, *self.lines, "}"]), count
+        return "\n".join([*head, *self.lines, "}"]), many
 
     def arguments(self, stmt: Stmt, params: dict[Buffer, str], dims: dict[Var, str]) -> None:
         """Locals for the parameters and dims that a phase uses."""

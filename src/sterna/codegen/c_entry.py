@@ -102,7 +102,7 @@ class _EntryWriter:
         fields = ", ".join([".pool = pool", *values])
         self.lines.append(f"{indent}{{")
         self.lines.append(f"{indent}    const struct {title}_args a = {{{fields}}};")
-        for phase, items in zip(code.source.phases, code.source.items, strict=True):
+        for phase, items in zip(code.source.phases, code.source.counts, strict=True):
             self.lines.append(f"{indent}    parallel(pool, {phase}, &a, {items}, 1);")
         self.lines.append(f"{indent}}}")
 

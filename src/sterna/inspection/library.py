@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sterna.base.artifact import Kernel, KVCache, Manifest, States
+from sterna.base.artifact import CompileOptions, Kernel, KVCache, Manifest, States
 from sterna.base.dtype import dtype
 from sterna.inspection.charts import arena_map, memory_bars, roofline, weight_bars
 from sterna.inspection.costs import KernelCost, StepCost, chosen_context, step_costs
@@ -77,6 +77,16 @@ def _states(states: States | None) -> list[tuple[str, str]]:
     return [("states", numbers)]
 
 
+def _asked(options: CompileOptions) -> list[tuple[str, str]]:
+    """What it was compiled with beside the folder's own words."""
+    told = {name: getattr(options, name) for name in options.__struct_fields__}
+    room = told.pop("adapters")
+    given = [f"{name} {value}" for name, value in told.items() if value is not None]
+    if room is not None:
+        given.append(f"room for {room.count} adapters of ranks up to {room.rank}")
+    return [("compiled with", ", ".join(given))] if given else []
+
+
 def _facts(manifest: Manifest) -> Table:
     model, kv = manifest.model, manifest.kv_cache
     rows = [
@@ -87,6 +97,7 @@ def _facts(manifest: Manifest) -> Table:
         ("sequences at once", f"up to {model.max_batch_size}"),
         _kept(kv),
         *_states(manifest.states),
+        *_asked(manifest.options),
         ("fingerprint", model.fingerprint[:16]),
     ]  # fmt: skip
     if manifest.carried:

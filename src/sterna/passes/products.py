@@ -6,19 +6,18 @@ sentence on why that cannot be. Passes and kernels know nothing of the option.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
+from sterna.base.artifact import Activations
 from sterna.base.dtype import BF16, DType
 from sterna.base.errors import UsageError
 from sterna.base.target import Target, targets_with_products_of
 from sterna.ir.graph import IRModule
 from sterna.ops.unit_matmul import OPERANDS
+from sterna.passes.quantize_activations import code_bits
 
-# Codes of 16 or 8 bits; floats of 16 bits, where hardware multiplies them; or what they are.
-# Without a word it is codes of 16 bits on CPUs where the scheme computes in 16, and f32 elsewhere.
-Activations = Literal["i16", "i8", "f16", "bf16", "f32"]
 _CODE_BITS: Mapping[str, int] = {"i16": 16, "i8": 8}
 
 
@@ -35,7 +34,10 @@ class Factors:
 
 
 def factors_of(asked: Activations | None, target: Target, scheme: str, compute: DType) -> Factors:
-    """What products are made of; UsageError where target or scheme have no such thing."""
+    """What products are made of; UsageError where target or scheme have no such thing.
+
+    Without a word it is codes of 16 bits on CPUs where the scheme computes in 16, else f32.
+    """
     if asked is None:
         asked = "i16" if compute.bits == 16 and target.pair_products else "f32"
     floats = OPERANDS.get(asked)
@@ -54,6 +56,17 @@ def factors_of(asked: Activations | None, target: Target, scheme: str, compute: 
             "scheme that computes in 16 bits, or leave the option out"
         )
     return Factors(floats=floats, paired=paired)
+
+
+def count_of_codes(module: IRModule, asked: Activations | None, scheme: str) -> Counter[int]:
+    """How many products are of codes, by the bits of x's; UsageError if none are of 8 as asked."""
+    found = code_bits(module)
+    if asked == "i8" and not found[8]:
+        raise UsageError(
+            f"activations i8 were asked for, but no product of {scheme} can use "
+            "them: they go with weights of 2 or 4 bits whose codes fill words; leave the option out"
+        )
+    return found
 
 
 def count_of_floats(module: IRModule, factors: Factors, scheme: str) -> tuple[int, int]:

@@ -192,11 +192,14 @@ class Placed:
         return substitute(node, values)
 
     def _inside(self, reader: Stage, at: At) -> bool:
+        """Whether the reader is computed in that loop, by itself or with what it is placed in."""
+        axis: str | None = None  # the anchor's loop that it is placed in; None: it is the anchor
         while reader.name != at.of:
             if reader.at is None:
                 return False
-            reader = self.stages[reader.at.of]
-        return True
+            axis, reader = reader.at.axis, self.stages[reader.at.of]
+        names = [loop.name for loop in reader.loops]
+        return axis is None or names.index(axis) >= names.index(at.axis)
 
     def _begins_outside(self, reader: Stage, compute: Compute, at: At) -> bool:
         """Whether the reader's start reads the stage, but stands before the loop it is made in."""

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from sterna.base.artifact import CompileOptions
 from sterna.base.errors import Unavailable, UsageError
 from sterna.base.target import Target, host_target, is_of_host
 from sterna.checkpoint.model_folder import open_model
-from sterna.compiler import CompileOptions, Source, compile_source
+from sterna.compiler import Source, compile_source
 from sterna.inspection.costs import launches, typical_dims
 from sterna.ir.compute import Group
 from sterna.ir.equal import digest
