@@ -24,12 +24,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from sterna.base.artifact import CompileOptions, KVDtype  # noqa: E402
+from sterna.base.artifact import Activations, CompileOptions, KVDtype  # noqa: E402
 from sterna.base.target import host_target  # noqa: E402
 from sterna.checkpoint.mlc import read_mlc_folder  # noqa: E402
 from sterna.compiler import compile_model  # noqa: E402
 from sterna.convert import convert_weight, gen_config  # noqa: E402
-from sterna.passes.products import Activations  # noqa: E402
 from sterna.quality import agreement, likelihood  # noqa: E402
 from sterna.quantize.scheme import SCHEMES  # noqa: E402
 from sterna.runtime import cpu  # noqa: E402

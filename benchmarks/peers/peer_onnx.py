@@ -1,7 +1,7 @@
 """onnxruntime-genai, from its own model builder; the format is int4.
 
 Groups of 32, as in Sterna's q4f16_1, and accuracy level 4, with which its products are those of
-8-bit activations: its quickest on a CPU. `make` wants torch and transformers.
+8-bit activations: its quickest on a CPU. `make` wants torch, transformers, onnx and onnx-ir.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ from spirv_device import simulated_vulkan
 from test_whole_models import OPTIONS
 from traffic import traffic_of
 
-from sterna.base.artifact import CompileOptions
+from sterna.base.artifact import Activations, CompileOptions
 from sterna.base.dtype import F32
 from sterna.base.errors import InvalidIR, ScheduleError, Unavailable, UsageError
 from sterna.base.target import Target, parse_target
@@ -54,7 +55,7 @@ from sterna.passes.cleanup import cleanup
 from sterna.passes.fuse import fuse
 from sterna.passes.lower import lower
 from sterna.passes.prepack import RowTile
-from sterna.passes.products import Activations, products_of_floats
+from sterna.passes.products import products_of_floats
 from sterna.passes.unit_products import unit_products
 from sterna.quantize.pack import dequantize, quantize
 from sterna.quantize.scheme import SCHEMES, scheme
@@ -346,7 +347,12 @@ def test_a_prompt_has_the_bits_of_its_tokens(spec: str, tmp_path: Path) -> None:
         assert np.array_equal(logits.view(np.uint32), whole.view(np.uint32))
     mine = greedy(ours, [3, 0], 8)
     ours.close()
-    compile_model(folder, parse_target("cpu"), plain, options=replace(options, activations="f32"))
+    compile_model(
+        folder,
+        parse_target("cpu"),
+        plain,
+        options=msgspec.structs.replace(options, activations="f32"),
+    )
     theirs = Compiled(folder, plain).load(num_pages=4)
     cpu = greedy(theirs, [1, 0], 8)
     assert 0 < np.abs(mine - cpu).max() < 2e-3 * np.ptp(cpu)  # f16 has eleven bits
