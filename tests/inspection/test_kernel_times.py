@@ -1,5 +1,7 @@
 """The time of a step by kernel: every launch is counted, and nothing is counted twice."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -97,3 +99,16 @@ def test_a_library_of_plans_that_are_elsewhere_has_no_times(folder, tmp_path, ca
     told = capsys.readouterr()
     assert "tuned plans that are not here" in told.err
     assert "The time of" not in told.out
+
+
+def test_a_folder_that_was_changed_since_has_no_times(folder, tmp_path, capsys):
+    copy, library = tmp_path / "copy", tmp_path / "other.so"
+    shutil.copytree(folder, copy)
+    asked = ["--overrides", "prefill_chunk_size=64", "--output", str(library)]
+    assert main(["compile", str(copy), *asked]) == 0
+    config = copy / "mlc-chat-config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"context_window_size": 32}))
+    assert main(["bench", str(copy), *SIZES, "--model-lib", str(library)]) == 0
+    told = capsys.readouterr()
+    assert "of another configuration" in told.err
+    assert "tg4" in told.out

@@ -273,8 +273,12 @@ def _source_of(folder: ModelFolder, target: Target, manifest: Manifest) -> Sourc
     from sterna.compiler import compile_source
     from sterna.tune.database import tuned_plans
 
-    for plans in (tuned_plans(target, lambda text: None), None):
-        source = compile_source(folder, target, manifest.options, tuned=plans)
+    here = tuned_plans(target, lambda text: None)
+    for plans in (here, None) if here else (None,):
+        try:
+            source = compile_source(folder, target, manifest.options, tuned=plans)
+        except UsageError:  # mlc-chat-config.json was changed, and no longer goes with them
+            return None
         if all(getattr(source.manifest, name) == getattr(manifest, name) for name in _PROGRAM):
             return source
     return None
