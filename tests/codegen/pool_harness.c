@@ -2,6 +2,7 @@
 //   plain  workers sit in sterna_work all the time
 //   late   workers come, go and sleep at random, and the main thread waits for none of them
 //   busy   as many endless loops run beside them as there are processors
+//   cut    no thread: chunks of FORKS numbers of items are what chunk_start promises
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -64,8 +65,41 @@ static int check_forks(i32 forks) {
     return 0;
 }
 
+// Chunks cover all items once and in order; none is longer than those of the round before, by more
+// than rounding; in several rounds the first ones take half of the items, and no chunk is empty.
+static int check_cuts(i64 side, i32 most) {
+    for (i64 items = 1, grain = 1; items <= most; items += 1 + items / 9, grain = grain % 40 + 1) {
+        i64 rounds = rounds_of(items, grain, side);
+        i64 chunks = rounds > 1 ? rounds * side : (items - 1) / grain + 1;
+        i64 end = 0, before = items, wrong = chunks > 0xffff || chunks > 8 * side;
+        for (i64 chunk = 0; chunk < chunks; chunk++) {
+            i64 begin = chunk_start(items, chunks, rounds, chunk);
+            wrong |= begin != end;
+            end = chunk_start(items, chunks, rounds, chunk + 1);
+            wrong |= end <= begin || end - begin > before + 1;
+            before = end - begin;
+        }
+        wrong |= end != items;
+        if (rounds > 1) wrong |= chunk_start(items, chunks, rounds, side) != items - items / 2;
+        if (rounds > 1) wrong |= before < grain || rounds < STERNA_LEAST_ROUNDS;
+        if (rounds > 1 && rounds < STERNA_MOST_ROUNDS) wrong |= items >> rounds >= side * grain;
+        if (wrong) {
+            printf("%lld items of grain %lld on %lld threads: %lld chunks in %lld rounds\n",
+                   (long long)items, (long long)grain, (long long)side, (long long)chunks,
+                   (long long)rounds);
+            return 1;
+        }
+    }
+    return 0;
+}
+
 int main(int count, char **args) {
     if (count != 4) return 2;
+    if (!strcmp(args[3], "cut")) {
+        int failed = check_cuts(atoi(args[1]), atoi(args[2]));
+        if (!failed) puts("ok");
+        return failed;
+    }
     i32 threads = atoi(args[1]), processors = (i32)sysconf(_SC_NPROCESSORS_ONLN);
     late = !strcmp(args[3], "late");
     pool = aligned_alloc(64, 4096);

@@ -56,6 +56,11 @@ def test_every_item_is_done_once(optimized: Run, threads: int) -> None:
     assert optimized(threads, 20_000, "plain") == "ok\n"
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 16, 1024])
+def test_chunks_are_all_items_and_shrink(optimized: Run, threads: int) -> None:
+    assert optimized(threads, 2_000_000_000, "cut") == "ok\n"
+
+
 @pytest.mark.parametrize("threads", [2, 4])
 def test_workers_that_come_late_or_sleep(optimized: Run, threads: int) -> None:
     assert optimized(threads, 20_000, "late") == "ok\n"

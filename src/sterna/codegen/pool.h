@@ -112,6 +112,7 @@ struct Pool {
     _Alignas(64) WorkFn work;
     const void *args;
     i64 items;
+    i64 rounds; // in which its chunks are cut: see chunk_start
 };
 
 _Static_assert(sizeof(Pool) <= 4096, "the host allocates 4096 bytes");
@@ -121,7 +122,7 @@ _Static_assert(__builtin_offsetof(Pool, scratch_bytes) == 32, "the host writes b
 _Static_assert(__builtin_offsetof(Pool, awake) == 64, "the host writes by offset");
 _Static_assert(__builtin_offsetof(Pool, stop) == 68, "the host writes by offset");
 
-enum { STERNA_CHUNKS_PER_THREAD = 8, STERNA_MOST_CHUNKS = 8192 };
+enum { STERNA_LEAST_ROUNDS = 4, STERNA_MOST_ROUNDS = 8, STERNA_MOST_SIDE = 1024 };
 
 // Scratch memory of one thread, Entry.scratch_bytes long, aligned to 64.
 STERNA_MAYBE void *thread_scratch(const Pool *pool, i32 tid) {
@@ -146,8 +147,29 @@ STERNA_MAYBE void wait_a_little(const Pool *pool, i32 *pauses) {
     }
 }
 
-STERNA_MAYBE i64 chunk_start(i64 items, i64 chunks, i64 chunk) {
+STERNA_MAYBE i64 equal_start(i64 items, i64 chunks, i64 chunk) {
     return items / chunks * chunk + items % chunks * chunk / chunks;
+}
+
+// Where a chunk begins. A round has one chunk for each thread, all equal, and takes half of what
+// is left; the last takes the rest. So most of a job is done in long runs of items, and
+// threads end together, for the last chunks are short. Factoring: Hummel, Schonberg, Flynn,
+// "Factoring: a method for scheduling parallel loops", CACM 35(8), 1992.
+STERNA_MAYBE i64 chunk_start(i64 items, i64 chunks, i64 rounds, i64 chunk) {
+    i64 side = chunks / rounds, round = chunk / side;
+    if (round == rounds) return items;
+    i64 begin = items - (items >> round);
+    i64 end = round + 1 == rounds ? items : items - (items >> (round + 1));
+    return begin + equal_start(end - begin, side, chunk % side);
+}
+
+// As many rounds as leave `grain` items to the chunks of the last; 1 where there are few items,
+// whose chunks are then pieces of about `grain`.
+STERNA_MAYBE i64 rounds_of(i64 items, i64 grain, i64 side) {
+    i64 rounds = STERNA_LEAST_ROUNDS;
+    if (items >> (rounds - 1) < side * grain) return 1;
+    while (rounds < STERNA_MOST_ROUNDS && items >> rounds >= side * grain) rounds++;
+    return rounds;
 }
 
 // Take chunks of whatever job is current until none is left; true if there was one.
@@ -159,9 +181,9 @@ STERNA_MAYBE i32 take_chunks(Pool *pool, i32 tid) {
         job = __atomic_fetch_add(&pool->job, 1, __ATOMIC_ACQUIRE); // perhaps a newer job: as good
         i64 chunk = (i64)(job & 0xffff), chunks = (i64)(job >> 16 & 0xffff);
         if (chunk >= chunks) return found;
-        i64 items = pool->items;
-        pool->work(pool->args, chunk_start(items, chunks, chunk),
-                   chunk_start(items, chunks, chunk + 1), tid);
+        i64 items = pool->items, rounds = pool->rounds;
+        pool->work(pool->args, chunk_start(items, chunks, rounds, chunk),
+                   chunk_start(items, chunks, rounds, chunk + 1), tid);
         __atomic_fetch_add(&pool->done, 1, __ATOMIC_RELEASE);
         found = 1;
     }
@@ -173,10 +195,10 @@ STERNA_MAYBE i32 take_chunks(Pool *pool, i32 tid) {
 // thread, only for chunks.
 STERNA_MAYBE void parallel(Pool *pool, WorkFn work, const void *args, i64 items, i64 grain) {
     if (items <= 0) return;
-    i64 chunks = grain > 1 ? (items - 1) / grain + 1 : items;
-    i64 most = (i64)pool->threads * STERNA_CHUNKS_PER_THREAD;
-    if (most > STERNA_MOST_CHUNKS) most = STERNA_MOST_CHUNKS;
-    if (chunks > most) chunks = most;
+    i64 side = pool->threads < STERNA_MOST_SIDE ? pool->threads : STERNA_MOST_SIDE;
+    if (grain < 1) grain = 1;
+    i64 rounds = rounds_of(items, grain, side);
+    i64 chunks = rounds > 1 ? rounds * side : (items - 1) / grain + 1;
     if (chunks < 2 || pool->threads < 2) {
         work(args, 0, items, 0);
         return;
@@ -184,6 +206,7 @@ STERNA_MAYBE void parallel(Pool *pool, WorkFn work, const void *args, i64 items,
     pool->work = work;
     pool->args = args;
     pool->items = items;
+    pool->rounds = rounds;
     __atomic_store_n(&pool->done, 0, __ATOMIC_RELAXED);
     u64 generation = (__atomic_load_n(&pool->job, __ATOMIC_RELAXED) >> 32) + 1;
     __atomic_store_n(&pool->job, generation << 32 | (u64)chunks << 16, __ATOMIC_RELEASE);
