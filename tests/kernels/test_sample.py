@@ -157,3 +157,45 @@ def test_padding_is_never_chosen(library: KernelLibrary) -> None:
     for inverse in (0.0, 1.0):
         given = asked(1, inverse_temperature=np.full(1, inverse, np.float32))
         assert on_device(library, logits, given)[0] < IDS
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    ids=st.sampled_from([1, 2, 63, 64, 65, 2048, 2990, 3000]),
+    steps=st.sampled_from([None, 1, 4]),
+    bad=st.sampled_from([None, np.nan, np.inf, -np.inf]),
+    place=st.integers(0, VOCAB - 1),
+)
+@settings(max_examples=120, deadline=None, derandomize=True)
+def test_the_largest_of_unchanged_rows(
+    library: KernelLibrary, seed: int, ids: int, steps: int | None, bad: float | None, place: int
+) -> None:
+    """Of rows in any order, beside one that is masked, one with an edit and one that is drawn."""
+    rng = np.random.default_rng(seed)
+    count = 6
+    logits = logits_of(seed, count, 2.0, steps)
+    if bad is not None:
+        logits[rng.integers(count), place] = bad
+    words = -(-VOCAB // 32)
+    given = asked(
+        count,
+        vocabulary=ids,
+        rows=rng.permutation(count).astype(np.int32),
+        inverse_temperature=np.array([0, 0, 0, 1, 0, 0], np.float32),
+        masked=np.array([0, 1, 0, 0, 0, 0], np.int32),
+        allowed=rng.integers(0, 2**32, (count, words), dtype=np.uint32),
+        edit_indptr=np.array([0, 0, 0, 1, 1, 1, 1], np.int32),
+        edit_ids=np.array([ids - 1], np.int32),
+        edits=np.array([[40, 1, 1, 0]], np.float32),
+    )
+    assert on_device(library, logits, given).tolist() == sample_rows(logits, given).tolist()
+
+
+def test_the_largest_of_one_sign_and_of_one_value(library: KernelLibrary) -> None:
+    greedy = asked(1, inverse_temperature=np.zeros(1, np.float32))
+    below = -1 - np.abs(logits_of(3, 1, 1.0))
+    assert on_device(library, below, greedy).tolist() == [int(below[0, :IDS].argmax())]
+    for first in (0, 63, 64, 2943, 2989):
+        logits = np.zeros((1, VOCAB), np.float32)
+        logits[0, first:] = 1
+        assert on_device(library, logits, greedy).tolist() == [first]

@@ -1,7 +1,8 @@
 """Choosing a step's tokens from its logits, on the device: one work item a row.
 
 A row goes through: bias and penalties (a list of edits), what is allowed (a bit a token), then
-either the largest logit, or temperature, top-k, top-p, min-p and a draw. Weights are whole
+either the largest logit, or temperature, top-k, top-p, min-p and a draw. The largest of a row that
+nothing changes is found where its logits lie. Weights are whole
 numbers, exp((x - largest) / temperature) in units of 2^-30, so sums of them have no order: the
 same token comes out whatever the lanes and threads, and any language replays it. Thresholds are
 found digit by digit from histograms, without sorting. Equal weights rank by lowest id.
@@ -36,12 +37,15 @@ from sterna.ir.loop import Alloc, If, PrimFunc, Stmt, seq, store
 from sterna.kernels.build import let, loop, parallel, vector
 from sterna.kernels.weights import LARGEST, LOG2E, SHARE_BITS, weigh
 
+Logits = Callable[[Expr], Expr]  # of a row, by their ids
+
 ROW = Var("r", lo=1)  # rows to sample
 EDITS = Var("e", lo=0)  # entries of the list of edits
 VOCABULARY = Var("v", lo=1)  # ids that exist; a model's rows past them are padding
 NONE = -1  # the token where the largest logit is no number
 
 _LANES = 16
+_WIDE = 64  # partial results of a search for the largest: enough that none waits for the last
 _BLOCK = 1024  # tokens whose weights are summed, to find a draw's place
 _DIGITS = ((20, 11), (10, 10), (0, 10))  # (shift, bits) of a weight's digits, from the top
 _BINS = 1 << 11
@@ -110,7 +114,8 @@ def sample(name: str, vocabulary: int, logit_rows: Var) -> PrimFunc:
 
     def item(r: Var) -> Stmt:
         row = _Row(buffers, r, size, *_memory(size))
-        return row.scoped(seq(row.load(), row.edit(), row.peak(row.choose)))
+        changed = seq(row.load(), row.edit(), row.peak(row.own, size, row.choose))
+        return row.scoped(If(row.plain, row.first_largest(), changed))
 
     return PrimFunc(name, buffers.params, (ROW, EDITS, VOCABULARY), parallel("row", ROW, item))
 
@@ -124,8 +129,8 @@ def _memory(size: int) -> tuple[Buffer, ...]:
         scratch("weights", I32, size),
         scratch("histogram", U64, _BINS),
         scratch("blocks", U64, size // _BLOCK),
-        scratch("lanes", F32, _LANES, "local"),
-        scratch("first", I32, _LANES, "local"),
+        scratch("lanes", F32, _WIDE, "local"),
+        scratch("first", I32, _WIDE, "local"),
         scratch("whole", I32, 5, "local"),
         scratch("sums", U64, 3, "local"),
         scratch("words", U64, 6, "local"),
@@ -175,24 +180,50 @@ class _Row:
 
     # Logits.
 
+    @property
+    def plain(self) -> Expr:
+        """Whether the largest is asked for, of all logits as they are."""
+        given, r = self.given, self.r
+        largest = equals(given.inverse_temperature[r], wrap(0.0))
+        unchanged = equals(given.edit_indptr[r], given.edit_indptr[r + 1])
+        return logical_and(largest, logical_and(equals(given.masked[r], 0), unchanged))
+
+    def own(self, i: Expr) -> Expr:
+        return self.x[i]
+
+    def first_largest(self) -> Stmt:
+        """The largest of a plain row."""
+
+        def of(row: Var) -> Stmt:
+            def logit(i: Expr) -> Expr:
+                return self.given.logits[row, i]
+
+            def choose(peak: Var) -> Stmt:
+                return self.if_number(peak, self.largest(logit, VOCABULARY, peak))
+
+            return self.peak(logit, VOCABULARY, choose)
+
+        return let("row", self.given.rows[self.r], of)
+
     def load(self) -> Stmt:
         """x = the row's logits; minus infinity for what may not come."""
         logits, r = self.given.logits, self.r
         nothing = wrap(float("-inf"))
-
-        def plain(i: Expr) -> Stmt:
-            return store(self.x, i, logits[self.given.rows[r], i])
-
-        def bare(i: Expr) -> Stmt:
-            return store(self.x, i, nothing)
 
         def forbid(i: Expr) -> Stmt:
             word = self.given.allowed[r, i // 32]
             bit = (word >> cast(U32, i % 32)) & wrap(1, U32)
             return If(equals(bit, wrap(0, U32)), store(self.x, i, nothing))
 
+        def pad(i: Var) -> Stmt:
+            return store(self.x, VOCABULARY + i, nothing)
+
+        def copy(row: Var) -> Stmt:
+            return loop("i", VOCABULARY, lambda i: store(self.x, i, logits[row, i]))
+
+        copied = let("row", self.given.rows[r], copy)
         masked = If(wrap(0) < self.given.masked[r], loop("i", VOCABULARY, forbid))
-        return seq(self.each(bare), loop("i", VOCABULARY, plain), masked)
+        return seq(copied, loop("i", self.size - VOCABULARY, pad), masked)
 
     def edit(self) -> Stmt:
         start, end = self.given.edit_indptr[self.r], self.given.edit_indptr[self.r + 1]
@@ -211,53 +242,60 @@ class _Row:
 
         return loop("e", end - start, one)
 
-    def peak(self, body: Callable[[Var], Stmt]) -> Stmt:
-        """body(largest x): NaN where any is."""
-        lowest = vector("i", _LANES, lambda i: store(self.lanes, i, float("-inf")))
+    def peak(self, x: Logits, count: ExprLike, body: Callable[[Var], Stmt]) -> Stmt:
+        """body(largest x of `count`): NaN where any is."""
 
-        def take(o: Var) -> Stmt:
-            def one(i: Var) -> Stmt:
-                return store(self.lanes, i, maximum(self.lanes[i], self.x[o * _LANES + i]))
+        def take(place: Expr, at: Expr) -> Stmt:
+            return store(self.lanes, place, maximum(self.lanes[place], x(at)))
 
-            return vector("i", _LANES, one)
+        def fold(i: Var) -> Stmt:
+            return store(self.lanes, 0, maximum(self.lanes[0], self.lanes[i]))
 
-        fold = loop(
-            "i", _LANES, lambda i: store(self.lanes, 0, maximum(self.lanes[0], self.lanes[i]))
-        )
-        return seq(
-            lowest, loop("o", self.size // _LANES, take), fold, let("peak", self.lanes[0], body)
-        )
+        lowest = vector("i", _WIDE, lambda i: store(self.lanes, i, float("-inf")))
+        found = let("peak", self.lanes[0], body)
+        return seq(lowest, self.in_lanes(count, take), loop("i", _WIDE, fold), found)
+
+    def in_lanes(self, count: ExprLike, take: Callable[[Expr, Expr], Stmt]) -> Stmt:
+        """take(a place of `_WIDE`, i) for all i below `count`, in vectors."""
+
+        def block(o: Var) -> Stmt:
+            return vector("i", _WIDE, lambda i: take(i, o * _WIDE + i))
+
+        count = wrap(count)
+        whole = count // _WIDE
+        rest = loop("i", count - whole * _WIDE, lambda i: take(i, whole * _WIDE + i))
+        return seq(loop("o", whole, block), rest)
 
     def choose(self, peak: Var) -> Stmt:
         inverse = self.given.inverse_temperature[self.r]
         picked = If(
             equals(inverse, wrap(0.0)),
-            self.largest(peak),
+            self.largest(self.own, self.size, peak),
             seq(self.weigh(peak), self.top_k(), self.top_p(), self.keep(), self.draw()),
         )
-        # Neither infinite nor NaN: all comparisons with NaN fail.
-        finite = Unary("abs", peak) <= wrap(LARGEST)
-        return If(finite, picked, self.put(NONE))
+        return self.if_number(peak, picked)
+
+    def if_number(self, peak: Var, body: Stmt) -> Stmt:
+        """`body`, or no token where the peak is infinite or NaN, with which comparisons fail."""
+        return If(Unary("abs", peak) <= wrap(LARGEST), body, self.put(NONE))
 
     def put(self, token: ExprLike) -> Stmt:
         return store(self.given.sampled, self.r, token)
 
-    def largest(self, peak: Var) -> Stmt:
-        """The first token whose x is the peak."""
+    def largest(self, x: Logits, count: ExprLike, peak: Var) -> Stmt:
+        """The first token of `count` whose x is the peak."""
 
-        def take(o: Var) -> Stmt:
-            def one(i: Var) -> Stmt:
-                at = o * _LANES + i
-                found = select(equals(self.x[at], peak), at, self.size)
-                return store(self.first, i, minimum(self.first[i], found))
+        def take(place: Expr, at: Expr) -> Stmt:
+            found = select(equals(x(at), peak), at, self.size)
+            return store(self.first, place, minimum(self.first[place], found))
 
-            return vector("i", _LANES, one)
+        def fold(i: Var) -> Stmt:
+            return store(self.first, 0, minimum(self.first[0], self.first[i]))
 
-        clear = vector("i", _LANES, lambda i: store(self.first, i, self.size))
-        fold = loop(
-            "i", _LANES, lambda i: store(self.first, 0, minimum(self.first[0], self.first[i]))
+        clear = vector("i", _WIDE, lambda i: store(self.first, i, self.size))
+        return seq(
+            clear, self.in_lanes(count, take), loop("i", _WIDE, fold), self.put(self.first[0])
         )
-        return seq(clear, loop("o", self.size // _LANES, take), fold, self.put(self.first[0]))
 
     # Weights and thresholds.
 
