@@ -10,7 +10,7 @@ from compiled import Compiled, Part, Tiny, step_input, tiny
 
 from sterna.base.errors import DeviceError, RequestError
 from sterna.engine.options import SamplingOptions
-from sterna.engine.sampler import History, Wanted, orders, sample_input
+from sterna.engine.sampler import History, SampleInputs, Wanted, orders, sample_input
 from sterna.runtime.cpu import CpuExecutable
 from sterna.runtime.sampling import sample_rows
 
@@ -65,6 +65,25 @@ def test_rows_of_another_step_are_refused(model: CpuExecutable) -> None:
     model.step(step_input([Part(PROMPTS[0], 0, [0])], 16))
     with pytest.raises(RequestError, match=r"rows of a sample must lie in 0\.\.0"):
         model.sample(sample_input(wanted(), 150, 157))
+
+
+def test_an_input_that_comes_again(model: CpuExecutable) -> None:
+    """With other keys and other logits, which may lie elsewhere; checked again for fewer rows."""
+    inputs, kinds = SampleInputs(150, 157), [orders(OPTIONS[0]), orders(OPTIONS[3])]
+    for round_ in range(4):
+        prompts = PROMPTS[: len(PROMPTS) - round_ % 2]
+        logits = model.step(step_input([Part(p, 0, [i]) for i, p in enumerate(prompts)], 16))
+        histories = [History([1] * round_, 0, seed) for seed in range(8)]
+        given = inputs.of([Wanted(0, kinds[i % 2], h) for i, h in enumerate(histories)])
+        assert model.sample(given).tolist() == sample_rows(logits, given).tolist()
+    options = orders(SamplingOptions(temperature=1))
+    last = [Wanted(len(PROMPTS) - 1, options, History([1], 0, 3))]
+    model.step(step_input([Part(p, 0, [i]) for i, p in enumerate(PROMPTS)], 16))
+    first = model.sample(inputs.of(last))
+    assert model.sample(inputs.of(last)).tolist() == first.tolist()
+    model.step(step_input([Part(PROMPTS[0], 0, [0])], 16))
+    with pytest.raises(RequestError, match=r"rows of a sample must lie in 0\.\.0"):
+        model.sample(inputs.of(last))
 
 
 def test_a_closed_model_samples_no_more(compiled: Compiled) -> None:

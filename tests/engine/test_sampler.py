@@ -7,9 +7,17 @@ from hypothesis import strategies as st
 
 from sterna.base.errors import DeviceError
 from sterna.engine.options import SamplingOptions
-from sterna.engine.sampler import History, Wanted, orders, ranked, sample_input, told
+from sterna.engine.sampler import (
+    History,
+    SampleInputs,
+    Wanted,
+    orders,
+    ranked,
+    sample_input,
+    told,
+)
 from sterna.runtime.philox import draw_bits, philox
-from sterna.runtime.sampling import check_sample, sample_rows
+from sterna.runtime.sampling import check_sample, is_frozen, sample_rows
 
 NONE = History((), 0, 0)
 FULL = 0xFFFFFFFF
@@ -202,3 +210,66 @@ def test_a_draw_is_always_a_candidate(values, temperature, top_p, top_k, min_p, 
     assert rank < (top_k or len(values))
     if min_p > 0:
         assert logits[token] >= logits.max() + temperature * np.log(min_p) - 1e-3
+
+
+WARM, COLD = orders(SamplingOptions()), orders(SamplingOptions(temperature=0))
+EDITED = orders(SamplingOptions(logit_bias={"3": 1.0}))
+ONLY = np.arange(50) == 7
+
+
+@settings(derandomize=True, max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(
+                st.integers(0, 3),
+                st.sampled_from([WARM, COLD, EDITED]),
+                st.integers(0, 2**64 - 1),
+                st.integers(0, 5),
+                st.sampled_from([(), (4,)]),
+                st.sampled_from([None, ONLY]),
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+        max_size=8,
+    )
+)
+def test_inputs_of_one_step_after_another(steps):
+    inputs = SampleInputs(40, 50)
+    for step in steps:
+        wanted = [
+            Wanted(row, o, History([1] * length, 0, seed, row), banned, allowed)
+            for row, o, seed, length, banned, allowed in step
+        ]
+        found, fresh = inputs.of(wanted), sample_input(wanted, 40, 50)
+        check_sample(found, 4, 50)
+        for name in fresh.__slots__:
+            assert np.array_equal(getattr(found, name), getattr(fresh, name)), name
+
+
+def test_an_input_comes_again_while_rows_and_orders_do():
+    inputs = SampleInputs(40, 50)
+    tokens = [1, 2]
+    step = [Wanted(0, WARM, History(tokens, 2, 5)), Wanted(2, COLD, History([1], 1, 6))]
+    first = inputs.of(step)
+    assert is_frozen(first)
+    tokens.append(3)
+    assert inputs.of(step) is first
+    assert first.keys[:, 3].tolist() == [3, 1]
+    changed = (
+        [step[0]],
+        [*step, step[0]],
+        [step[0], step[1]._replace(row=1)],
+        [step[0], step[1]._replace(orders=WARM)],
+        [step[0], step[1]._replace(orders=EDITED)],
+        [step[0], step[1]._replace(banned=(4,))],
+        [step[0], step[1]._replace(allowed=ONLY)],
+    )
+    for other in changed:
+        inputs = SampleInputs(40, 50)
+        first = inputs.of(step)
+        assert inputs.of(other) is not first
+    edited = [step[0]._replace(orders=EDITED)]
+    assert inputs.of(edited) is not inputs.of(edited)
+    assert not is_frozen(inputs.of(edited))

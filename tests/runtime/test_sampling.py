@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sterna.base.errors import RequestError
-from sterna.runtime.sampling import SampleInput, check_sample
+from sterna.runtime.sampling import SampleInput, check_sample, freeze, is_frozen
 
 VOCAB, ROWS = 40, 3
 
@@ -67,3 +67,16 @@ def test_no_rows_are_refused() -> None:
     } | {f: getattr(good(), f)[:0] for f in ("masked", "allowed", "edit_ids", "edits")}
     with pytest.raises(RequestError, match="0 rows"):
         check_sample(replace(good(), **empty, edit_indptr=np.zeros(1, np.int32)), ROWS, VOCAB)
+
+
+def test_a_frozen_input_changes_in_its_keys_alone() -> None:
+    given = good()
+    assert not is_frozen(given)
+    freeze(given)
+    assert is_frozen(given)
+    given.keys[:] = 7
+    for name in SampleInput.__slots__:
+        if name not in ("keys", "vocabulary"):
+            with pytest.raises(ValueError, match="read-only"):
+                getattr(given, name)[:] = 0
+            assert not is_frozen(replace(given, **{name: getattr(good(), name)}))

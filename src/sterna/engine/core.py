@@ -26,7 +26,7 @@ from sterna.engine.metrics import Counters, Histograms
 from sterna.engine.parts import Parts
 from sterna.engine.prefix_store import PrefixStore
 from sterna.engine.request import Phase, Sequence
-from sterna.engine.sampler import Wanted, needs_logits, sample_input, told
+from sterna.engine.sampler import SampleInputs, Wanted, needs_logits, told
 from sterna.engine.scheduler import Scheduler
 from sterna.engine.speculative import Speculator
 from sterna.engine.trace import Trace
@@ -68,6 +68,7 @@ class Core:
         if store is not None:
             store.restore(self.scheduler.prefix, self.scheduler.pages, parts.executable)
         self._arrays = StepArrays(parts.limits)
+        self._inputs = SampleInputs(parts.vocabulary, parts.executable.manifest.model.vocab_size)
         self._answers: dict[int, Answer] = {}  # by the number of their sequence
         self._new: dict[int, Answer] = {}  # of these, those that no step has run
         self._last_step = 0.0  # when its tokens came
@@ -295,10 +296,8 @@ class Core:
     def _choose(self, wanted: list[Wanted]) -> list[int]:
         if not wanted:
             return []
-        parts = self._parts
-        vocab_size = parts.executable.manifest.model.vocab_size
-        given = sample_input(wanted, parts.vocabulary, vocab_size)
-        tokens: list[int] = parts.executable.sample(given).tolist()
+        given = self._inputs.of(wanted)
+        tokens: list[int] = self._parts.executable.sample(given).tolist()
         return tokens
 
     def _take(self, answer: Answer, token: int, now: float) -> None:

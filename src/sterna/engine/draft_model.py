@@ -14,7 +14,7 @@ from sterna.engine.generation import Answer
 from sterna.engine.limits import Limits
 from sterna.engine.pages import Pages
 from sterna.engine.request import Sequence
-from sterna.engine.sampler import Wanted, sample_input
+from sterna.engine.sampler import SampleInputs, Wanted
 from sterna.runtime.executable import Executable
 from sterna.runtime.sampling import NONE
 
@@ -39,7 +39,7 @@ class DraftModel:
     def __init__(self, executable: Executable, limits: Limits, vocabulary: int) -> None:
         self._executable = executable
         self._limits = limits
-        self._vocabulary = vocabulary
+        self._inputs = SampleInputs(vocabulary, executable.manifest.model.vocab_size)
         self._arrays = StepArrays(limits)
         self._pages = Pages(limits.num_pages)
         self._mirrors: dict[int, Sequence] = {}
@@ -107,8 +107,7 @@ class DraftModel:
     def _take(self, readers: list[_Reader]) -> None:
         """Sample as the engine will, with the same random number: so the guess is often right."""
         wanted = [self._wanted(row, reader) for row, reader in enumerate(readers)]
-        vocab_size = self._executable.manifest.model.vocab_size
-        tokens = self._executable.sample(sample_input(wanted, self._vocabulary, vocab_size))
+        tokens = self._executable.sample(self._inputs.of(wanted))
         for reader, token in zip(readers, tokens.tolist()):
             if token != NONE:  # no number, no guess: only the model proper's logits decide
                 reader.mirror.tokens.append(token)

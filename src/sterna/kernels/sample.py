@@ -114,7 +114,7 @@ def sample(name: str, vocabulary: int, logit_rows: Var) -> PrimFunc:
 
     def item(r: Var) -> Stmt:
         row = _Row(buffers, r, size, *_memory(size))
-        changed = seq(row.load(), row.edit(), row.peak(row.own, size, row.choose))
+        changed = seq(row.load(), row.edit(), row.peak(row.x.__getitem__, size, row.choose))
         return row.scoped(If(row.plain, row.first_largest(), changed))
 
     return PrimFunc(name, buffers.params, (ROW, EDITS, VOCABULARY), parallel("row", ROW, item))
@@ -188,27 +188,16 @@ class _Row:
         unchanged = equals(given.edit_indptr[r], given.edit_indptr[r + 1])
         return logical_and(largest, logical_and(equals(given.masked[r], 0), unchanged))
 
-    def own(self, i: Expr) -> Expr:
-        return self.x[i]
+    def logit(self, i: Expr) -> Expr:
+        return self.given.logits[self.given.rows[self.r], i]
 
     def first_largest(self) -> Stmt:
         """The largest of a plain row."""
-
-        def of(row: Var) -> Stmt:
-            def logit(i: Expr) -> Expr:
-                return self.given.logits[row, i]
-
-            def choose(peak: Var) -> Stmt:
-                return self.if_number(peak, self.largest(logit, VOCABULARY, peak))
-
-            return self.peak(logit, VOCABULARY, choose)
-
-        return let("row", self.given.rows[self.r], of)
+        return self.peak(self.logit, VOCABULARY, partial(self.largest, self.logit, VOCABULARY))
 
     def load(self) -> Stmt:
         """x = the row's logits; minus infinity for what may not come."""
-        logits, r = self.given.logits, self.r
-        nothing = wrap(float("-inf"))
+        r, nothing = self.r, wrap(float("-inf"))
 
         def forbid(i: Expr) -> Stmt:
             word = self.given.allowed[r, i // 32]
@@ -218,10 +207,7 @@ class _Row:
         def pad(i: Var) -> Stmt:
             return store(self.x, VOCABULARY + i, nothing)
 
-        def copy(row: Var) -> Stmt:
-            return loop("i", VOCABULARY, lambda i: store(self.x, i, logits[row, i]))
-
-        copied = let("row", self.given.rows[r], copy)
+        copied = loop("i", VOCABULARY, lambda i: store(self.x, i, self.logit(i)))
         masked = If(wrap(0) < self.given.masked[r], loop("i", VOCABULARY, forbid))
         return seq(copied, loop("i", self.size - VOCABULARY, pad), masked)
 
@@ -243,7 +229,7 @@ class _Row:
         return loop("e", end - start, one)
 
     def peak(self, x: Logits, count: ExprLike, body: Callable[[Var], Stmt]) -> Stmt:
-        """body(largest x of `count`): NaN where any is."""
+        """body(largest x of `count`), or no token where that is infinite or any is NaN."""
 
         def take(place: Expr, at: Expr) -> Stmt:
             return store(self.lanes, place, maximum(self.lanes[place], x(at)))
@@ -252,8 +238,16 @@ class _Row:
             return store(self.lanes, 0, maximum(self.lanes[0], self.lanes[i]))
 
         lowest = vector("i", _WIDE, lambda i: store(self.lanes, i, float("-inf")))
-        found = let("peak", self.lanes[0], body)
-        return seq(lowest, self.in_lanes(count, take), loop("i", _WIDE, fold), found)
+
+        def found(peak: Var) -> Stmt:  # all comparisons with NaN fail
+            return If(Unary("abs", peak) <= wrap(LARGEST), body(peak), self.put(NONE))
+
+        return seq(
+            lowest,
+            self.in_lanes(count, take),
+            loop("i", _WIDE, fold),
+            let("peak", self.lanes[0], found),
+        )
 
     def in_lanes(self, count: ExprLike, take: Callable[[Expr, Expr], Stmt]) -> Stmt:
         """take(a place of `_WIDE`, i) for all i below `count`, in vectors."""
@@ -267,17 +261,11 @@ class _Row:
         return seq(loop("o", whole, block), rest)
 
     def choose(self, peak: Var) -> Stmt:
-        inverse = self.given.inverse_temperature[self.r]
-        picked = If(
-            equals(inverse, wrap(0.0)),
-            self.largest(self.own, self.size, peak),
+        return If(
+            equals(self.given.inverse_temperature[self.r], wrap(0.0)),
+            self.largest(self.x.__getitem__, self.size, peak),
             seq(self.weigh(peak), self.top_k(), self.top_p(), self.keep(), self.draw()),
         )
-        return self.if_number(peak, picked)
-
-    def if_number(self, peak: Var, body: Stmt) -> Stmt:
-        """`body`, or no token where the peak is infinite or NaN, with which comparisons fail."""
-        return If(Unary("abs", peak) <= wrap(LARGEST), body, self.put(NONE))
 
     def put(self, token: ExprLike) -> Stmt:
         return store(self.given.sampled, self.r, token)

@@ -8,6 +8,7 @@ buffers; whether pages are shared wisely is the engine's business.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -60,18 +61,28 @@ class Prepared:
     dims: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Ranges:
+    """What a batch says of each sequence, as lists: of few numbers those are far quicker."""
+
+    seqs: list[int]  # seq_indptr
+    pages: list[int]  # page_indptr
+    last: list[int]  # the position of its last token
+
+
 def prepare(batch: StepInput, manifest: Manifest, num_pages: int) -> Prepared:
     """Check a batch and complete it; RequestError says what is wrong with it."""
-    _check_form(batch)
-    lengths = np.diff(batch.seq_indptr)
-    _check_positions(batch, lengths, manifest)
-    _check_pages(batch, manifest.kv_cache.page_size, num_pages)
-    sequences = np.arange(len(lengths), dtype=np.int32)
+    ranges = _check_form(batch)
+    _check_positions(batch, ranges, manifest)
+    _check_pages(batch, ranges, manifest.kv_cache.page_size, num_pages)
+    n, count = len(batch.tokens), len(ranges.last)
+    sequences = np.arange(count, dtype=np.int32)
+    lengths = np.diff(batch.seq_indptr) if n > count else np.ones(count, np.int32)
     start, size, seq = tiles(batch.seq_indptr, lengths, sequences)
     inputs = {
         "tokens": batch.tokens,
         "positions": batch.positions,
-        "seq_ids": np.repeat(sequences, lengths),
+        "seq_ids": np.repeat(sequences, lengths) if n > count else sequences,
         "seq_indptr": batch.seq_indptr,
         "page_indptr": batch.page_indptr,
         "page_table": batch.page_table,
@@ -89,8 +100,8 @@ def prepare(batch: StepInput, manifest: Manifest, num_pages: int) -> Prepared:
     if adapters is not None:
         inputs[ADAPTER_IDS] = np.repeat(adapters, lengths)
     dims = {
-        "n": len(batch.tokens),
-        "b": len(lengths),
+        "n": n,
+        "b": count,
         "p": len(batch.page_table),
         "r": len(batch.logit_rows),
         "t": len(start),
@@ -107,7 +118,8 @@ def _slots(batch: StepInput, manifest: Manifest) -> dict[str, Ints]:
         slots = np.arange(count, dtype=np.int32)
     if slots.shape != (count,) or slots.dtype != np.int32:
         raise RequestError(f"slots of a step must be int32[{count}], one a sequence")
-    if int(slots.min()) < 0 or int(slots.max()) >= manifest.states.slots:
+    low, high = _bounds(slots)
+    if low < 0 or high >= manifest.states.slots:
         raise RequestError(
             f"a step asks for slots {slots.tolist()[:8]}; the library has {manifest.states.slots}, "
             "numbered from 0"
@@ -149,13 +161,14 @@ def _adapters(batch: StepInput, manifest: Manifest) -> Ints | None:
     given, count = batch.adapters, len(batch.seq_indptr) - 1
     most = 0 if manifest.adapters is None else manifest.adapters.count
     if given is None:
-        given = np.full(count, -1, np.int32)
+        return None if manifest.adapters is None else np.full(count, -1, np.int32)
     if given.shape != (count,) or given.dtype != np.int32:
         raise RequestError(
             f"adapters of a step must be int32[{count}], one a sequence, not "
             f"{given.dtype}{list(given.shape)}"
         )
-    if int(given.min()) < -1 or int(given.max()) >= most:
+    low, high = _bounds(given)
+    if low < -1 or high >= most:
         raise RequestError(
             f"a step asks for adapters {given.tolist()[:8]}; the library has room for {most}, "
             "numbered from 0, and -1 is none"
@@ -197,7 +210,7 @@ def choose(entries: dict[str, Entry], dims: dict[str, int], *, given: bool = Fal
     )
 
 
-def _check_form(batch: StepInput) -> None:
+def _check_form(batch: StepInput) -> _Ranges:
     arrays = (
         ("tokens", batch.tokens),
         ("positions", batch.positions),
@@ -217,65 +230,75 @@ def _check_form(batch: StepInput) -> None:
             f"a step needs as many positions as tokens, and at least one: it has {n} tokens and "
             f"{len(batch.positions)} positions"
         )
-    _check_indptr("seq_indptr", batch.seq_indptr, n)
-    _check_indptr("page_indptr", batch.page_indptr, len(batch.page_table))
-    if len(batch.seq_indptr) != len(batch.page_indptr):
+    seqs = _indptr("seq_indptr", batch.seq_indptr, n)
+    pages = _indptr("page_indptr", batch.page_indptr, len(batch.page_table))
+    if len(seqs) != len(pages):
         raise RequestError("seq_indptr and page_indptr of a step speak of different sequences")
-    rows = batch.logit_rows
-    if len(rows) and (rows[0] < 0 or rows[-1] >= n or (rows[1:] <= rows[:-1]).any()):
+    rows = batch.logit_rows.tolist()
+    if rows and (rows[0] < 0 or rows[-1] >= n or not _rises(rows)):
         raise RequestError(f"logit_rows of a step must ascend and lie in 0..{n - 1}")
+    return _Ranges(seqs, pages, batch.positions[batch.seq_indptr[1:] - 1].tolist())
 
 
-def _check_indptr(name: str, indptr: Ints, total: int) -> None:
+def _indptr(name: str, given: Ints, total: int) -> list[int]:
+    indptr: list[int] = given.tolist()
     ends_match = len(indptr) >= 2 and indptr[0] == 0 and indptr[-1] == total
-    if not ends_match or (indptr[1:] <= indptr[:-1]).any():
+    if not ends_match or not _rises(indptr):
         raise RequestError(
-            f"{name} of a step must rise from 0 to {total}, with no sequence empty: "
-            f"{indptr[:8].tolist()}"
+            f"{name} of a step must rise from 0 to {total}, with no sequence empty: {indptr[:8]}"
         )
+    return indptr
 
 
-def _check_positions(batch: StepInput, lengths: Ints, manifest: Manifest) -> None:
+def _rises(values: list[int]) -> bool:
+    return all(a < b for a, b in pairwise(values))
+
+
+def _bounds(values: Ints) -> tuple[int, int]:
+    """The least and the largest; numpy's own call takes longer than 64 numbers do as a list."""
+    if len(values) > 64:
+        return int(values.min()), int(values.max())
+    numbers = values.tolist()
+    return min(numbers), max(numbers)
+
+
+def _check_positions(batch: StepInput, ranges: _Ranges, manifest: Manifest) -> None:
     vocab, window = manifest.model.vocab_size, manifest.model.context_window_size
-    low, high = int(batch.tokens.min()), int(batch.tokens.max())
+    low, high = _bounds(batch.tokens)
     if low < 0 or high >= vocab:
         raise RequestError(
             f"token {low if low < 0 else high} is not in the vocabulary of {vocab} tokens"
         )
-    first = batch.positions[batch.seq_indptr[:-1]]
-    last = batch.positions[batch.seq_indptr[1:] - 1]
-    if int(first.min()) < 0 or (0 < window <= int(last.max())):
-        bad = int(first.min()) if int(first.min()) < 0 else int(last.max())
+    positions: list[int] = batch.positions.tolist()
+    first = [positions[begin] for begin in ranges.seqs[:-1]]
+    low, high = min(first), max(ranges.last)
+    if low < 0 or 0 < window <= high:
+        bad = low if low < 0 else high
         raise RequestError(f"position {bad} is outside the context window of {window} tokens")
-    if len(lengths) == len(batch.tokens):
+    if len(first) == len(positions):
         return
-    steps = np.ones(len(batch.tokens), dtype=np.int64)
-    steps[batch.seq_indptr[1:-1]] = batch.positions[batch.seq_indptr[1:-1]].astype(np.int64)
-    steps[batch.seq_indptr[1:-1]] -= batch.positions[batch.seq_indptr[1:-1] - 1]
-    if (np.diff(batch.positions.astype(np.int64)) != steps[1:]).any():
-        raise RequestError("the positions of one sequence in a step must be consecutive")
+    for (begin, end), at in zip(pairwise(ranges.seqs), first):
+        if positions[begin:end] != [*range(at, at + end - begin)]:
+            raise RequestError("the positions of one sequence in a step must be consecutive")
 
 
-def _check_pages(batch: StepInput, page_size: int, num_pages: int) -> None:
-    pages = batch.page_table
-    if int(pages.min()) < 0 or int(pages.max()) >= num_pages:
-        bad = int(pages.min()) if int(pages.min()) < 0 else int(pages.max())
+def _check_pages(batch: StepInput, ranges: _Ranges, page_size: int, num_pages: int) -> None:
+    low, high = _bounds(batch.page_table)
+    if low < 0 or high >= num_pages:
+        bad = low if low < 0 else high
         raise RequestError(f"page {bad} is not one of the cache's {num_pages} pages")
-    last = batch.positions[batch.seq_indptr[1:] - 1]
-    have = np.diff(batch.page_indptr)
-    short = np.flatnonzero(last // page_size >= have)
-    if len(short):
-        s = int(short[0])
-        raise RequestError(
-            f"sequence {s} of the step reaches position {last[s]} and has {have[s]} pages of "
-            f"{page_size} tokens"
-        )
+    for s, ((begin, end), last) in enumerate(zip(pairwise(ranges.pages), ranges.last)):
+        if last // page_size >= end - begin:
+            raise RequestError(
+                f"sequence {s} of the step reaches position {last} and has {end - begin} pages of "
+                f"{page_size} tokens"
+            )
 
 
 def tiles(indptr: Ints, lengths: Ints, sequences: Ints) -> tuple[Ints, Ints, Ints]:
     """First token, size and sequence of each tile; see Prepared."""
     if len(lengths) == indptr[-1]:  # one token each
-        return sequences, np.ones_like(sequences), sequences
+        return sequences, np.ones(len(sequences), np.int32), sequences
     counts = -(-lengths // QUERY_TILE)
     seq = np.repeat(sequences, counts)
     within = np.arange(len(seq), dtype=np.int32) - np.repeat(np.cumsum(counts) - counts, counts)

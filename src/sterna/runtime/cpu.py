@@ -53,7 +53,7 @@ from sterna.runtime.memory import (
 from sterna.runtime.packed import packed_params
 from sterna.runtime.params import WeightReader, check_names, read_param
 from sterna.runtime.report import DeviceReport
-from sterna.runtime.sampling import SampleInput, check_sample, sample_rows
+from sterna.runtime.sampling import SampleInput, check_sample, is_frozen, sample_rows
 from sterna.runtime.sight import prepare_sight
 from sterna.runtime.threads import POOL_BYTES, Team
 
@@ -156,6 +156,7 @@ class CpuExecutable:
         }
         self._entries = {entry.name: entry for entry in manifest.entries}
         self._logits = np.zeros((0, manifest.model.vocab_size), np.float32)  # of the last step
+        self._checked: tuple[SampleInput, int] | None = None  # the last one, if it cannot change
         self._sampler: CpuSampler | None = None
         if manifest.sampler is not None:
             self._sampler = CpuSampler(handle, manifest.sampler, pool.ctypes.data)
@@ -217,7 +218,7 @@ class CpuExecutable:
 
     def sample(self, given: SampleInput) -> Ints:
         """See Executable.sample. RequestError for what no sampler can read."""
-        check_sample(given, len(self._logits), self._manifest.model.vocab_size)
+        self._check_sample(given)
         with self._one_step:
             self._check_open()
             if self._sampler is None:
@@ -227,6 +228,14 @@ class CpuExecutable:
                 return self._sampler.run(self._logits, given)
             finally:
                 self._team.end()
+
+    def _check_sample(self, given: SampleInput) -> None:
+        """Once for an input that comes again and cannot have changed."""
+        rows, checked = len(self._logits), self._checked
+        if checked is not None and checked[0] is given and checked[1] == rows:
+            return
+        check_sample(given, rows, self._manifest.model.vocab_size)
+        self._checked = (given, rows) if is_frozen(given) else None
 
     def copy_page(self, source: int, destination: int) -> None:
         """See Executable.copy_page. RequestError for a page the cache does not have."""

@@ -81,6 +81,23 @@ def check_sample(given: SampleInput, rows: int, vocab_size: int) -> None:
         )
 
 
+def freeze(given: SampleInput) -> None:
+    """Forbid that anything of it but its keys changes: what was checked of it stays so."""
+    for name in _CONSTANT:
+        getattr(given, name).flags.writeable = False
+
+
+def is_frozen(given: SampleInput) -> bool:
+    """Whether `freeze` was called."""
+    return not any(getattr(given, name).flags.writeable for name in _CONSTANT)
+
+
+_CONSTANT = (
+    "rows", "inverse_temperature", "limits", "masked", "allowed", "edit_indptr", "edit_ids",
+    "edits",
+)  # fmt: skip
+
+
 def _within(values: Ints, end: int) -> bool:
     return len(values) == 0 or (int(values.min()) >= 0 and int(values.max()) < end)
 
