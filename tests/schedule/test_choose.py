@@ -84,7 +84,7 @@ def test_every_cpu_has_a_row_and_its_vectors_are_as_wide_as_its_registers(spec: 
 
 
 def test_streams_are_the_tables_and_processors_with_groups_have_one() -> None:
-    assert [streams_of(parse_target(spec)) for spec in LEVELS] == [1, 4, 1]
+    assert [streams_of(parse_target(spec)) for spec in LEVELS] == [1, 4, 2]
     for spec in ("webgpu", "webgpu:barrier-free", "cuda", "vulkan"):
         assert streams_of(parse_target(spec)) == 1
 
