@@ -41,6 +41,7 @@ from sterna.kernels.kv_cache import LAYER, CacheLayout
 from sterna.ops.attention import slot_elements
 from sterna.passes.lower_opaque import piece_length
 from sterna.runtime.threads import POOL_BYTES, Team
+from sterna.schedule.choose import attention_vectors
 
 HEADS, KV_HEADS, PAGE = 32, 8, 16
 KV_DTYPES = {"f32": F32, "f16": F16, "q8": I8}
@@ -52,13 +53,13 @@ _SECONDS = 0.06  # of each kernel in each round
 DIMS = tuple(Var(name, lo=0) for name in ("n", "t", "b", "p"))
 
 _FLOORS = """
-typedef f32 f32x8 __attribute__((vector_size(32)));
+typedef f32 floats __attribute__((vector_size(4 * LANES)));
 typedef u64 u64x4 __attribute__((vector_size(32)));
 struct floor_args { Pool *pool; const u64 *from; f32 *sums; };
 enum { READ_WORDS = 8192, FMA_TURNS = 2000 }; // of one work item
 static void fma_items(const void *args, i64 begin, i64 end, i32 tid) {
     const struct floor_args *a = args;
-    f32x8 s[12], x = {1e-9f}, y = {0.5f};
+    floats s[12], x = {1e-9f}, y = {0.5f};
     for (int j = 0; j < 12; j++) s[j] = x * (f32)j;
     for (i64 i = 0; i < (end - begin) * FMA_TURNS; i++)
         for (int j = 0; j < 12; j++) s[j] = __builtin_elementwise_fma(s[j], y, x);
@@ -83,7 +84,8 @@ EXPORT void run_read(const struct floor_args *a, i64 items) {
     parallel(a->pool, read_items, a, items, 1);
 }
 """
-_FMA_FLOPS = 2000 * 12 * 8 * 2  # of one work item
+_FMA_LANES = host_target().lanes()
+_FMA_FLOPS = 2000 * 12 * _FMA_LANES * 2  # of one work item
 _READ_BYTES = 8192 * 8
 
 
@@ -141,6 +143,7 @@ class Case:
             cache=self.layout(wrap(self.layers)),
             **{name: Buffer(name, I32, shape) for name, shape in index.items()},
             out=Buffer("out", F32, width),
+            vectors=attention_vectors(host_target()),
         )
         if self.kind == "prefill":
             return attention_tiles(self.name, spec, DIMS, QUERY_TILE)
@@ -260,7 +263,8 @@ def build(cases: list[Case], folder: Path) -> tuple[ctypes.CDLL, dict[str, PrimF
         parts += [source.text, _runner(source, [d.name for d in (*DIMS, LAYER)])]
     target = host_target()
     path = folder / f"attention{target.suffix}"
-    compile_library("\n".join([*parts, _FLOORS]), target, path)
+    floors = _FLOORS.replace("LANES", str(_FMA_LANES))
+    compile_library("\n".join([*parts, floors]), target, path)
     scratch = max(s.scratch_bytes for s in sources.values())
     return ctypes.CDLL(str(path)), funcs, -(-scratch // 64) * 64 + 64
 

@@ -267,15 +267,8 @@ def _entry(
     rows = tokens if title == EMBED else min(tokens, max(VERIFY_TOKENS, sizes.batch))
     special = specialize(module, {"n": tokens, "r": rows, "t": tokens})
     dims = tuple(d for d in special.dims if d.name in STEP_DIMS)
-    setting = Setting(
-        dims,
-        model.cache.page_size,
-        sizes.context,
-        split=title == "decode",
-        groups=table.target.group_threads > 0,
-        barriers=table.target.barriers,
-        shared_bytes=table.target.shared_bytes,
-    )
+    few = title == "decode"
+    setting = Setting.of(table.target, dims, model.cache.page_size, sizes.context, split=few)
     output = "states" if title == EMBED else "logits"
     return build_entry(title, special, tiles, setting, table, output, module)
 

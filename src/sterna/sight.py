@@ -50,14 +50,7 @@ def see_entry(
     module = run(sight.traced(page_size, context), graph_passes(fused, code_bits=None))
     tiles = prepack(module, streams_of(table.target))
     module = fuse(module)
-    setting = Setting(
-        tuple(d for d in module.dims if d.name in STEP_DIMS),
-        page_size,
-        sight.most_rows(context),
-        split=False,
-        groups=table.target.group_threads > 0,
-        barriers=table.target.barriers,
-        shared_bytes=table.target.shared_bytes,
-    )
+    dims = tuple(d for d in module.dims if d.name in STEP_DIMS)
+    setting = Setting.of(table.target, dims, page_size, sight.most_rows(context), split=False)
     entry = build_entry(SEE, module, tiles, setting, table, ROWS)
     return Seeing(entry, bound_params(module, tiles), module.constants)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from kernel_library import Array, KernelLibrary
@@ -51,7 +53,12 @@ BATCHES = [
 def kernels(case: Case) -> list[PrimFunc]:
     s = spec(case)
     split = attention_split(f"split_{case.name}", s, DIMS, partial_buffer(case))
-    return [attention_tiles(f"tiles_{case.name}", s, DIMS, TILE), split]
+    wide = replace(s, vectors=2)  # of pages, and of channels, at once
+    return [
+        attention_tiles(f"tiles_{case.name}", s, DIMS, TILE),
+        attention_tiles(f"wide_{case.name}", wide, DIMS, TILE),
+        split,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +92,7 @@ def test_attention(library: KernelLibrary, case: Case, number: int) -> None:
     whole = run(library, "tiles", case, batch, q, cache, TILE)
     exact = plain_attention(case, batch, q, pairs)
     assert np.abs(whole - exact).max() < 3e-6
-    for kind, most in (("tiles", 1), ("tiles", 5), ("split", 1)):
+    for kind, most in (("tiles", 1), ("tiles", 5), ("wide", TILE), ("wide", 5), ("split", 1)):
         assert np.array_equal(whole, run(library, kind, case, batch, q, cache, most)), (kind, most)
 
 
@@ -95,15 +102,15 @@ def queries(case: Case, batch: Batch) -> Array:
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.window >= 0], ids=lambda c: c.name)
-@pytest.mark.parametrize("kind", ["tiles", "split"])
+@pytest.mark.parametrize("kind", ["tiles", "wide", "split"])
 def test_pages_that_the_window_left_are_not_read(
     library: KernelLibrary, case: Case, kind: str
 ) -> None:
     """The engine may have given them away: what lies there now is somebody else's."""
-    batch = Batch((200, 131), (30, 3) if kind == "tiles" else (1, 1), seed=4)
+    batch = Batch((200, 131), (1, 1) if kind == "split" else (30, 3), seed=4)
     q = queries(case, batch)
     cache, _ = filled(case, batch)
-    most = TILE if kind == "tiles" else 1
+    most = 1 if kind == "split" else TILE
     whole = run(library, kind, case, batch, q, cache, most)
     left = 0
     for s, (length, fresh) in enumerate(zip(batch.lengths, batch.fresh, strict=True)):
@@ -117,16 +124,17 @@ def test_pages_that_the_window_left_are_not_read(
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_a_token_touches_nothing_before_it(library: KernelLibrary, case: Case) -> None:
+@pytest.mark.parametrize("kind", ["tiles", "wide"])
+def test_a_token_touches_nothing_before_it(library: KernelLibrary, case: Case, kind: str) -> None:
     """Not even where it is no number, in a step that computes both."""
     batch = Batch((150,), (40,), seed=6)
     q = queries(case, batch)
     cache, _ = filled(case, batch)
-    whole = run(library, "tiles", case, batch, q, cache, TILE)
+    whole = run(library, kind, case, batch, q, cache, TILE)
     page = cache[batch.page_table[149 // PAGE], LAYER_USED]
     nothing = np.full((case.kv_heads, case.dim), np.nan, np.float32)
     with np.errstate(invalid="ignore"):
         put(case, page, 149 % PAGE, nothing, nothing)
-    poisoned = run(library, "tiles", case, batch, q, cache, TILE)
+    poisoned = run(library, kind, case, batch, q, cache, TILE)
     assert np.array_equal(whole[:-1], poisoned[:-1])
     assert not np.array_equal(whole[-1], poisoned[-1])

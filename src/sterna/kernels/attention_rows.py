@@ -47,13 +47,15 @@ class Queries:
 class Rows:
     """Memory of one work item for `most` queries times the heads of a group, blocks of rows.
 
-    `panel` holds keys of a page, or some channels of a piece's values, as f32: worth a copy where
-    several blocks read them. None: each block converts for itself.
+    `panel` holds keys of `pages` pages, or `channels` channels of a piece's values, as f32: worth a
+    copy where several blocks read them. None: each block converts for itself.
     """
 
     spec: AttentionSpec
     block: int
     rows: int  # a multiple of block; those past the last one repeat it
+    pages: int  # whose keys a block takes together
+    channels: int  # of values that a block takes together
     q: Buffer  # [rows, dim]
     scores: Buffer  # [rows, piece]
     lanes: Buffer  # [page_size] a vector being reduced
@@ -64,12 +66,17 @@ class Rows:
     def of(s: AttentionSpec, queries: int) -> Rows:
         block = block_rows(queries * s.group)
         rows = -(-queries * s.group // block) * block
-        size = max(s.dim * s.cache.page_size, s.piece * gcd(s.out_dim, LANES))
+        vectors = s.vectors if rows > 2 * block else 1
+        pages = gcd(s.piece // s.cache.page_size, vectors)
+        channels = gcd(s.out_dim, LANES * vectors)
+        size = max(s.dim * s.cache.page_size * pages, s.piece * channels)
         panel = _memory("panel", "scratch", size) if rows > 2 * block else None
         return Rows(
             s,
             block,
             rows,
+            pages,
+            channels,
             _memory("queries", "scratch", rows, s.dim),
             _memory("scores", "scratch", rows, s.piece),
             _memory("lanes", "local", s.cache.page_size),

@@ -19,6 +19,7 @@ from sterna.ir.expr import (
     const_value,
     exp,
     fma,
+    logical_or,
     maximum,
     minimum,
     select,
@@ -40,17 +41,24 @@ class Scores(Piece):
 
         Of pages that the row does not reach, scores are left as they are.
         """
-        s, size = self.spec, self.spec.cache.page_size
+        if self.rows.panel is not None:
+            panel, pages = self.rows.panel, self.rows.pages
+            units = (self.used + (pages - 1)) // pages
+            return loop("unit", units, lambda w: self.unit_scores(w * pages, panel))
+        s = self.spec
 
         def one_page(u: Var) -> Stmt:
             seen = self.page(
                 u, lambda page: seq(self.load_scales(page, u), self.page_scores(page, u))
             )
-            if not s.limited:
-                return seen
-            return If(reads_page(s, self.q.position, self.begin + u * size), seen, self.blank(u))
+            return If(self.is_read(u), seen, self.blank(u)) if s.limited else seen
 
         return loop("u", self.used, one_page)
+
+    def is_read(self, u: Expr) -> Expr:
+        """Whether any query of the tile sees a token of page u."""
+        begin = self.begin + u * self.spec.cache.page_size
+        return reads_page(self.spec, self.q.position, begin)
 
     def scaled(self, page: Var, t: Var, score: Expr) -> Expr:
         s = self.spec
@@ -58,7 +66,7 @@ class Scores(Piece):
             score = score * cast(F32, s.cache.scale(page, 0, self.q.head, t))
         return softcap(score, s.softcap) if s.softcap else score
 
-    def load_scales(self, page: Var, u: Var) -> Stmt:
+    def load_scales(self, page: Var, u: Expr) -> Stmt:
         """Those of a page's values, for `soften`."""
         s, size, scales = self.spec, self.spec.cache.page_size, self.rows.value_scales
         if scales is None:
@@ -69,7 +77,7 @@ class Scores(Piece):
 
         return vector("t", size, one)
 
-    def blank(self, u: Var) -> Stmt:
+    def blank(self, u: Expr) -> Stmt:
         size = self.spec.cache.page_size
 
         def row(r: Var) -> Stmt:
@@ -78,72 +86,107 @@ class Scores(Piece):
         return loop("r", self.rows.blocks(self.q) * self.rows.block, row)
 
     def page_scores(self, page: Var, u: Var) -> Stmt:
-        s, size, panel = self.spec, self.spec.cache.page_size, self.rows.panel
+        """Of a page whose keys each block converts."""
 
         def key(d: Expr, t: Expr) -> Expr:
-            return cast(F32, s.cache.key(page, self.q.head, d, t))
+            return cast(F32, self.spec.cache.key(page, self.q.head, d, t))
 
-        if panel is None:
-            return self.page(
-                minimum(u + 1, self.used - 1),
-                lambda after: self.each_block(lambda r: self.block_scores(r, u, page, key, after)),
-            )
+        return self.page(
+            minimum(u + 1, self.used - 1),
+            lambda after: self.each_block(lambda r: self.block_scores(r, u, [page], key, after)),
+        )
 
-        def copy(d: Var) -> Stmt:
-            return vector("t", size, lambda t: store(panel, d * size + t, key(d, t)))
+    def unit_scores(self, u: Expr, panel: Buffer) -> Stmt:
+        """Of some pages from page u on, whose keys are converted once for all blocks.
+
+        Past the last page it is taken again, and what is not read is not copied: no row sees them.
+        """
+        s, size, count = self.spec, self.spec.cache.page_size, self.rows.pages
+        width = size * count
+
+        def copy(v: int, page: Var) -> Stmt:
+            def one(d: Var) -> Stmt:
+                return vector(
+                    "t",
+                    size,
+                    lambda t: store(
+                        panel,
+                        d * width + (v * size + t),
+                        cast(F32, s.cache.key(page, self.q.head, d, t)),
+                    ),
+                )
+
+            run = seq(self.load_scales(page, u + v), loop("d", s.dim, one))
+            return If(self.is_read(u + v), run) if s.limited else run
 
         def copied(d: Expr, t: Expr) -> Expr:
-            return panel[d * size + t]
+            return panel[d * width + t]
 
-        return seq(
-            loop("d", s.dim, copy),
-            self.each_block(lambda r: self.block_scores(r, u, page, copied)),
-        )
+        def with_pages(pages: list[Var]) -> Stmt:
+            if len(pages) < count:
+                following = minimum(u + len(pages), self.used - 1)
+                return self.page(following, lambda page: with_pages([*pages, page]))
+            copies = [copy(v, page) for v, page in enumerate(pages)]
+            return seq(*copies, self.each_block(lambda r: self.block_scores(r, u, pages, copied)))
+
+        if not s.limited:
+            return with_pages([])
+        read = self.is_read(u)
+        for v in range(1, count):
+            read = logical_or(read, self.is_read(u + v))
+        return If(read, with_pages([]), seq(*(self.blank(u + v) for v in range(count))))
 
     def block_scores(
         self,
         first: Expr,
-        u: Var,
-        page: Var,
+        u: Expr,
+        pages: list[Var],
         key: Callable[[Expr, Expr], Expr],
         after: Var | None = None,
     ) -> Stmt:
-        """Of one block and page. Meanwhile values, and keys of page `after`, come to the cache."""
+        """Of one block and some pages from page u on, of which `key` has element d of token t.
+
+        Meanwhile values, and keys of page `after`, come to the cache.
+        """
         s, block, size = self.spec, self.rows.block, self.spec.cache.page_size
-        dot = Buffer("dot", F32, (wrap(block), wrap(size)), "register")
+        width = size * len(pages)
+        dot = Buffer("dot", F32, (wrap(block), wrap(width)), "register")
 
         def clear(r: Var) -> Stmt:
-            return vector("t", size, lambda t: store(dot, (r, t), 0.0))
+            return vector("t", width, lambda t: store(dot, (r, t), 0.0))
 
         def accumulate(d: Expr) -> Stmt:
             def one(r: Var) -> Stmt:
                 weight = self.rows.q[first + r, d]
                 return vector(
-                    "t", size, lambda t: store(dot, (r, t), fma(key(d, t), weight, dot[r, t]))
+                    "t", width, lambda t: store(dot, (r, t), fma(key(d, t), weight, dot[r, t]))
                 )
 
             return unroll("r", block, one)
 
         def keep(r: Var) -> Stmt:
-            return let("position", self.rows.position(self.q, first + r), lambda p: masked(r, p))
+            def masked(position: Var) -> Stmt:
+                return seq(*(masked_page(v, page, position) for v, page in enumerate(pages)))
 
-        def masked(r: Var, position: Var) -> Stmt:
-            def one(t: Var) -> Stmt:
-                score = self.scaled(page, t, dot[r, t] * s.scale)
-                seen = attends(s, position, self.begin + u * size + t)
-                at = (first + r, u * size + t)
-                return store(self.rows.scores, at, select(seen, score, LOW))
+            def masked_page(v: int, page: Var, position: Var) -> Stmt:
+                def one(t: Var) -> Stmt:
+                    score = self.scaled(page, t, dot[r, v * size + t] * s.scale)
+                    token = (u + v) * size + t
+                    seen = attends(s, position, self.begin + token)
+                    return store(self.rows.scores, (first + r, token), select(seen, score, LOW))
 
-            return vector("t", size, one)
+                return vector("t", size, one)
+
+            return let("position", self.rows.position(self.q, first + r), masked)
 
         def values(o: Var) -> tuple[Stmt, ...]:
             if s.cache.joined:
                 return ()  # they are the keys
-            return (Prefetch(s.cache.value(page, self.q.head, wrap(0), o * (step * size))),)
+            return (Prefetch(s.cache.value(pages[0], self.q.head, wrap(0), o * (step * size))),)
 
         def some(o: Var) -> Stmt:
             return seq(
-                Prefetch(s.cache.key(after or page, self.q.head, o * step, wrap(0))),
+                Prefetch(s.cache.key(after or pages[0], self.q.head, o * step, wrap(0))),
                 *values(o),
                 unroll("d", step, lambda d: accumulate(o * step + d)),
             )

@@ -37,6 +37,7 @@ class AttentionSpec:
     chunk: int = 0  # where not 0, a query sees the tokens of its own chunk of positions alone
     value_dim: int = 0  # of values, where they are the first elements of keys and not as long
     sink: Buffer | None = None  # [heads] score of a token that every query sees, its value 0
+    vectors: int = 1  # of LANES lanes that a row has in registers, where many rows are computed
 
     @property
     def group(self) -> int:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import gcd
 
 from sterna.base.dtype import F32
 from sterna.ir.expr import Buffer, Expr, Var, cast, fma, maximum, minimum, wrap
 from sterna.ir.loop import Alloc, If, Prefetch, Stmt, seq, store
 from sterna.kernels.attention_rows import Piece
-from sterna.kernels.attention_spec import LANES, attends, reaches, reads_page
+from sterna.kernels.attention_spec import attends, reaches, reads_page
 from sterna.kernels.build import let, loop, unroll, vector
 
 
@@ -24,8 +23,7 @@ class Values(Piece):
 
     def weigh(self, keep: Callable[[Expr, Expr, Expr], Stmt]) -> Stmt:
         """keep(r, d, sum over tokens that row r sees of scores[r, token] * v[token, d])."""
-        s, panel = self.spec, self.rows.panel
-        lanes = gcd(s.out_dim, LANES)
+        panel, lanes = self.rows.panel, self.rows.channels
 
         def channels(o: Var) -> Stmt:
             d = o * lanes
@@ -36,11 +34,11 @@ class Values(Piece):
                 self.each_block(lambda r: self.block_values(r, d, panel, keep)),
             )
 
-        return loop("o", s.out_dim // lanes, channels)
+        return loop("o", self.spec.out_dim // lanes, channels)
 
     def copy_values(self, u: Var, d: Expr, panel: Buffer) -> Stmt:
         """panel[token, i] = v[token, d + i] for the tokens of a page."""
-        s, size, lanes = self.spec, self.spec.cache.page_size, gcd(self.spec.out_dim, LANES)
+        s, size, lanes = self.spec, self.spec.cache.page_size, self.rows.channels
 
         def token(page: Var, t: Var) -> Stmt:
             def one(i: Var) -> Stmt:
@@ -61,7 +59,7 @@ class Values(Piece):
         panel: Buffer | None,
         keep: Callable[[Expr, Expr, Expr], Stmt],
     ) -> Stmt:
-        s, block, lanes = self.spec, self.rows.block, gcd(self.spec.out_dim, LANES)
+        s, block, lanes = self.spec, self.rows.block, self.rows.channels
         total = Buffer("total", F32, (wrap(block), wrap(lanes)), "register")
 
         def add(r: Var, token: Expr, value: Callable[[Expr], Expr], weight: Expr) -> Stmt:
@@ -154,7 +152,7 @@ class Values(Piece):
         body: Callable[[Expr, Callable[[Expr], Expr]], Stmt],
     ) -> Stmt:
         """body(token of the piece, its value at channel d + i) for tokens begin to end."""
-        s, size, lanes = self.spec, self.spec.cache.page_size, gcd(self.spec.out_dim, LANES)
+        s, size, lanes = self.spec, self.spec.cache.page_size, self.rows.channels
         if panel is not None:
 
             def copied(t: Var) -> Stmt:
@@ -185,7 +183,7 @@ class Values(Piece):
 
     def keys_ahead(self, u: Expr, d: Expr) -> Stmt:
         """Bring what page u of the next piece holds in some channels to the processor's cache."""
-        s, size, lanes = self.spec, self.spec.cache.page_size, gcd(self.spec.out_dim, LANES)
+        s, size, lanes = self.spec, self.spec.cache.page_size, self.rows.channels
         following = (self.c + 1) * (s.piece // size) + u
         entry = self.q.pages + minimum(following, self.q.last // size)
         step = max(1, s.cache.line // size)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sterna.base.artifact import QUERY_TILE
 from sterna.base.dtype import F32, I32
 from sterna.base.errors import InvalidIR
+from sterna.base.target import Target
 from sterna.ir.compute import Compute
 from sterna.ir.expr import Buffer, Expr, Load, Var, const_value, wrap
 from sterna.ir.graph import Attr, Binding, Function, Value
@@ -32,6 +33,7 @@ from sterna.kernels.recurrence import Scan, States, causal_conv, ssm_scan, token
 from sterna.ops import Kind, op
 from sterna.passes.lower import computes_of, inputs
 from sterna.schedule.apply import inline_into
+from sterna.schedule.choose import attention_vectors
 
 PIECE = 128  # cached tokens that attention takes as one piece, at least
 MOST_PIECES = 64
@@ -64,6 +66,22 @@ class Setting:
     groups: bool = False  # the target runs work groups
     barriers: bool = True  # whose threads may wait for each other
     shared_bytes: int = 0  # that a work group may have
+    attention_vectors: int = 1  # see AttentionSpec
+
+    @staticmethod
+    def of(
+        target: Target, dims: tuple[Var, ...], page_size: int, context: int, *, split: bool
+    ) -> Setting:
+        return Setting(
+            dims,
+            page_size,
+            context,
+            split=split,
+            groups=target.group_threads > 0,
+            barriers=target.barriers,
+            shared_bytes=target.shared_bytes,
+            attention_vectors=attention_vectors(target),
+        )
 
 
 def is_opaque(function: Function, setting: Setting) -> bool:
@@ -220,6 +238,7 @@ def _attention(request: _Request) -> _Built:
         value_dim=int(const_value(out.shape[1]) or 0) // heads,
         chunk=_integer(attrs, "chunk") if "chunk" in attrs else 0,
         sink=sink[0] if sink else None,
+        vectors=setting.attention_vectors,
     )
     if setting.groups and not setting.barriers:
         func = attention_alone(request.name, spec, setting.dims, QUERY_TILE)

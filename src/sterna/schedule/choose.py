@@ -75,7 +75,8 @@ class Knobs:
     `panel_bytes` (0: any may be).
     `matmul` is for products of floats, `pairs` for those of pairs of integers, `bytes` for those
     of four bytes (None: as pairs). Packed words of a tile of rows lie in `streams` places of
-    memory, which are read side by side.
+    memory, which are read side by side. A row of attention has `attention_vectors` vectors of
+    16 lanes in registers, where many rows are computed.
     """
 
     matvec_rows: int
@@ -89,6 +90,7 @@ class Knobs:
     elementwise: ElementwiseKnobs
     bytes: MatmulKnobs | None = None
     streams: int = 1
+    attention_vectors: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,12 @@ def streams_of(target: Target) -> int:
     """In how many places of memory the packed words of a tile of rows lie."""
     row = row_of(target)
     return row.streams if isinstance(row, Knobs) else 1
+
+
+def attention_vectors(target: Target) -> int:
+    """Vectors that a row of attention has in registers: see kernels/attention_spec."""
+    row = row_of(target)
+    return row.attention_vectors if isinstance(row, Knobs) else 1
 
 
 def _in_vectors(group: Group, knobs: Knobs, target: Target) -> Plan:
