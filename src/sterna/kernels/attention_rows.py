@@ -59,6 +59,8 @@ class Rows:
     q: Buffer  # [rows, dim]
     scores: Buffer  # [rows, piece]
     lanes: Buffer  # [page_size] a vector being reduced
+    largest: Buffer  # [rows] of a piece's scores
+    totals: Buffer  # [rows] sums of exp(score - largest)
     panel: Buffer | None
     value_scales: Buffer | None  # [piece] where the cache has 8 bits
 
@@ -80,12 +82,15 @@ class Rows:
             _memory("queries", "scratch", rows, s.dim),
             _memory("scores", "scratch", rows, s.piece),
             _memory("lanes", "local", s.cache.page_size),
+            _memory("largest", "local", rows),
+            _memory("totals", "local", rows),
             panel,
             None if s.cache.scales is None else _memory("value_scales", "local", s.piece),
         )
 
     def scoped(self, body: Stmt) -> Stmt:
-        for buffer in (self.q, self.scores, self.lanes, self.panel, self.value_scales):
+        reduced = (self.lanes, self.largest, self.totals)
+        for buffer in (self.q, self.scores, *reduced, self.panel, self.value_scales):
             body = body if buffer is None else Alloc(buffer, body)
         return body
 

@@ -202,53 +202,70 @@ class Scores(Piece):
     def soften(self, done: Callable[[Expr, Expr, Expr], Stmt]) -> Stmt:
         """m = max of scores, scores = exp(scores - m), l = their sum; then done(r, m, l).
 
-        Scores of a cache in 8 bits are then scaled as their values are.
+        Scores of a cache in 8 bits are then scaled as their values are. Each in a loop of its own:
+        a row is a chain of waits, which a processor fills with other rows while the loop is short.
         """
-        s = self.spec
+        rows = self.rows
+
+        def tell(r: Var, _: Var) -> Stmt:
+            return done(r, rows.largest[r], rows.totals[r])
+
+        return seq(*(self.each_row(part) for part in (self.find_largest, self.exponentials, tell)))
+
+    def each_row(self, body: Callable[[Var, Var], Stmt]) -> Stmt:
+        """body(row, its position) for those that see a token of the piece."""
 
         def row(r: Var) -> Stmt:
             def seen(position: Var) -> Stmt:
-                run = self.soften_row(r, position, done)
-                return If(reaches(s, position, position, self.c), run)
+                return If(reaches(self.spec, position, position, self.c), body(r, position))
 
             return let("position", self.rows.position(self.q, r), seen)
 
         return loop("r", self.rows.blocks(self.q) * self.rows.block, row)
 
-    def soften_row(self, r: Var, position: Var, done: Callable[[Expr, Expr, Expr], Stmt]) -> Stmt:
-        size, scores, lanes = self.spec.cache.page_size, self.rows.scores, self.rows.lanes
-        used = minimum((position - self.begin) // size + 1, self.spec.piece // size)
-        scales = self.rows.value_scales
-        lane = Buffer("lane", F32, (wrap(size),), "register")
+    def find_largest(self, r: Var, position: Var) -> Stmt:
+        size, scores = self.spec.cache.page_size, self.rows.scores
 
-        def over_pages(start: float, body: Callable[[Var, Var], Stmt]) -> Stmt:
-            clear = vector("t", size, lambda t: store(lane, t, start))
-            run = loop("u", used, lambda u: vector("t", size, lambda t: body(u, t)))
-            spill = vector("t", size, lambda t: store(lanes, t, lane[t]))
-            return Alloc(lane, seq(clear, run, spill))
-
-        def halves(combine: Callable[[Expr, Expr], Expr]) -> Stmt:
-            def fold(width: int) -> Stmt:
-                return vector(
-                    "t", width, lambda t: store(lanes, t, combine(lanes[t], lanes[t + width]))
-                )
-
-            return seq(*(fold(size >> k) for k in range(1, size.bit_length())))
-
-        def largest(u: Var, t: Var) -> Stmt:
+        def one(lane: Buffer, u: Var, t: Var) -> Stmt:
             return store(lane, t, maximum(lane[t], scores[r, u * size + t]))
 
-        def with_max(m: Var) -> Stmt:
-            def total(u: Var, t: Var) -> Stmt:
-                at = (r, u * size + t)
+        reduced = self.reduced(position, LOW, one, maximum)
+        return seq(reduced, store(self.rows.largest, r, self.rows.lanes[0]))
 
-                def add(e: Var) -> Stmt:
-                    kept = e if scales is None else e * scales[u * size + t]
-                    return seq(store(scores, at, kept), store(lane, t, lane[t] + e))
+    def exponentials(self, r: Var, position: Var) -> Stmt:
+        size, scores, scales = self.spec.cache.page_size, self.rows.scores, self.rows.value_scales
 
-                return let("e", exp(scores[at] - m), add)
+        def one(lane: Buffer, u: Var, t: Var) -> Stmt:
+            at = (r, u * size + t)
 
-            summed = let("total", lanes[0], lambda total: done(r, m, total))
-            return seq(over_pages(0.0, total), halves(lambda a, b: a + b), summed)
+            def add(e: Var) -> Stmt:
+                kept = e if scales is None else e * scales[u * size + t]
+                return seq(store(scores, at, kept), store(lane, t, lane[t] + e))
 
-        return seq(over_pages(LOW, largest), halves(maximum), let("m", lanes[0], with_max))
+            return let("e", exp(scores[at] - self.rows.largest[r]), add)
+
+        reduced = self.reduced(position, 0.0, one, lambda a, b: a + b)
+        return seq(reduced, store(self.rows.totals, r, self.rows.lanes[0]))
+
+    def reduced(
+        self,
+        position: Var,
+        start: float,
+        body: Callable[[Buffer, Var, Var], Stmt],
+        combine: Callable[[Expr, Expr], Expr],
+    ) -> Stmt:
+        """lanes[0] = body(a vector, page, token of it) over the pages that a row reaches."""
+        size, lanes = self.spec.cache.page_size, self.rows.lanes
+        used = minimum((position - self.begin) // size + 1, self.spec.piece // size)
+        lane = Buffer("lane", F32, (wrap(size),), "register")
+
+        def fold(width: int) -> Stmt:
+            return vector(
+                "t", width, lambda t: store(lanes, t, combine(lanes[t], lanes[t + width]))
+            )
+
+        clear = vector("t", size, lambda t: store(lane, t, start))
+        run = loop("u", used, lambda u: vector("t", size, lambda t: body(lane, u, t)))
+        spill = vector("t", size, lambda t: store(lanes, t, lane[t]))
+        halves = (fold(size >> k) for k in range(1, size.bit_length()))
+        return seq(Alloc(lane, seq(clear, run, spill)), *halves)
