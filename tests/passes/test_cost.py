@@ -90,9 +90,10 @@ def test_attention_reads_the_cache_once_for_a_sequence() -> None:
     q = trace.param("q", (n, 128), F32)
     function = trace.function(trace.emit("silu", q))
     cache = Buffer("cache", F16, (Var("pages", I32, 1), 3, 2, 2, 256))
-    flops, moved = at(attention_cost(function, 8, 16, cache), n=N, b=2, context=100)
-    assert flops == 2 * 2 * N * 8 * 16 * 100
-    assert moved == 2 * 100 * 2 * 2 * 16 * 2 + 2 * 4 * N * 128
+    flops, moved = at(attention_cost(function, 8, 16, cache), n=6, b=2, context=100)
+    seen = 101 + 102 + 103  # by the queries of a sequence
+    assert flops == 2 * 2 * 2 * seen * 8 * 16
+    assert moved == (2 * 100 + 6) * 2 * 2 * 16 * 2 + 2 * 4 * 6 * 128
 
 
 def test_moving_counts_every_token_twice() -> None:

@@ -17,7 +17,7 @@ from sterna.ir.rewrite import loads, visit
 from sterna.ir.simplify import simplify
 from sterna.ops.attention import slot_elements
 
-CONTEXT = Var("context", lo=0)  # cached tokens that a query attends to
+CONTEXT = Var("context", lo=0)  # tokens of a sequence that were cached before the step
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,21 @@ def group_cost(group: Group) -> Cost:
 
 
 def attention_cost(function: Function, heads: int, head_dim: int, cache: Buffer) -> Cost:
-    """Two products with every cached token; keys and values read once for all queries."""
+    """Two products with every token that a query sees; keys and values read once for all queries.
+
+    Of the step's own tokens, shared by its b sequences alike, a query sees half in the mean and
+    itself, or all where it also sees those after it.
+    """
     head = function.bindings[-1]
-    q = head.call.args[0]
+    q, sequences = head.call.args[0], Var("b", lo=1)
     n, width = q.shape
-    flops = n * CONTEXT * (4 * heads * head_dim)
+    own = n // sequences
+    causal = dict(head.call.attrs).get("causal") is not False
+    seen_twice = CONTEXT * 2 + (own + 1 if causal else own * 2)
+    flops = n * seen_twice * (2 * heads * head_dim)
     slot = slot_elements(cache.dtype, head_dim) * cache.dtype.bytes
-    kv = CONTEXT * (cache.shape[2] * slot) * cache.shape[3]
-    moved = kv * Var("b", lo=1) + n * width * (2 * F32.bytes)
+    kv = (CONTEXT * sequences + n) * (cache.shape[2] * slot) * cache.shape[3]
+    moved = kv + n * width * (2 * F32.bytes)
     return Cost(to_text(simplify(flops)), to_text(simplify(moved)))
 
 
