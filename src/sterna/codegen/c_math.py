@@ -185,13 +185,8 @@ STERNA_MAYBE u16@ f16_from_f32@(f32@ x) { return (u16@)__builtin_convertvector(x
 
 # From here on one text serves scalars and vectors: functions, and operators that both have.
 _ARITHMETIC = """
-// The inner choice is one instruction of x86, which does not see a NaN in `a`.
-STERNA_MAYBE f32@ min_f32@(f32@ a, f32@ b) {
-    return choose_f32@(a != a, a, choose_f32@(a < b, a, b));
-}
-STERNA_MAYBE f32@ max_f32@(f32@ a, f32@ b) {
-    return choose_f32@(a != a, a, choose_f32@(a > b, a, b));
-}
+STERNA_MAYBE f32@ min_f32@(f32@ a, f32@ b) { return choose_f32@((a < b) | (a != a), a, b); }
+STERNA_MAYBE f32@ max_f32@(f32@ a, f32@ b) { return choose_f32@((a > b) | (a != a), a, b); }
 STERNA_MAYBE i32@ min_i32@(i32@ a, i32@ b) { return choose_i32@(a < b, a, b); }
 STERNA_MAYBE i32@ max_i32@(i32@ a, i32@ b) { return choose_i32@(a > b, a, b); }
 STERNA_MAYBE u32@ min_u32@(u32@ a, u32@ b) { return choose_u32@(a < b, a, b); }
