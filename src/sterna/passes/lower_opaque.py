@@ -63,10 +63,10 @@ class Setting:
     page_size: int
     context: int  # most cached tokens of a sequence
     split: bool  # few queries: share the pieces of one among threads
-    groups: bool = False  # the target runs work groups
-    barriers: bool = True  # whose threads may wait for each other
-    shared_bytes: int = 0  # that a work group may have
-    attention_vectors: int = 1  # see AttentionSpec
+    groups: bool  # the target runs work groups
+    barriers: bool  # whose threads may wait for each other
+    shared_bytes: int  # that a work group may have
+    attention_vectors: int  # see AttentionSpec
 
     @staticmethod
     def of(
